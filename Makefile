@@ -1,0 +1,23 @@
+# make demo   sets everything up and runs the main job on drawn scenes
+# make test   sets everything up and passes the tests
+# make check  style and types
+.PHONY: setup demo test check clean
+PYTEST_ARGS ?=
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+setup:
+	@scripts/setup.sh
+
+demo: setup
+	@scripts/demo.sh
+
+test: setup
+	.venv/bin/python -m pytest $(PYTEST_ARGS)
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean:
+	rm -rf .venv .tools build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

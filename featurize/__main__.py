@@ -1,0 +1,141 @@
+"""The command `featurize`; also `python -m featurize` and `spark-submit featurize/__main__.py`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+if not __package__:  # run by path, as spark-submit does: the folder above is where the packages are
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import typer
+from rich.console import Console
+
+from featurize import __version__
+from featurize.cli import JsonOption, SetOption, print_result, reported_errors, say, warn
+from featurize.describe import describe, print_description
+from featurize.errors import UsageError
+from featurize.manifests import read_manifest
+from featurize.recipe import read_recipe, upper_half
+from featurize.storage import absolute_url
+from featurize.tables import BuildResult, summarize_rejects
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Images to features, on Spark.")
+
+
+@app.callback(invoke_without_command=True)
+def version_option(
+    version: Annotated[bool, typer.Option("--version", help="Prints the version and ends.")] = False,
+) -> None:
+    """Images to features, on Spark."""
+    if version:
+        typer.echo(f"firn {__version__}")
+        raise typer.Exit
+
+
+@app.command("ingest")
+def ingest_command(
+    card: Annotated[str, typer.Argument(help="The TOML card of the data set, or its name in datasets/.")],
+    output: Annotated[str, typer.Option(help="URL of the images table.")],
+    source: Annotated[str | None, typer.Option(help="Where the data set lies; default: what the card says.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""
+    with reported_errors():
+        from featurize.cards import find_card, read_card
+        from featurize.images import ingest
+        from featurize.session import make_session
+
+        path = find_card(card, (Path("datasets"),))
+        if path is None:
+            raise UsageError(f"there is no card {card!r}: give the path of a .toml file, or a name in datasets/.")
+        result = ingest(make_session("firn ingest"), read_card(path), output, source=source)
+        url = absolute_url(output)
+        _warn_of_other_numbers(read_card(path).expect.model_dump(exclude_none=True), result)
+        _report(result, url)
+        print_result({"images": url, **_numbers(result)}, as_json=as_json)
+
+
+@app.command("run")
+def run_command(
+    recipe: Annotated[str, typer.Argument(help="The TOML recipe; its upper half is read.")],
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Runs images through a frozen backbone: an images table or source folder becomes a feature set."""
+    with reported_errors():
+        settings = upper_half(read_recipe(recipe, overrides or ()), origin=recipe)
+        from featurize.features import featurize
+        from featurize.session import make_session
+
+        folders = (Path("datasets"), Path(recipe).absolute().parent.parent / "datasets")
+        result, backbone = featurize(make_session("firn featurize"), settings, card_folders=folders)
+        url = absolute_url(settings.features.url)
+        if backbone.report is not None and backbone.report.notice:
+            warn(backbone.report.notice)
+        _report(result, url)
+        numbers = {
+            "features": url,
+            **_numbers(result),
+            "weights": backbone.spec.weights,
+            "precision": backbone.spec.precision,
+        }
+        print_result(numbers, as_json=as_json)
+
+
+@app.command("describe")
+def describe_command(
+    url: Annotated[str, typer.Argument(help="A feature set or an images table.")], as_json: JsonOption = False
+) -> None:
+    """Says what a feature set or an images table is, on one screen."""
+    with reported_errors():
+        manifest = read_manifest(url)
+        if manifest is None:
+            raise UsageError(f"{absolute_url(url)} holds neither a feature set nor an images table.")
+        if as_json:
+            print_result(describe(absolute_url(url), manifest), as_json=True)
+        else:
+            print_description(absolute_url(url), manifest, Console())
+
+
+def _numbers(result: BuildResult) -> dict[str, object]:
+    images = result.added + result.rejected
+    return {
+        "rows": result.manifest.row_count,
+        "rejects": result.manifest.reject_count,
+        "skipped": result.skipped,
+        "removed": result.removed,
+        "images_per_second": round(images / result.seconds, 2),
+        "seconds": round(result.seconds, 2),
+    }
+
+
+def _report(result: BuildResult, url: str) -> None:
+    if result.added + result.rejected == 0:
+        say(f"{url}: nothing to do, all {result.skipped} images are there already.")
+    else:
+        rate = (result.added + result.rejected) / result.seconds
+        skipped = f", {result.skipped} were there already" if result.skipped else ""
+        say(f"{url}: {result.added} images in {result.seconds:.1f} s ({rate:.1f} a second){skipped}.")
+    if result.rejected:
+        say(
+            f"{result.rejected} images were rejected; they are listed in {url}/rejects:\n{summarize_rejects(result.manifest)}"
+        )
+    if result.removed:
+        warn(f"{result.removed} images are in the table and no longer in the source.")
+
+
+def _warn_of_other_numbers(expected: dict[str, int], result: BuildResult) -> None:
+    manifest = result.manifest
+    found = {"images": manifest.row_count + manifest.reject_count, "classes": len(manifest.classes)}
+    for name, number in expected.items():
+        if found[name] != number:
+            warn(f"the card expects {number} {name}; there are {found[name]}.")
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Claims: one job at a time writes to an output. A second is refused by the name of the holder; a dead holder's is taken over."""
+
+import getpass
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from featurize import storage
+from featurize.errors import JobError
+
+CLAIM_NAME = "_claim.json"
+HEARTBEAT_S = 10.0
+EXPIRY_S = 120.0  # a holder on another host that has not beaten for so long is dead
+
+
+class Claim:
+    """A held claim on the output at `url`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = storage.join_url(url, CLAIM_NAME)
+        self._holder = {
+            "token": uuid4().hex,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "user": getpass.getuser(),
+            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        self._stop = threading.Event()
+        self._heart = threading.Thread(target=self._beat, name="firn-claim", daemon=True)
+
+    def take(self) -> None:
+        """Takes the claim, over a dead holder's if need be.
+
+        Raises:
+            JobError: a living job holds it.
+        """
+        if not storage.create_exclusively(self._url, self._document()):
+            holder = _read_holder(self._url)
+            if holder is not None and _is_alive(holder):
+                raise JobError(
+                    f"{self._url.removesuffix('/' + CLAIM_NAME)} is being written by process {holder['pid']} of "
+                    f"{holder['user']} on {holder['host']} since {holder['since']}. Wait for it to end, or write elsewhere."
+                )
+            storage.remove(self._url)
+            if not storage.create_exclusively(self._url, self._document()):
+                raise JobError(f"{self._url}: another job took over this claim at the same moment. Run again.")
+        self._heart.start()
+
+    def verify(self) -> None:
+        """Checks, before something is published, that the claim is still this job's.
+
+        Raises:
+            JobError: another job took it, believing this one dead.
+        """
+        holder = _read_holder(self._url)
+        if holder is None or holder["token"] != self._holder["token"]:
+            raise JobError(f"{self._url}: the claim on this output was lost to another job; nothing was published.")
+
+    def release(self) -> None:
+        """Gives the claim back."""
+        self._stop.set()
+        if self._heart.is_alive():
+            self._heart.join()
+        holder = _read_holder(self._url)
+        if holder is not None and holder["token"] == self._holder["token"]:
+            storage.remove(self._url)
+
+    def _document(self) -> bytes:
+        return storage.encode_json({**self._holder, "beat_at": time.time()})
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            holder = _read_holder(self._url)
+            if holder is None or holder["token"] != self._holder["token"]:
+                return  # lost: verify() will say so
+            storage.write_bytes(self._url, self._document())
+
+
+@contextmanager
+def claim_output(url: str) -> Iterator[Claim]:
+    """Holds the claim on the output at `url` for the time of a `with` block."""
+    claim = Claim(url)
+    claim.take()
+    try:
+        yield claim
+    finally:
+        claim.release()
+
+
+def _read_holder(url: str) -> dict[str, Any] | None:
+    """Who holds the claim; None where it is gone or not yet written out."""
+    try:
+        holder = storage.read_json(url)
+    except (FileNotFoundError, ValueError):
+        return None
+    return holder if isinstance(holder, dict) else None
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    if holder["host"] == socket.gethostname():
+        try:
+            os.kill(int(holder["pid"]), 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            return True
+        return True
+    return time.time() - float(holder["beat_at"]) < EXPIRY_S

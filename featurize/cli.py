@@ -1,0 +1,52 @@
+"""What both commands share: results as JSON, errors as one message, exit status 0, 1 or 2."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from featurize.errors import FirnError
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of the recipe, as in images.source=photos."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="The last line on standard output is one JSON object.")]
+
+console = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turns an error that Firn raised on purpose into its message and its exit status, without a trace."""
+    try:
+        yield
+    except FirnError as error:
+        console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(error.exit_status) from error
+
+
+def say(text: str) -> None:
+    """A line of progress, for people: on standard error."""
+    console.print(_escape(text), soft_wrap=True)
+
+
+def warn(text: str) -> None:
+    """A line that should not be overlooked."""
+    console.print(f"[bold yellow]note:[/] {_escape(text)}", soft_wrap=True)
+
+
+def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """The result of a command as the last line on standard output, where it was asked for."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+
+
+def _escape(text: str) -> str:
+    """`text` with its square brackets kept from being read as markup."""
+    return text.replace("[", r"\[")

@@ -1,0 +1,97 @@
+"""A feature set or images table on one screen."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.table import Table
+
+from featurize.manifests import FeaturesManifest, Manifest
+from featurize.tables import summarize_rejects
+
+_MOST_CLASSES = 12
+_SPLIT_ORDER = ("train", "validation", "test")
+
+
+def describe(url: str, manifest: Manifest) -> dict[str, Any]:
+    """What is in the table, JSON-ready: what `featurize describe --json` prints."""
+    document: dict[str, Any] = {
+        "url": url,
+        "kind": manifest.kind,
+        "identity": manifest.identity,
+        "content_digest": manifest.content_digest,
+        "rows": manifest.row_count,
+        "rows_per_split": {split: manifest.split_rows(split) for split in manifest.rows},
+        "rows_per_split_and_class": manifest.rows,
+        "classes": manifest.classes,
+        "rejects": manifest.reject_count,
+        "rejects_by_reason": manifest.rejects,
+        "files": len(manifest.files),
+        "bytes": manifest.byte_count,
+        "created_at": manifest.created_at,
+        "updated_at": manifest.updated_at,
+    }
+    if isinstance(manifest, FeaturesManifest):
+        document |= {
+            "backbone": manifest.backbone,
+            "preparation_id": manifest.preparation_id,
+            "feature_shape": manifest.feature_shape,
+            "feature_dtype": manifest.feature_dtype,
+        }
+    return document
+
+
+def print_description(url: str, manifest: Manifest, console: Console) -> None:
+    """Prints the table at `url` for people."""
+    facts = Table.grid(padding=(0, 2))
+    for name, value in _facts(url, manifest):
+        facts.add_row(f"[bold]{name}", value)
+    parts: list[Any] = [facts, _class_table(manifest)]
+    if manifest.reject_count:
+        parts.append(f"[bold]rejects[/] {manifest.reject_count}\n{summarize_rejects(manifest, most=5)}")
+    console.print(Group(*parts), highlight=False)
+
+
+def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
+    facts = [("feature set" if manifest.kind == "features" else "images table", url)]
+    if isinstance(manifest, FeaturesManifest):
+        backbone = manifest.backbone
+        layer = f" at {backbone['layer']}" if backbone["layer"] else ""
+        shape = " x ".join(str(size) for size in manifest.feature_shape)
+        facts += [
+            ("backbone", f"{backbone['name']}{layer}, {backbone['precision']}"),
+            ("weights", str(backbone["weights"] or "none")),
+            ("input", f"{backbone['height']} x {backbone['width']}, preprocessing {backbone['preprocessing']}"),
+            ("features", f"{shape} {manifest.feature_dtype}"),
+        ]
+    rejects = f", {manifest.reject_count} rejects" if manifest.reject_count else ""
+    facts += [
+        ("rows", f"{manifest.row_count:,} in {len(manifest.classes)} classes{rejects}"),
+        ("size", f"{manifest.byte_count / 1e6:,.1f} MB in {len(manifest.files)} files"),
+        ("identity", f"{manifest.identity[:16]}, updated {manifest.updated_at}"),
+    ]
+    return facts
+
+
+def _class_table(manifest: Manifest) -> Table:
+    """Rows per split and class; of many classes the smallest and the largest only."""
+    splits = [split for split in _SPLIT_ORDER if split in manifest.rows]
+    totals = {label: sum(manifest.rows[split].get(label, 0) for split in splits) for label in manifest.classes}
+    table = Table("class", *splits, "all", box=None, padding=(0, 2), header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label in _shown_classes(totals):
+        if label is None:
+            table.add_row("...", *["..."] * (len(splits) + 1))
+        else:
+            table.add_row(label, *(str(manifest.rows[split].get(label, 0)) for split in splits), str(totals[label]))
+    table.add_row("all", *(str(manifest.split_rows(split)) for split in splits), str(manifest.row_count), style="bold")
+    return table
+
+
+def _shown_classes(totals: Mapping[str, int]) -> list[str | None]:
+    if len(totals) <= _MOST_CLASSES:
+        return list(totals)
+    ranked = sorted(totals, key=lambda label: (totals[label], label))
+    half = _MOST_CLASSES // 2
+    return [*ranked[:half], None, *ranked[-half:]]

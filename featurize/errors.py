@@ -1,0 +1,17 @@
+"""The errors a user meets. Each is one message that names the thing at fault; the commands print it without a trace."""
+
+
+class FirnError(Exception):
+    """Base of every error that Firn raises on purpose. `exit_status` is what the command ends with."""
+
+    exit_status = 1
+
+
+class UsageError(FirnError):
+    """The call, the recipe or the card is wrong: nothing was started. Exit status 2."""
+
+    exit_status = 2
+
+
+class JobError(FirnError):
+    """The call was right and the job failed. Exit status 1."""

@@ -1,0 +1,88 @@
+"""The feature set: one row per image, made by a frozen backbone; written, published, resumed and opened here."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from featurize.backbones import PreparedBackbone, prepare_backbone
+from featurize.errors import UsageError
+from featurize.manifests import FeaturesManifest
+from featurize.recipe import FeaturizeRecipe
+from featurize.sources import ImageSource, open_source
+from featurize.tables import BuildResult, Worker, build_table
+from featurize.transform import FeaturizeTask, make_featurize_fn
+
+
+def featurize(
+    spark: SparkSession, recipe: FeaturizeRecipe, *, card_folders: Sequence[Path] = (Path("datasets"),)
+) -> tuple[BuildResult, PreparedBackbone]:
+    """Builds the feature set that `recipe` describes, or adds to it the images that are missing.
+
+    Raises:
+        UsageError: the source, the backbone or the target is not what the recipe says.
+        JobError: the job failed, or another one is writing to the same place.
+    """
+    source = open_source(spark, recipe.images.source, recipe.images.split, card_folders=card_folders)
+    if len(source.classes) < 2:
+        raise UsageError(
+            f"{recipe.images.source} has one class only, {source.classes[0]}: there is nothing to tell apart."
+        )
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        backbone = prepare_backbone(recipe.backbone, folder)
+        result = build_table(
+            spark,
+            source,
+            recipe.features.url,
+            manifest_type=FeaturesManifest,
+            settings=_identity_settings(recipe, source, backbone),
+            details=_manifest_details(recipe, source, backbone),
+            make_worker=lambda staging: _make_worker(spark, staging, recipe, source, backbone),
+        )
+    return result, backbone
+
+
+def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
+    """All that determines the rows, given the bytes of the images. `weights` says where they came from, not what they are."""
+    return {
+        "table": "features",
+        "source": source.settings,
+        "classes": list(source.classes),
+        "backbone": {key: value for key, value in backbone.spec.as_dict().items() if key != "weights"},
+        "rows_per_group": recipe.features.rows_per_group,
+    }
+
+
+def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
+    spec = backbone.spec
+    file_sha256 = backbone.report.file_sha256 if backbone.report is not None else None
+    return {
+        "preparation_id": spec.preparation_id,
+        "backbone": {**spec.as_dict(), "weights_file_sha256": file_sha256},
+        "feature_shape": list(spec.feature_shape),
+        "feature_dtype": spec.feature_dtype,
+        "rows_per_group": recipe.features.rows_per_group,
+        "recipe": recipe.model_dump(exclude_none=True),
+        "lineage": source.lineage,
+    }
+
+
+def _make_worker(
+    spark: SparkSession, staging: str, recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone
+) -> Worker:
+    """The worker's function; the backbone's file is handed to every executor, once, by Spark itself."""
+    if backbone.path is not None:
+        spark.sparkContext.addFile(str(backbone.path))
+    return make_featurize_fn(
+        FeaturizeTask(
+            staging=staging,
+            classes=source.classes,
+            split_rule=source.split_rule,
+            spec=backbone.spec,
+            backbone_file=backbone.path.name if backbone.path is not None else None,
+            backbone_sha256=backbone.sha256,
+            batch_size=recipe.backbone.batch_size,
+            rows_per_group=recipe.features.rows_per_group,
+        )
+    )

@@ -1,0 +1,53 @@
+"""IDX files, the format of MNIST: a big-endian header and raw bytes, gzipped or not.
+
+Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digits", section on the file format.
+"""
+
+import gzip
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.errors import JobError
+
+_UNSIGNED_BYTE = 0x08
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+def read_idx(url: str) -> NDArray[np.uint8]:
+    """The array of unsigned bytes in an IDX file: ``uint8``, of any number of dimensions.
+
+    Raises:
+        JobError: the file is not IDX, holds another type, or is cut short.
+    """
+    return parse_idx(storage.read_bytes(url), name=url)
+
+
+def parse_idx(content: bytes, *, name: str) -> NDArray[np.uint8]:
+    """As `read_idx`, from the file's bytes; `name` is for the error message."""
+    if content[:2] == _GZIP_MAGIC:
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError) as error:
+            raise JobError(f"{name}: damaged gzip file: {error}.") from error
+    if len(content) < 4 or content[:2] != b"\0\0":
+        raise JobError(f"{name}: not an IDX file.")
+    kind, dimensions = content[2], content[3]
+    if kind != _UNSIGNED_BYTE:
+        raise JobError(f"{name}: IDX of type 0x{kind:02x}; only unsigned bytes (0x08) are read.")
+    start = 4 + 4 * dimensions
+    if len(content) < start:
+        raise JobError(f"{name}: IDX header cut short.")
+    shape = struct.unpack(f">{dimensions}I", content[4:start])
+    size = int(np.prod(shape, dtype=np.int64))
+    if len(content) - start != size:
+        raise JobError(f"{name}: IDX header promises {size} bytes, {len(content) - start} follow.")
+    return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def encode_idx(array: NDArray[np.uint8]) -> bytes:
+    """`array` as the bytes of an IDX file, not gzipped."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape)
+    return header + array.tobytes()

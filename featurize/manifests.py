@@ -1,0 +1,194 @@
+"""Manifests: the one small file that makes a table visible, and says all about it.
+
+A table is a folder: `manifest.json`, `data/` and `rejects/` in Parquet. What the manifest does not list is not there.
+"""
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featurize import storage
+from featurize.digests import settings_digest
+from featurize.errors import JobError, UsageError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_RECORDED_LIBRARIES = ("firn", "pyspark", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pillow")
+
+
+class DataFile(BaseModel):
+    """A Parquet file of a table; `path` is relative to the table."""
+
+    path: str
+    rows: int
+    bytes: int
+    split: str | None = None
+
+
+class Manifest(BaseModel):
+    """What is common to the manifests of all tables.
+
+    `identity` is the digest of `settings`, which holds all that determines the values in the table. `content_digest` is
+    the multiset digest of the rows: two tables with equal identity and equal content digest hold the same rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["images", "features"]
+    identity: str
+    settings: dict[str, Any]
+    classes: list[str]
+    rows: dict[str, dict[str, int]]  # split -> class -> rows
+    rejects: dict[str, int]  # "stage: error" -> images
+    content_digest: str
+    files: list[DataFile]
+    reject_files: list[DataFile]
+    created_at: str
+    updated_at: str
+    seconds: float
+    versions: dict[str, str]
+
+    @property
+    def row_count(self) -> int:
+        """Rows in all splits."""
+        return sum(count for classes in self.rows.values() for count in classes.values())
+
+    @property
+    def reject_count(self) -> int:
+        """Images that could not be read."""
+        return sum(self.rejects.values())
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of Parquet, without the rejects."""
+        return sum(file.bytes for file in self.files)
+
+    def split_rows(self, split: str) -> int:
+        """Rows in one split."""
+        return sum(self.rows.get(split, {}).values())
+
+
+class ImagesManifest(Manifest):
+    """The manifest of an images table."""
+
+    kind: Literal["images"] = "images"
+    card: dict[str, Any] | None = None
+
+
+class FeaturesManifest(Manifest):
+    """The manifest of a feature set.
+
+    `preparation_id` is the digest of `backbone` alone: feature sets that share it can be mixed, and a model trained on one
+    may meet the other.
+    """
+
+    kind: Literal["features"] = "features"
+    preparation_id: str
+    backbone: dict[str, Any]
+    feature_shape: list[int]
+    feature_dtype: Literal["float32", "uint8"]
+    rows_per_group: int
+    recipe: dict[str, Any]
+    lineage: dict[str, Any]
+
+
+def read_manifest(url: str) -> Manifest | None:
+    """The manifest of the table at `url`, or None where there is none.
+
+    Raises:
+        JobError: what is there is no manifest, or one of a newer Firn.
+    """
+    manifest_url = storage.join_url(url, MANIFEST_NAME)
+    try:
+        document = storage.read_json(manifest_url)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise JobError(f"{manifest_url} is not JSON: {error}.") from error
+    if not isinstance(document, dict) or document.get("kind") not in ("images", "features"):
+        raise JobError(f"{manifest_url} is not the manifest of an images table or a feature set.")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise JobError(
+            f"{manifest_url} has schema version {document.get('schema_version')!r}; this Firn reads {SCHEMA_VERSION}."
+        )
+    model = ImagesManifest if document["kind"] == "images" else FeaturesManifest
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise JobError(f"{manifest_url} is damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}.") from error
+
+
+def read_features_manifest(url: str) -> FeaturesManifest:
+    """The manifest of the feature set at `url`.
+
+    Raises:
+        UsageError: there is no feature set.
+    """
+    manifest = read_manifest(url)
+    if manifest is None:
+        raise UsageError(f"{url} is not a feature set: it has no {MANIFEST_NAME}. Make one with `featurize run`.")
+    if not isinstance(manifest, FeaturesManifest):
+        raise UsageError(f"{url} is an images table, not a feature set. Make one from it with `featurize run`.")
+    return manifest
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    """Publishes the table at `url`: from now on readers see what `manifest` lists."""
+    storage.write_json(storage.join_url(url, MANIFEST_NAME), manifest.model_dump())
+
+
+def check_identity(url: str, existing: Manifest, settings: Mapping[str, Any]) -> None:
+    """Checks that the table at `url` was made with the same `settings`.
+
+    Raises:
+        UsageError: naming each setting that differs.
+    """
+    if existing.identity == settings_digest(settings):
+        return
+    old, new = _flatten(existing.settings), _flatten(settings)
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    lines = [f"  - {key}: there {_shorten(old.get(key))}, asked {_shorten(new.get(key))}" for key in differing]
+    raise UsageError(
+        f"{url} holds a table made with other settings; a mixture is refused. Write to another URL, or remove that one.\n"
+        + "\n".join(lines)
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that could change a result."""
+    return {name: version(name) for name in _RECORDED_LIBRARIES}
+
+
+def utc_now() -> str:
+    """The time, as ISO 8601 text in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def add_counts(parts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """The sum of counts by split and class."""
+    total: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for split, classes in part.items():
+            sums = total.setdefault(split, {})
+            for label, count in classes.items():
+                sums[label] = sums.get(label, 0) + count
+    return {split: dict(sorted(total[split].items())) for split in sorted(total)}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        key: inner
+        for name, part in value.items()
+        for key, inner in _flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

@@ -1,0 +1,115 @@
+"""Settings files in TOML: reading, overriding, checking. Recipes and cards are both read through here."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featurize.errors import UsageError
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: unknown keys are faults, nothing is converted silently, nothing changes later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+AnySettings = TypeVar("AnySettings", bound=Settings)
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """The TOML document in a local file.
+
+    Raises:
+        UsageError: there is no such file, or it is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is not TOML: {error}.") from error
+
+
+def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """`document` with each override ``section.key=value`` put in; the value is TOML, or else plain text.
+
+    Raises:
+        UsageError: an override has no ``=`` or an empty key.
+    """
+    result = _copy(document)
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        names = key.strip().split(".")
+        if not equals or not all(names):
+            raise UsageError(f"`--set` takes section.key=value. Got {override!r}.")
+        table = result
+        for name in names[:-1]:
+            inner = table.setdefault(name, {})
+            table = inner if isinstance(inner, dict) else table.update({name: {}}) or table[name]
+        table[names[-1]] = _parse_value(text.strip())
+    return result
+
+
+def check_settings(model: type[AnySettings], document: Mapping[str, Any], *, origin: str) -> AnySettings:
+    """`document` as a `model`; every fault is named at once.
+
+    Args:
+        origin: what the user calls the document, for the message: the path of the file.
+
+    Raises:
+        UsageError: with one line for each fault.
+    """
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        faults = [_describe_fault(model, fault) for fault in error.errors()]
+    noun = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+    raise UsageError(f"{origin}: {noun}:\n" + "\n".join(f"  - {fault}" for fault in faults))
+
+
+def _copy(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(inner) if isinstance(inner, Mapping) else inner for key, inner in value.items()}
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
+    """One fault found by pydantic, in the words of somebody who wrote a TOML file."""
+    names = [str(part) for part in fault["loc"]]
+    key = ".".join(names)
+    if fault["type"] == "extra_forbidden":
+        close = difflib.get_close_matches(names[-1], _keys_at(model, names[:-1]), n=1, cutoff=0.6)
+        return f"`{key}` is not a key" + (f"; did you mean `{close[0]}`?" if close else ".")
+    if fault["type"] == "missing":
+        return f"`{key}` is missing."
+    if fault["type"] == "value_error":  # raised by Firn's own validators, which name the key themselves
+        return f"`{key}`: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
+    message = fault["msg"].replace("Input should be", "must be").replace("Input should", "should")
+    return f"`{key}` {message}. Got {fault['input']!r}."
+
+
+def _keys_at(model: type[BaseModel], names: Sequence[str]) -> list[str]:
+    """The keys that the settings at the end of the path `names` know."""
+    for name in names:
+        field = model.model_fields.get(name)
+        candidates = _models_in(field.annotation) if field is not None else []
+        if not candidates:
+            return []
+        model = candidates[0]
+    return list(model.model_fields)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The settings classes named in a type annotation, unions and all."""
+    if isinstance(annotation, type):
+        return [annotation] if issubclass(annotation, BaseModel) else []
+    return [model for part in getattr(annotation, "__args__", ()) for model in _models_in(part)]

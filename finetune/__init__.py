@@ -1,0 +1,1 @@
+"""Features to models: heads and ConvNets trained with exact synchronous averaging."""

@@ -1,0 +1,91 @@
+"""Ranks through Horovod: under `horovodrun`, or as tasks of a Spark job. The only module that imports Horovod."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from featurize.backbones import set_threads
+from featurize.errors import FirnError, JobError
+from finetune.fit import Communicator, SingleRank
+
+Result = TypeVar("Result")
+_START_TIMEOUT_S = 120
+
+
+class HorovodRanks:
+    """The ranks of a Horovod job that has been initialised."""
+
+    def __init__(self) -> None:
+        import horovod.tensorflow as hvd
+
+        self._hvd = hvd
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+
+    def sum(self, tensor: Any) -> Any:
+        """The sum of `tensor` over all ranks."""
+        return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+
+
+def launched_by_horovodrun() -> bool:
+    """Whether this process is a rank that `horovodrun` started."""
+    return "HOROVOD_RANK" in os.environ and "HOROVOD_SIZE" in os.environ
+
+
+@contextmanager
+def open_ranks(*, distributed: bool) -> Iterator[Communicator]:
+    """The communicator of this process, its TensorFlow given the cores that are its share."""
+    cores = len(os.sched_getaffinity(0))
+    if not distributed:
+        set_threads(cores)
+        yield SingleRank()
+        return
+    import horovod.tensorflow as hvd
+
+    hvd.init()
+    set_threads(max(1, cores // hvd.local_size()))
+    try:
+        yield HorovodRanks()
+    finally:
+        hvd.shutdown()
+
+
+def run_on_spark(work: Callable[[], Result], num_proc: int) -> Result:
+    """Runs `work` on `num_proc` ranks, each a task of a Spark job, and returns what rank 0 returns.
+
+    Raises:
+        JobError: a rank failed; the message is the first failing rank's own.
+    """
+    import horovod.spark
+
+    from featurize.session import make_session
+
+    make_session("firn fit", slots=num_proc)
+    results = horovod.spark.run(
+        _reporting_errors(work),
+        num_proc=num_proc,
+        use_gloo=True,
+        start_timeout=_START_TIMEOUT_S,
+        stdout=sys.stderr,
+        stderr=sys.stderr,
+        verbose=0,
+    )
+    for error, _ in results:
+        if error is not None:
+            raise JobError(error)
+    result: Result = results[0][1]
+    return result
+
+
+def _reporting_errors(work: Callable[[], Result]) -> Callable[[], tuple[str | None, Result | None]]:
+    """`work`, returning the message of an error that Firn raised on purpose: raised, it would arrive as a trace."""
+
+    def wrapped() -> tuple[str | None, Result | None]:
+        try:
+            return None, work()
+        except FirnError as error:
+            return str(error), None
+
+    return wrapped

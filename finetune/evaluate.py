@@ -1,0 +1,103 @@
+"""Evaluation of a model on one split of a feature set: scores, confusion matrix, plot."""
+
+import csv
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from featurize import storage
+from featurize.errors import UsageError
+from featurize.manifests import FeaturesManifest, read_features_manifest
+from finetune.fit import predict_probabilities
+from finetune.loader import read_split
+from finetune.metrics import Evaluation, evaluate_probabilities, most_confused
+from finetune.model_folder import check_features, load_model
+from finetune.plots import plot_confusion_matrix, render_png
+
+_MOST_CLASSES_ON_SCREEN = 12
+
+
+def evaluate_model(model_url: str, features_url: str | None, split: str, output: str | None) -> dict[str, Any]:
+    """Evaluates a model and writes `evaluation-<split>.json`, `confusion-<split>.csv` and `confusion-<split>.png`.
+
+    Args:
+        features_url: default: the feature set that the model was trained on.
+        output: folder for the three files; default: the model's.
+
+    Returns:
+        The scores as `Evaluation.as_dict` has them, `most_confused`, and the paths of what was written.
+
+    Raises:
+        UsageError: no model, no feature set, features of another backbone, no rows in the split.
+    """
+    network, card = load_model(model_url)
+    url = features_url or card.features.url
+    manifest = read_features_manifest(url)
+    check_features(card, url, manifest)
+    _check_split(url, manifest, split)
+    data = read_split(url, manifest, split)
+    evaluation = evaluate_probabilities(predict_probabilities(network, data.features), data.label_index, card.classes)
+    confused = [
+        {"true": pair.true_label, "predicted": pair.predicted_label, "count": pair.count, "fraction": pair.fraction}
+        for pair in most_confused(evaluation.confusion_matrix, evaluation.classes)
+    ]
+    folder = storage.absolute_url(output or model_url)
+    paths = {name: storage.join_url(folder, f"{stem}-{split}.{ending}") for name, stem, ending in _OUTPUTS}
+    result = {
+        **evaluation.as_dict(),
+        "most_confused": confused,
+        "model_id": card.model_id,
+        "features": storage.absolute_url(url),
+        "split": split,
+    }
+    storage.write_json(paths["evaluation"], result)
+    storage.write_bytes(paths["table"], confusion_csv(evaluation).encode())
+    name = card.recipe["model"]["name"]
+    figure = plot_confusion_matrix(evaluation.confusion_matrix, evaluation.classes, title=f"{name} on {split}")
+    storage.write_bytes(paths["plot"], render_png(figure))
+    return {**result, "files": paths}
+
+
+def confusion_csv(evaluation: Evaluation) -> str:
+    """The confusion matrix as CSV: a row for each true class, a column for each predicted one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *evaluation.classes])
+    for label, counts in zip(evaluation.classes, evaluation.confusion_matrix.tolist(), strict=True):
+        writer.writerow([label, *counts])
+    return text.getvalue()
+
+
+def print_evaluation(result: dict[str, Any], console: Console) -> None:
+    """Prints what `evaluate_model` returned, for people."""
+    scores = Table.grid(padding=(0, 2))
+    for key in ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss"):
+        scores.add_row(f"[bold]{key}", f"{result[key]:.4f}")
+    scores.add_row("[bold]rows", f"{result['rows']} of split {result['split']}")
+    console.print(scores, highlight=False)
+    if len(result["classes"]) <= _MOST_CLASSES_ON_SCREEN:
+        console.print(_confusion_table(result), highlight=False)
+    for pair in result["most_confused"]:
+        line = f"{pair['true']} taken for {pair['predicted']}: {pair['count']} times ({pair['fraction']:.0%} of its images)"
+        console.print(line, highlight=False, markup=False)
+    console.print(f"plot: {result['files']['plot']}", highlight=False, markup=False, soft_wrap=True)
+
+
+_OUTPUTS = (("evaluation", "evaluation", "json"), ("table", "confusion", "csv"), ("plot", "confusion", "png"))
+
+
+def _check_split(url: str, manifest: FeaturesManifest, split: str) -> None:
+    if manifest.split_rows(split) == 0:
+        with_rows = ", ".join(name for name in manifest.rows if manifest.split_rows(name))
+        raise UsageError(f"{url}: split {split!r} has no rows. Splits with rows: {with_rows}.")
+
+
+def _confusion_table(result: dict[str, Any]) -> Table:
+    table = Table("true \\ predicted", *result["classes"], box=None, padding=(0, 2), header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, counts in zip(result["classes"], result["confusion_matrix"], strict=True):
+        table.add_row(label, *(str(count) if count else "." for count in counts))
+    return table

@@ -1,0 +1,146 @@
+"""The model folder: `model.keras` and `model.json`, everything needed to use the model and to train it again."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from featurize import storage
+from featurize.digests import sha256_bytes, sha256_file
+from featurize.errors import JobError, UsageError
+from featurize.manifests import FeaturesManifest
+
+if TYPE_CHECKING:
+    import keras
+
+SCHEMA_VERSION = 1
+CARD_NAME = "model.json"
+NETWORK_NAME = "model.keras"
+
+
+class FeaturesReference(BaseModel):
+    """The feature set that a model was trained on."""
+
+    url: str
+    identity: str
+    content_digest: str
+    preparation_id: str
+    backbone: dict[str, Any]
+    feature_shape: list[int]
+    feature_dtype: str
+
+
+class ModelCard(BaseModel):
+    """`model.json`. `model_id` is the digest of every setting that could change the result."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    model_id: str
+    features: FeaturesReference
+    classes: list[str]
+    recipe: dict[str, Any]
+    seed: int
+    ranks: int
+    global_batch_size: int
+    rows: dict[str, int]
+    metrics: dict[str, float]
+    best_epoch: int
+    history: list[dict[str, float]]
+    rows_per_second: float
+    network_sha256: str
+    created_at: str
+    versions: dict[str, str]
+
+
+def refer_to_features(url: str, manifest: FeaturesManifest) -> FeaturesReference:
+    """What a model keeps of the feature set at `url`."""
+    return FeaturesReference(
+        url=storage.absolute_url(url),
+        identity=manifest.identity,
+        content_digest=manifest.content_digest,
+        preparation_id=manifest.preparation_id,
+        backbone=manifest.backbone,
+        feature_shape=manifest.feature_shape,
+        feature_dtype=manifest.feature_dtype,
+    )
+
+
+def read_model_card(url: str) -> ModelCard | None:
+    """The card of the model at `url`, or None where there is none.
+
+    Raises:
+        JobError: it is damaged, or of a newer Firn.
+    """
+    card_url = storage.join_url(url, CARD_NAME)
+    try:
+        document = storage.read_json(card_url)
+        card = ModelCard.model_validate(document)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, ValidationError) as error:
+        raise JobError(f"{card_url} is damaged: {str(error).splitlines()[0]}.") from error
+    if card.schema_version != SCHEMA_VERSION:
+        raise JobError(f"{card_url} has schema version {card.schema_version}; this Firn reads {SCHEMA_VERSION}.")
+    return card
+
+
+def save_model(url: str, network: "keras.Model", **fields: Any) -> ModelCard:
+    """Writes the model folder at `url`; the card comes last and makes the model visible.
+
+    Args:
+        fields: those of `ModelCard`, without the digest of the network.
+    """
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        local = Path(folder) / NETWORK_NAME
+        network.save(local)
+        card = ModelCard(**fields, network_sha256=sha256_file(local))
+        storage.upload(local, storage.join_url(url, NETWORK_NAME))
+    storage.write_json(storage.join_url(url, CARD_NAME), card.model_dump())
+    return card
+
+
+def load_model(url: str) -> tuple["keras.Model", ModelCard]:
+    """The model at `url`, loaded without running any code it might hold, and its card.
+
+    Raises:
+        UsageError: there is no model.
+        JobError: the files are damaged or do not belong together.
+    """
+    card = read_model_card(url)
+    if card is None:
+        raise UsageError(f"{url} is not a model: it has no {CARD_NAME}. Train one with `finetune fit`.")
+    network_url = storage.join_url(url, NETWORK_NAME)
+    try:
+        content = storage.read_bytes(network_url)
+    except FileNotFoundError as error:
+        raise JobError(f"{network_url} is missing.") from error
+    if sha256_bytes(content) != card.network_sha256:
+        raise JobError(f"{network_url} is not the network that {CARD_NAME} beside it describes: its SHA-256 differs.")
+    from keras import saving
+
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        local = Path(folder) / NETWORK_NAME
+        local.write_bytes(content)
+        return saving.load_model(local, compile=False, safe_mode=True), card
+
+
+def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
+    """Checks that the feature set at `url` was prepared as the one that the model was trained on.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    if manifest.preparation_id != card.features.preparation_id:
+        keys = sorted(key for key in manifest.backbone if manifest.backbone[key] != card.features.backbone.get(key))
+        lines = [
+            f"  - {key}: model {card.features.backbone.get(key)!r}, features {manifest.backbone[key]!r}" for key in keys
+        ]
+        raise UsageError(f"{url} was made by another backbone than the model was trained on:\n" + "\n".join(lines))
+    if manifest.classes != card.classes:
+        only_model = sorted(set(card.classes) - set(manifest.classes))
+        only_features = sorted(set(manifest.classes) - set(card.classes))
+        raise UsageError(
+            f"{url} has other classes than the model: only the model has {only_model}, only the features {only_features}."
+        )

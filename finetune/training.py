@@ -1,0 +1,129 @@
+"""Training as a whole: check everything first, train on however many ranks, publish the model."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from featurize import storage
+from featurize.claims import claim_output
+from featurize.digests import settings_digest
+from featurize.errors import UsageError
+from featurize.manifests import FeaturesManifest, library_versions, read_features_manifest, utc_now
+from featurize.recipe import FinetuneRecipe
+from finetune.fit import Communicator, EpochReport, fit
+from finetune.loader import read_split
+from finetune.model_folder import ModelCard, read_model_card, refer_to_features, save_model
+from finetune.models import build_model
+
+_MODEL_CODE_VERSION = 1  # raised when the same settings come to give another model
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A training that has been checked and not begun; the same on every rank."""
+
+    recipe: FinetuneRecipe
+    manifest: FeaturesManifest
+    ranks: int
+    model_id: str
+
+
+def plan_training(recipe: FinetuneRecipe, *, ranks: int) -> TrainingPlan:
+    """Reads the manifest of the feature set and checks that a model can be trained on it.
+
+    Raises:
+        UsageError: there is no feature set, or nothing to learn from it.
+    """
+    manifest = read_features_manifest(recipe.features.url)
+    present = [label for label, rows in manifest.rows.get("train", {}).items() if rows]
+    if len(present) < 2:
+        found = f"only {present[0]}" if present else "none"
+        raise UsageError(f"{recipe.features.url}: two classes at least must have training rows. Got {found}.")
+    settings = {
+        "code": _MODEL_CODE_VERSION,
+        "features": manifest.identity,
+        "content": manifest.content_digest,
+        "model": recipe.model.model_dump(exclude={"url"}),
+        "training": recipe.training.model_dump(exclude={"batch_size"}),
+        "global_batch_size": recipe.training.batch_size * ranks,
+    }
+    return TrainingPlan(recipe=recipe, manifest=manifest, ranks=ranks, model_id=settings_digest(settings))
+
+
+def find_trained(plan: TrainingPlan) -> ModelCard | None:
+    """The model of this plan, if it has been trained already.
+
+    Raises:
+        UsageError: something else is where it should go.
+    """
+    url = plan.recipe.model.url
+    card = read_model_card(url)
+    if card is not None and card.model_id != plan.model_id:
+        raise UsageError(
+            f"{url} holds another model, {card.model_id[:16]} of {card.created_at}. "
+            "Write to another `model.url`, or replace it with --overwrite."
+        )
+    if card is None and storage.exists(url) and (not storage.is_folder(url) or _foreign_files(url)):
+        raise UsageError(f"{url} is not empty and holds no model. Write to another `model.url`.")
+    return card
+
+
+def train(plan: TrainingPlan, ranks: Communicator, *, on_epoch: EpochReport | None = None) -> ModelCard | None:
+    """Trains the model of `plan` and publishes it. Every rank calls this; rank 0 writes, and returns the card.
+
+    Raises:
+        JobError: as `fit`, or another job is writing to the same place.
+    """
+    if ranks.rank != 0:
+        _fit(plan, ranks, None)
+        return None
+    with claim_output(plan.recipe.model.url) as claim:
+        network, fields = _fit(plan, ranks, on_epoch)
+        claim.verify()
+        card = save_model(plan.recipe.model.url, network, **fields)
+        _save_history_plot(plan.recipe.model.url, card)
+    return card
+
+
+def _fit(plan: TrainingPlan, ranks: Communicator, on_epoch: EpochReport | None) -> tuple[Any, dict[str, Any]]:
+    """The trained network and the fields of its card."""
+    manifest, recipe = plan.manifest, plan.recipe
+    url = recipe.features.url
+    train_data, validation_data = (read_split(url, manifest, split) for split in ("train", "validation"))
+    network = build_model(
+        recipe.model,
+        feature_shape=manifest.feature_shape,
+        feature_dtype=manifest.feature_dtype,
+        n_classes=len(manifest.classes),
+        seed=recipe.training.seed,
+    )
+    result = fit(network, train_data, validation_data, recipe.training, ranks=ranks, on_epoch=on_epoch)
+    best = result.history[result.best_epoch - 1]
+    return result.model, {
+        "model_id": plan.model_id,
+        "features": refer_to_features(url, manifest),
+        "classes": manifest.classes,
+        "recipe": recipe.model_dump(),
+        "seed": recipe.training.seed,
+        "ranks": ranks.size,
+        "global_batch_size": recipe.training.batch_size * ranks.size,
+        "rows": {"train": train_data.rows, "validation": validation_data.rows},
+        "metrics": {key: value for key, value in best.items() if key not in ("epoch", "seconds")},
+        "best_epoch": result.best_epoch,
+        "history": result.history,
+        "rows_per_second": round(result.rows_per_second, 1),
+        "created_at": utc_now(),
+        "versions": library_versions(),
+    }
+
+
+def _save_history_plot(url: str, card: ModelCard) -> None:
+    from finetune.plots import plot_history, render_png
+
+    figure = plot_history(card.history, title=f"{card.recipe['model']['name']}: training", best_epoch=card.best_epoch)
+    storage.write_bytes(storage.join_url(url, "history.png"), render_png(figure))
+
+
+def _foreign_files(url: str) -> bool:
+    """Whether a folder without a model holds more than an interrupted training leaves."""
+    prefix = storage.absolute_url(url) + "/"
+    return any(not file.removeprefix(prefix).startswith(("_claim.json", "model.")) for file in storage.list_files(url))
