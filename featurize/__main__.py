@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 if not __package__:  # run by path, as spark-submit does: the folder above is where the packages are
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
@@ -18,6 +18,9 @@ from featurize.manifests import read_manifest
 from featurize.recipe import read_recipe, upper_half
 from featurize.storage import absolute_url
 from featurize.tables import BuildResult, summarize_rejects
+
+if TYPE_CHECKING:
+    from featurize.backbones import PreparedBackbone
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Images to features, on Spark.")
 
@@ -68,10 +71,9 @@ def run_command(
         from featurize.session import make_session
 
         folders = (Path("datasets"), Path(recipe).absolute().parent.parent / "datasets")
-        result, backbone = featurize(make_session("firn featurize"), settings, card_folders=folders)
+        session = make_session("firn featurize")
+        result, backbone = featurize(session, settings, card_folders=folders, on_backbone=_announce)
         url = absolute_url(settings.features.url)
-        if backbone.report is not None and backbone.report.notice:
-            warn(backbone.report.notice)
         _report(result, url)
         numbers = {
             "features": url,
@@ -95,6 +97,16 @@ def describe_command(
             print_result(describe(absolute_url(url), manifest), as_json=True)
         else:
             print_description(absolute_url(url), manifest, Console())
+
+
+def _announce(backbone: "PreparedBackbone") -> None:
+    """Says what the images will go through."""
+    spec = backbone.spec
+    shape = " x ".join(str(size) for size in spec.feature_shape)
+    where = f" at {spec.layer}, weights {spec.weights}, {spec.precision}" if not spec.is_pixels else ""
+    say(f"backbone {spec.name}{where}: {shape} features from {spec.height} x {spec.width} images")
+    if backbone.report is not None and backbone.report.notice:
+        warn(backbone.report.notice)
 
 
 def _numbers(result: BuildResult) -> dict[str, object]:

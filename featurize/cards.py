@@ -12,12 +12,15 @@ from featurize.settings import Settings, check_settings, read_toml
 
 
 class CardFile(Settings):
-    """A file of the data set, checked by its digest when it is ingested (`idx`), or stated for the user (`folders`)."""
+    """A file of the data set and its digest.
+
+    Of `idx` the files are checked when they are ingested, by the SHA-256 of their content after unzipping; of `folders` it is
+    the archive, with the digest that its publisher states, for the user to check before unpacking.
+    """
 
     name: str
     sha256: Sha256 | None = None
     md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
-    bytes: int | None = Field(default=None, ge=0)
 
 
 class IdxPart(Settings):

@@ -1,6 +1,7 @@
 """What both commands share: results as JSON, errors as one message, exit status 0, 1 or 2."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,8 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line on standard output is one JSON object.")]
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own notes would bury Firn's
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 console = Console(stderr=True, highlight=False)
 
 

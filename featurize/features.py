@@ -1,7 +1,7 @@
 """The feature set: one row per image, made by a frozen backbone; written, published, resumed and opened here."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -16,9 +16,17 @@ from featurize.transform import FeaturizeTask, make_featurize_fn
 
 
 def featurize(
-    spark: SparkSession, recipe: FeaturizeRecipe, *, card_folders: Sequence[Path] = (Path("datasets"),)
+    spark: SparkSession,
+    recipe: FeaturizeRecipe,
+    *,
+    card_folders: Sequence[Path] = (Path("datasets"),),
+    on_backbone: Callable[[PreparedBackbone], None] = lambda backbone: None,
 ) -> tuple[BuildResult, PreparedBackbone]:
     """Builds the feature set that `recipe` describes, or adds to it the images that are missing.
+
+    Args:
+        card_folders: where the names of cards are looked up.
+        on_backbone: called when the backbone is ready, before any image is read.
 
     Raises:
         UsageError: the source, the backbone or the target is not what the recipe says.
@@ -31,6 +39,7 @@ def featurize(
         )
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
         backbone = prepare_backbone(recipe.backbone, folder)
+        on_backbone(backbone)
         result = build_table(
             spark,
             source,

@@ -5,6 +5,7 @@ Source: Y. LeCun, C. Cortes, C. Burges, "The MNIST database of handwritten digit
 
 import gzip
 import struct
+import zlib
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,11 +28,7 @@ def read_idx(url: str) -> NDArray[np.uint8]:
 
 def parse_idx(content: bytes, *, name: str) -> NDArray[np.uint8]:
     """As `read_idx`, from the file's bytes; `name` is for the error message."""
-    if content[:2] == _GZIP_MAGIC:
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError) as error:
-            raise JobError(f"{name}: damaged gzip file: {error}.") from error
+    content = unzip(content, name=name)
     if len(content) < 4 or content[:2] != b"\0\0":
         raise JobError(f"{name}: not an IDX file.")
     kind, dimensions = content[2], content[3]
@@ -45,6 +42,20 @@ def parse_idx(content: bytes, *, name: str) -> NDArray[np.uint8]:
     if len(content) - start != size:
         raise JobError(f"{name}: IDX header promises {size} bytes, {len(content) - start} follow.")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+
+
+def unzip(content: bytes, *, name: str) -> bytes:
+    """`content`, decompressed if it is gzip.
+
+    Raises:
+        JobError: the gzip is damaged.
+    """
+    if content[:2] != _GZIP_MAGIC:
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise JobError(f"{name}: damaged gzip file: {error}.") from error
 
 
 def encode_idx(array: NDArray[np.uint8]) -> bytes:

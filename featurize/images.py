@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
@@ -81,24 +83,34 @@ def make_ingest_fn(task: _IngestTask) -> Worker:
             plain_columns=("image_id", "path", "content"),
         )
         label_indices = {label: index for index, label in enumerate(task.classes)}
-        threads = worker_threads()
-        for image, row in map_ahead(
-            lambda image: _inspect(image, label_indices, task.split_rule), read_images(batches), threads
-        ):
+        inspect = partial(_inspect, label_indices=label_indices, split_rule=task.split_rule)
+        rows: list[dict[str, Any]] = []
+        for image, row in map_ahead(inspect, read_images(batches), worker_threads()):
             if isinstance(row, DecodeError):
                 writer.reject(**image.reject("decode", row))
             elif isinstance(row, str):
                 writer.reject(**image.reject("layout", row))
             else:
-                writer.write([str(row["split"])], {name: [value] for name, value in row.items()})
+                rows.append(row)
+            if len(rows) == _ROWS_PER_GROUP:
+                _write_rows(writer, rows)
+                rows = []
+        _write_rows(writer, rows)
         yield record_batch(writer.close())
 
     return ingest_partition
 
 
+def _write_rows(writer: ShardWriter, rows: list[dict[str, Any]]) -> None:
+    if rows:
+        writer.write(
+            [row["split"] for row in rows], {name: [row[name] for row in rows] for name in IMAGES_SCHEMA.names}
+        )
+
+
 def _inspect(
     image: SourceImage, label_indices: dict[str, int], split_rule: SplitRule
-) -> dict[str, object] | DecodeError | str:
+) -> dict[str, Any] | DecodeError | str:
     """The row of an image, or why there is none."""
     if image.label is None:
         return "not in a class folder"

@@ -134,8 +134,12 @@ class TrainingSettings(Settings):
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     learning_rate: Finite = Field(default=0.01, gt=0)
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant", description="of the learning rate: cosine falls to zero over all steps"
+    )
     momentum: Finite = Field(default=0.8, ge=0, lt=1, description="of sgd")
     nesterov: bool = Field(default=True, description="of sgd")
+    l2: Finite = Field(default=0.0, ge=0, description="times the sum of the squared kernels is added to the mean loss")
     batch_size: int = Field(default=32, ge=1, description="rows per rank and step")
     epochs: int = Field(default=30, ge=1)
     seed: int = 42

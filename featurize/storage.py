@@ -4,6 +4,7 @@ A URL is `file:///absolute/path`, a plain path (relative to the working director
 """
 
 import json
+import os
 import posixpath
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,14 +28,15 @@ def absolute_url(url: str) -> str:
         UsageError: the scheme is not one Firn reads.
     """
     if "://" not in url and not url.startswith("file:/"):
-        return "file://" + str(Path(url).expanduser().absolute())
+        # ".." is taken out and links are left alone, as Spark does it; Path.resolve would follow links.
+        return "file://" + os.path.abspath(Path(url).expanduser())  # noqa: PTH100
     parts = urlsplit(url)
     if parts.scheme not in SCHEMES:
         allowed = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise UsageError(f"a URL must be a local path or begin with one of {allowed}. Got {url!r}.")
     if parts.scheme == "file":  # Spark writes file:/path where others write file:///path
-        return "file:///" + url.removeprefix("file:").lstrip("/").rstrip("/")
-    return url.rstrip("/")
+        return "file://" + posixpath.normpath("/" + url.removeprefix("file:").lstrip("/"))
+    return f"{parts.scheme}://{parts.netloc}{posixpath.normpath('/' + parts.path.lstrip('/'))}"
 
 
 def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:

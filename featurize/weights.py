@@ -1,6 +1,8 @@
 """The weights of a keras.applications network: ImageNet's, seeded random ones, or a file checked by its digest."""
 
+import contextlib
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +59,8 @@ def _imagenet_network(make: Callable[..., "keras.Model"], name: str) -> "keras.M
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
     try:
-        return make(weights="imagenet")
+        with contextlib.redirect_stdout(sys.stderr):  # where Keras's progress bar belongs
+            return make(weights="imagenet")
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise JobError(

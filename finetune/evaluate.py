@@ -95,7 +95,10 @@ def _check_split(url: str, manifest: FeaturesManifest, split: str) -> None:
 
 
 def _confusion_table(result: dict[str, Any]) -> Table:
-    table = Table("true \\ predicted", *result["classes"], box=None, padding=(0, 2), header_style="bold")
+    table = Table("true", *result["classes"], box=None, padding=(0, 1), header_style="bold", title_justify="left")
+    table.title = "confusion matrix, a column for each predicted class"
+    for column in table.columns:
+        column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for label, counts in zip(result["classes"], result["confusion_matrix"], strict=True):

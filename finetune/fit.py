@@ -54,7 +54,7 @@ class FitResult:
 
     Attributes:
         history: for each epoch `epoch`, `loss`, `accuracy`, `validation_loss`, `validation_accuracy`, `seconds`.
-        best_epoch: of the highest validation accuracy, the lower loss deciding a tie; without validation rows, the last.
+        best_epoch: of the highest validation accuracy, the later of two that tie; without validation rows, the last.
         rows_per_second: training rows of all ranks, over the time spent in training steps.
     """
 
@@ -88,10 +88,14 @@ def fit(
     import tensorflow as tf
 
     ranks = ranks or SingleRank()
-    optimizer = make_optimizer(settings)
+    steps = settings.epochs * math.ceil(train.rows / (settings.batch_size * ranks.size))
+    optimizer = make_optimizer(settings, steps=steps)
     optimizer.build(model.trainable_variables)
     share_weights(model, ranks)
-    step, evaluate = make_train_step(model, optimizer, ranks), _make_evaluation(model, validation, ranks)
+    step, evaluate = (
+        make_train_step(model, optimizer, ranks, l2=settings.l2),
+        _make_evaluation(model, validation, ranks),
+    )
     with tf.device("CPU:0"):
         features, labels = tf.constant(train.features), tf.constant(train.label_index)
     history: list[dict[str, float]] = []
@@ -113,7 +117,7 @@ def fit(
         entry |= evaluate() | {"seconds": perf_counter() - started}
         _check_finite(entry, settings)
         history.append(entry)
-        if not best or _rank_of(entry) >= _rank_of(history[best_epoch - 1]):
+        if not best or _score(entry) >= _score(history[best_epoch - 1]):
             best, best_epoch = model.get_weights(), epoch
         if on_epoch is not None:
             on_epoch(entry)
@@ -122,22 +126,32 @@ def fit(
     return FitResult(model, history, best_epoch, train.rows * settings.epochs / training_seconds)
 
 
-def make_optimizer(settings: TrainingSettings) -> "keras.optimizers.Optimizer":
-    """The optimizer that `settings` name. The learning rate is the recipe's, whatever the number of ranks."""
+def make_optimizer(settings: TrainingSettings, *, steps: int) -> "keras.optimizers.Optimizer":
+    """The optimizer that `settings` name. The learning rate is the recipe's, whatever the number of ranks.
+
+    Args:
+        steps: of the whole training, over which the cosine schedule falls to zero.
+
+    Source: I. Loshchilov, F. Hutter: SGDR, Stochastic Gradient Descent with Warm Restarts, 2017, equation 5 (no restart).
+    """
     import keras
 
+    rate: Any = settings.learning_rate
+    if settings.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
     if settings.optimizer == "adam":
-        return keras.optimizers.Adam(settings.learning_rate)
-    return keras.optimizers.SGD(settings.learning_rate, momentum=settings.momentum, nesterov=settings.nesterov)
+        return keras.optimizers.Adam(rate)
+    return keras.optimizers.SGD(rate, momentum=settings.momentum, nesterov=settings.nesterov)
 
 
 def make_train_step(
-    model: "keras.Model", optimizer: "keras.optimizers.Optimizer", ranks: Communicator
+    model: "keras.Model", optimizer: "keras.optimizers.Optimizer", ranks: Communicator, *, l2: float = 0.0
 ) -> Callable[[Any, Any, Any], "tf.Tensor"]:
     """One step of all ranks: gradients, one all-reduce of everything at once, the update.
 
     The function takes this rank's features and labels, none perhaps, and the number of rows of all ranks; it returns
-    ``float32 (2,)``: the loss and the number of right answers, summed over the rows of all ranks.
+    ``float32 (2,)``: the loss and the number of right answers, summed over the rows of all ranks. `l2` times the sum of the
+    squared kernels is added to the mean loss that is minimised, and left out of the one that is returned.
     """
     import tensorflow as tf
 
@@ -160,6 +174,8 @@ def make_train_step(
         flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients] + [tf.stack([loss, right])], 0)
         *parts, metrics = tf.split(ranks.sum(flat), [*sizes, 2])
         averaged = [tf.reshape(part, v.shape) / global_rows for part, v in zip(parts, variables, strict=True)]
+        if l2:  # after the sum: the penalty is the model's, not the rows'
+            averaged = [g + 2 * l2 * v.value if _is_kernel(v) else g for g, v in zip(averaged, variables, strict=True)]
         optimizer.apply(averaged, variables)
         return metrics
 
@@ -218,9 +234,14 @@ def _make_evaluation(model: "keras.Model", data: SplitData, ranks: Communicator)
     return evaluate
 
 
-def _rank_of(entry: dict[str, float]) -> tuple[float, float]:
+def _is_kernel(variable: Any) -> bool:
+    """Whether a variable is a matrix of weights; biases are not drawn to zero."""
+    return len(variable.shape) > 1
+
+
+def _score(entry: dict[str, float]) -> float:
     """What makes one epoch better than another; constant without validation, so that the last epoch wins."""
-    return entry.get("validation_accuracy", 0.0), -entry.get("validation_loss", 0.0)
+    return entry.get("validation_accuracy", 0.0)
 
 
 def _check_finite(entry: dict[str, float], settings: TrainingSettings) -> None:

@@ -1,0 +1,97 @@
+"""What the tests share: one Spark session, small folders of drawn pictures, a backbone that only averages."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyspark.sql import SparkSession
+
+ROOT = Path(__file__).resolve().parent.parent
+Firn = Callable[..., "subprocess.CompletedProcess[str]"]
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+_skipped: list[str] = []
+
+
+@pytest.fixture(scope="session")
+def spark() -> Iterator[SparkSession]:
+    """The Spark session that the command makes when nobody has made one."""
+    from featurize.session import make_session
+
+    session = make_session("firn tests")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def mean_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .keras file whose features are the mean red, green and blue of a 32 x 32 image, layer `mean`."""
+    import keras
+
+    inputs = keras.Input((32, 32, 3), name="image")
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D(name="mean")(inputs))
+    path = tmp_path_factory.mktemp("backbone") / "mean.keras"
+    model.save(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 readable PNG pictures in the folders blue, green and red, and 2 unreadable files; do not change it."""
+    folder = tmp_path_factory.mktemp("photos")
+    make_photos(folder, per_class=20)
+    (folder / "red" / "empty.jpg").write_bytes(b"")
+    (folder / "blue" / "notes.txt").write_text("no picture")
+    return folder
+
+
+def make_photos(folder: Path, *, per_class: int, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0) -> None:
+    """Writes `per_class` noisy pictures of one colour into a folder for each of the classes."""
+    random = np.random.default_rng(seed)
+    colours = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
+    for label in classes:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for index in range(per_class):
+            height, width = random.integers(20, 60, 2)
+            pixels = random.normal(colours.get(label, (128, 128, 128)), 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{index:03d}.png")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images that FIRN_TEST_DATA names."""
+    folder = os.environ.get("FIRN_TEST_DATA")
+    if not folder:
+        pytest.skip("FIRN_TEST_DATA is not set: it names a folder of real images")
+    path = Path(folder).resolve()
+    if not path.is_dir():
+        pytest.fail(f"FIRN_TEST_DATA names no folder: {folder}")
+    return path
+
+
+@pytest.fixture
+def firn(tmp_path: Path) -> Firn:
+    """Runs `featurize` or `finetune` as a user does, in a process of its own, in a fresh folder."""
+
+    def run(package: str, *arguments: str, cwd: Path | None = None, timeout_s: float = 300) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", package, *arguments]
+        return subprocess.run(command, cwd=cwd or tmp_path, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+    return run
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remembers what was skipped."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _skipped.append(report.nodeid)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With FIRN_NO_SKIPS=1 a skipped test fails the run: where everything must run, nothing may be passed over."""
+    if os.environ.get("FIRN_NO_SKIPS") == "1" and _skipped and exitstatus == 0:
+        session.exitstatus = 1
+        sys.stderr.write("FIRN_NO_SKIPS=1 and these tests were skipped:\n" + "\n".join(_skipped) + "\n")
