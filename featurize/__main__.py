@@ -46,14 +46,16 @@ def ingest_command(
     with reported_errors():
         from featurize.cards import find_card, read_card
         from featurize.images import ingest
-        from featurize.session import make_session
+        from featurize.session import open_session
 
         path = find_card(card, (Path("datasets"),))
         if path is None:
             raise UsageError(f"there is no card {card!r}: give the path of a .toml file, or a name in datasets/.")
-        result = ingest(make_session("firn ingest"), read_card(path), output, source=source)
+        checked = read_card(path)
+        with open_session("firn ingest") as session:
+            result = ingest(session, checked, output, source=source)
         url = absolute_url(output)
-        _warn_of_other_numbers(read_card(path).expect.model_dump(exclude_none=True), result)
+        _warn_of_other_numbers(checked.expect.model_dump(exclude_none=True), result)
         _report(result, url)
         print_result({"images": url, **_numbers(result)}, as_json=as_json)
 
@@ -68,11 +70,11 @@ def run_command(
     with reported_errors():
         settings = upper_half(read_recipe(recipe, overrides or ()), origin=recipe)
         from featurize.features import featurize
-        from featurize.session import make_session
+        from featurize.session import open_session
 
         folders = (Path("datasets"), Path(recipe).absolute().parent.parent / "datasets")
-        session = make_session("firn featurize")
-        result, backbone = featurize(session, settings, card_folders=folders, on_backbone=_announce)
+        with open_session("firn featurize") as session:
+            result, backbone = featurize(session, settings, card_folders=folders, on_backbone=_announce)
         url = absolute_url(settings.features.url)
         _report(result, url)
         numbers = {

@@ -121,9 +121,11 @@ def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> Prepared
         feature_shape=tuple(cut.compute_output_shape((1, height, width, 3))[1:]),
         feature_dtype="float32",
     )
-    path = Path(folder) / f"backbone-{spec.preparation_id[:16]}.keras"
-    cut.save(path)
-    return PreparedBackbone(spec=spec, path=path, sha256=sha256_file(path), report=report)
+    saved = Path(folder) / "backbone.keras"
+    cut.save(saved)
+    digest = sha256_file(saved)
+    path = saved.rename(saved.with_name(f"backbone-{digest[:16]}.keras"))  # Spark takes a name to mean one content
+    return PreparedBackbone(spec=spec, path=path, sha256=digest, report=report)
 
 
 def application_names() -> dict[str, str]:
@@ -159,8 +161,9 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
     """The compiled forward pass of `network`: preprocessing, the network, flattening."""
     import tensorflow as tf
 
-    if spec.precision == "bfloat16":  # a rewrite of the graph, whose matrix products then run in bfloat16
-        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
+    # A rewrite of the graph, whose matrix products then run in bfloat16. Said either way: a worker process is used again, and
+    # the option is the process's.
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": spec.precision == "bfloat16"})
 
     @tf.function(
         input_signature=[tf.TensorSpec((None, spec.height, spec.width, spec.channels), tf.uint8)], autograph=False

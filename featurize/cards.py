@@ -43,7 +43,7 @@ class SyntheticLayout(Settings):
     images: int = Field(ge=1)
     height: int = Field(default=160, ge=16, le=4096)
     width: int = Field(default=160, ge=16, le=4096)
-    seed: int = 42
+    seed: int = Field(default=42, ge=0)
 
 
 class Expectation(Settings):

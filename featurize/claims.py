@@ -17,6 +17,8 @@ from featurize.errors import JobError
 CLAIM_NAME = "_claim.json"
 HEARTBEAT_S = 10.0
 EXPIRY_S = 120.0  # a holder on another host that has not beaten for so long is dead
+_PATIENCE_S = 5.0
+_KEYS = frozenset({"token", "host", "pid", "user", "since", "beat_at"})
 
 
 class Claim:
@@ -40,16 +42,14 @@ class Claim:
         Raises:
             JobError: a living job holds it.
         """
-        if not storage.create_exclusively(self._url, self._document()):
-            holder = _read_holder(self._url)
+        while not storage.create_exclusively(self._url, self._document()):
+            holder = _wait_for_holder(self._url)
             if holder is not None and _is_alive(holder):
                 raise JobError(
                     f"{self._url.removesuffix('/' + CLAIM_NAME)} is being written by process {holder['pid']} of "
                     f"{holder['user']} on {holder['host']} since {holder['since']}. Wait for it to end, or write elsewhere."
                 )
             storage.remove(self._url)
-            if not storage.create_exclusively(self._url, self._document()):
-                raise JobError(f"{self._url}: another job took over this claim at the same moment. Run again.")
         self._heart.start()
 
     def verify(self) -> None:
@@ -76,10 +76,13 @@ class Claim:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            holder = _read_holder(self._url)
-            if holder is None or holder["token"] != self._holder["token"]:
-                return  # lost: verify() will say so
-            storage.write_bytes(self._url, self._document())
+            try:
+                holder = _read_holder(self._url)
+                if holder is None or holder["token"] != self._holder["token"]:
+                    return  # lost: verify() will say so
+                storage.write_bytes(self._url, self._document())
+            except OSError:  # of the storage, perhaps a passing one: the next beat tries again
+                continue
 
 
 @contextmanager
@@ -94,12 +97,20 @@ def claim_output(url: str) -> Iterator[Claim]:
 
 
 def _read_holder(url: str) -> dict[str, Any] | None:
-    """Who holds the claim; None where it is gone or not yet written out."""
+    """Who holds the claim; None where it is gone, damaged or not yet written out."""
     try:
         holder = storage.read_json(url)
     except (FileNotFoundError, ValueError):
         return None
-    return holder if isinstance(holder, dict) else None
+    return holder if isinstance(holder, dict) and holder.keys() >= _KEYS else None
+
+
+def _wait_for_holder(url: str) -> dict[str, Any] | None:
+    """As `_read_holder`, with some patience for a claim that is there and being written out at this moment."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (holder := _read_holder(url)) is None and storage.exists(url) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return holder
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:

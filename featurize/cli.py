@@ -3,14 +3,16 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from featurize.errors import FirnError
+from featurize.errors import FirnError, SharedError, UsageError
 
 SetOption = Annotated[
     list[str] | None,
@@ -20,6 +22,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="The last line on stand
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own notes would bury Firn's
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+# Every rank finds the same fault and rank 0 says so; horovodrun ends all ranks as soon as one has ended.
+_RANK_0_SPEAKS_S = 3.0
 console = Console(stderr=True, highlight=False)
 
 
@@ -29,18 +33,21 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except FirnError as error:
-        console.print(f"[bold red]error:[/] {_escape(str(error))}", soft_wrap=True)
+        if isinstance(error, UsageError | SharedError) and os.environ.get("HOROVOD_RANK", "0") != "0":
+            time.sleep(_RANK_0_SPEAKS_S)
+            raise typer.Exit(error.exit_status) from error
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(error.exit_status) from error
 
 
 def say(text: str) -> None:
     """A line of progress, for people: on standard error."""
-    console.print(_escape(text), soft_wrap=True)
+    console.print(escape(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
     """A line that should not be overlooked."""
-    console.print(f"[bold yellow]note:[/] {_escape(text)}", soft_wrap=True)
+    console.print(f"[bold yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
@@ -48,8 +55,3 @@ def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         sys.stdout.flush()
-
-
-def _escape(text: str) -> str:
-    """`text` with its square brackets kept from being read as markup."""
-    return text.replace("[", r"\[")

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, Group
+from rich.markup import escape
 from rich.table import Table
 
 from featurize.manifests import FeaturesManifest, Manifest
@@ -45,10 +46,10 @@ def print_description(url: str, manifest: Manifest, console: Console) -> None:
     """Prints the table at `url` for people."""
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(url, manifest):
-        facts.add_row(f"[bold]{name}", value)
+        facts.add_row(f"[bold]{name}", escape(value))
     parts: list[Any] = [facts, _class_table(manifest)]
     if manifest.reject_count:
-        parts.append(f"[bold]rejects[/] {manifest.reject_count}\n{summarize_rejects(manifest, most=5)}")
+        parts.append(f"[bold]rejects[/] {manifest.reject_count}\n{escape(summarize_rejects(manifest, most=5))}")
     console.print(Group(*parts), highlight=False)
 
 
@@ -84,7 +85,9 @@ def _class_table(manifest: Manifest) -> Table:
         if label is None:
             table.add_row("...", *["..."] * (len(splits) + 1))
         else:
-            table.add_row(label, *(str(manifest.rows[split].get(label, 0)) for split in splits), str(totals[label]))
+            table.add_row(
+                escape(label), *(str(manifest.rows[split].get(label, 0)) for split in splits), str(totals[label])
+            )
     table.add_row("all", *(str(manifest.split_rows(split)) for split in splits), str(manifest.row_count), style="bold")
     return table
 

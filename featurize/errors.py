@@ -15,3 +15,7 @@ class UsageError(FirnError):
 
 class JobError(FirnError):
     """The call was right and the job failed. Exit status 1."""
+
+
+class SharedError(JobError):
+    """A `JobError` that every rank of a distributed job raises alike, so that one may speak for all."""

@@ -2,15 +2,17 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from pyspark.sql import SparkSession
 
 from featurize.backbones import PreparedBackbone, prepare_backbone
 from featurize.errors import UsageError
+from featurize.image_source import ImageSource
 from featurize.manifests import FeaturesManifest
 from featurize.recipe import FeaturizeRecipe
-from featurize.sources import ImageSource, open_source
+from featurize.sources import open_source
 from featurize.tables import BuildResult, Worker, build_table
 from featurize.transform import FeaturizeTask, make_featurize_fn
 
@@ -37,19 +39,24 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source} has one class only, {source.classes[0]}: there is nothing to tell apart."
         )
-    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
-        backbone = prepare_backbone(recipe.backbone, folder)
-        on_backbone(backbone)
-        result = build_table(
-            spark,
-            source,
-            recipe.features.url,
-            manifest_type=FeaturesManifest,
-            settings=_identity_settings(recipe, source, backbone),
-            details=_manifest_details(recipe, source, backbone),
-            make_worker=lambda staging: _make_worker(spark, staging, recipe, source, backbone),
-        )
+    backbone = prepare_backbone(recipe.backbone, _backbone_folder().name)
+    on_backbone(backbone)
+    result = build_table(
+        spark,
+        source,
+        recipe.features.url,
+        manifest_type=FeaturesManifest,
+        settings=_identity_settings(recipe, source, backbone),
+        details=_manifest_details(recipe, source, backbone),
+        make_worker=lambda staging: _make_worker(spark, staging, recipe, source, backbone),
+    )
     return result, backbone
+
+
+@cache
+def _backbone_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Where backbones are kept while this process lives: an executor that joins later still asks for them."""
+    return tempfile.TemporaryDirectory(prefix="firn-")
 
 
 def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:

@@ -54,7 +54,7 @@ class BackboneSettings(Settings):
     layer: str | None = Field(default=None, description="the layer whose output is the features; left out: the last")
     weights: str | None = Field(default=None, description="imagenet, imagenet_or_random, random, or a path")
     weights_sha256: Sha256 | None = Field(default=None, description="digest of the file of weights")
-    seed: int = Field(default=42, description="of random weights")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="of random weights")
     preprocessing: Literal["none", "caffe", "tf", "torch"] | None = Field(
         default=None, description="what is done to RGB in [0, 255]; needed for .keras files, known for the others"
     )
@@ -142,7 +142,7 @@ class TrainingSettings(Settings):
     l2: Finite = Field(default=0.0, ge=0, description="times the sum of the squared kernels is added to the mean loss")
     batch_size: int = Field(default=32, ge=1, description="rows per rank and step")
     epochs: int = Field(default=30, ge=1)
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
 
     @model_validator(mode="after")
     def _fits_the_optimizer(self) -> "TrainingSettings":

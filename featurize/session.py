@@ -5,6 +5,8 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -15,14 +17,13 @@ _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 
 
-def make_session(name: str, *, task_cpus: int | None = None, slots: int | None = None) -> SparkSession:
+def make_session(name: str, *, slots: int | None = None) -> SparkSession:
     """The Spark session of a job, or the one that `spark-submit` has started.
 
     Without `spark-submit` it runs here, on all cores this process may use. A featurizing task is one Python worker with
-    one network in memory and `task_cpus` threads, so by default one task has all the cores.
+    one network in memory and a thread for each core of the task, so one task has all the cores.
 
     Args:
-        task_cpus: cores of one task; default: all.
         slots: run this many one-core tasks at a time, whatever the cores: for ranks, which wait for each other.
 
     Raises:
@@ -35,7 +36,7 @@ def make_session(name: str, *, task_cpus: int | None = None, slots: int | None =
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         cores = len(os.sched_getaffinity(0))
         if slots is None:
-            builder = builder.master(f"local[{cores}]").config("spark.task.cpus", task_cpus or cores)
+            builder = builder.master(f"local[{cores}]").config("spark.task.cpus", cores)
         else:
             builder = builder.master(f"local[{slots}]").config("spark.task.cpus", 1)
         builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
@@ -44,6 +45,16 @@ def make_session(name: str, *, task_cpus: int | None = None, slots: int | None =
         )
         builder = builder.config("spark.driver.memory", "2g")
     return builder.getOrCreate()
+
+
+@contextmanager
+def open_session(name: str, *, slots: int | None = None) -> Iterator[SparkSession]:
+    """The session of a command, stopped when the command ends: otherwise the executors end by complaining."""
+    session = make_session(name, slots=slots)
+    try:
+        yield session
+    finally:
+        session.stop()
 
 
 def find_java() -> None:

@@ -66,7 +66,8 @@ def check_settings(model: type[AnySettings], document: Mapping[str, Any], *, ori
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        faults = [_describe_fault(model, fault) for fault in error.errors()]
+        found = error.errors()
+        faults = [_describe_fault(model, fault) for fault in found + _hidden_faults(model, document, found)]
     noun = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise UsageError(f"{origin}: {noun}:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
@@ -80,6 +81,29 @@ def _parse_value(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+
+
+def _hidden_faults(model: type[BaseModel], document: Mapping[str, Any], found: Sequence[Any]) -> list[Any]:
+    """Faults between keys, which pydantic looks for only where each key is right by itself: found once the wrong are out."""
+    pruned = _copy(document)
+    for fault in found:
+        _remove_key(pruned, fault["loc"])
+    try:
+        model.model_validate(pruned)
+    except ValidationError as error:
+        known = {fault["loc"] for fault in found}
+        return [fault for fault in error.errors() if fault["type"] == "value_error" and fault["loc"] not in known]
+    return []
+
+
+def _remove_key(document: dict[str, Any], location: Sequence[Any]) -> None:
+    table: Any = document
+    for name in location[:-1]:
+        if not isinstance(table, dict) or name not in table:
+            return
+        table = table[name]
+    if isinstance(table, dict) and location and not isinstance(table.get(location[-1]), dict):
+        table.pop(location[-1], None)
 
 
 def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
@@ -100,6 +124,8 @@ def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
 def _keys_at(model: type[BaseModel], names: Sequence[str]) -> list[str]:
     """The keys that the settings at the end of the path `names` know."""
     for name in names:
+        if name.isdecimal():  # a place in a list, whose items have the keys
+            continue
         field = model.model_fields.get(name)
         candidates = _models_in(field.annotation) if field is not None else []
         if not candidates:

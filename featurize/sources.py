@@ -1,64 +1,39 @@
-"""Source images to one DataFrame, whatever they lie in: a folder per class, IDX files, drawn scenes, an images table.
+"""What a recipe or a card names as its images, opened: a folder per class, IDX files, drawn scenes, an images table."""
 
-Every source gives the same columns: `path`, `label` (null: in no class folder), `own_split` (null: none), `content`,
-`bytes_size` and `image_id`, the SHA-256 of the content, computed by Spark and only where it is asked for.
-"""
-
-import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from PIL import Image
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import SparkSession
 from pyspark.sql import functions as F
-from pyspark.sql.column import Column
 
 from featurize import storage
 from featurize.cards import Card, describe_card, find_card, read_card
 from featurize.digests import sha256_bytes
 from featurize.errors import JobError, UsageError
+from featurize.folders import open_folder
 from featurize.idx import parse_idx, read_idx, unzip
+from featurize.image_source import (
+    ROWS_SCHEMA,
+    ImageSource,
+    describe_rule,
+    escape_glob,
+    plan_partitions,
+    rows_batch,
+    with_identity,
+)
 from featurize.manifests import ImagesManifest, read_manifest
 from featurize.recipe import FractionSplit, Split
 from featurize.scenes import SCENE_CLASSES, draw_scene, encode_scene
 from featurize.session import concurrent_tasks
 from featurize.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
-_ROWS_SCHEMA = "path string, label string, own_split string, content binary"
-_ARROW_ROWS = pa.schema(
-    [("path", pa.string()), ("label", pa.string()), ("own_split", pa.string()), ("content", pa.binary())]
-)
 _CHUNK_ROWS = 256
 _IDX_ROWS_PER_TASK = 10_000
-_MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 128, 4096
-_OPEN_COST_BYTES = 16 << 10
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Images to be read, and what is known of them beforehand.
-
-    `settings` determines, with the bytes themselves, which rows come out; it enters the identity of what is made of them.
-    """
-
-    frame: DataFrame
-    classes: tuple[str, ...]
-    images: int
-    split_rule: SplitRule
-    settings: dict[str, Any]
-    card: Card | None = None
-    lineage: dict[str, Any] = field(default_factory=dict)
 
 
 def open_source(
@@ -82,7 +57,7 @@ def open_source(
         return _open_images_table(spark, url, manifest, split)
     if manifest is not None:
         raise UsageError(f"{url} is a feature set; images are wanted.")
-    return _open_folder(spark, url, split or FractionSplit(), DEFAULT_VALIDATION_FRACTION)
+    return open_folder(spark, url, split or FractionSplit(), DEFAULT_VALIDATION_FRACTION)
 
 
 def open_card(spark: SparkSession, card: Card, *, source: str | None = None, split: Split | None = None) -> ImageSource:
@@ -108,103 +83,24 @@ def open_card(spark: SparkSession, card: Card, *, source: str | None = None, spl
         if card.layout == "idx":
             opened = _open_idx(spark, url, card, split)
         else:
-            opened = _open_folder(spark, url, split or FractionSplit(), card.validation_fraction)
+            opened = open_folder(spark, url, split or FractionSplit(), card.validation_fraction)
     settings = {**opened.settings, "card": card.name}
-    return ImageSource(
-        frame=opened.frame,
-        classes=opened.classes,
-        images=opened.images,
-        split_rule=opened.split_rule,
-        settings=settings,
-        card=card,
-        lineage={"card": describe_card(card)},
-    )
-
-
-def _with_identity(frame: DataFrame) -> DataFrame:
-    return frame.withColumn("image_id", F.sha2("content", 256)).withColumn(
-        "bytes_size", F.length("content").cast("long")
-    )
-
-
-def _open_folder(spark: SparkSession, url: str, split: Split, validation_fraction: float) -> ImageSource:
-    """Images in folders: ``<class>/**`` or, where the split is by folders, ``<split>/<class>/**``."""
-    root = re.sub(r"^file://", "file:", url)  # as Spark spells it
-    files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(_escape_glob(url))
-    parts = F.split(F.expr(f"substring(path, {len(root) + 2})"), "/")
-    fractions = None if split == "folders" else split
-    by_folders = fractions is None
-    depth = 1 if by_folders else 0
-    label = F.when(F.size(parts) > depth + 1, parts[depth])
-    own_split = _split_of_folder(parts[0]) if by_folders else F.lit(None).cast("string")
-    path = F.concat(F.lit(url + "/"), F.expr(f"substring(path, {len(root) + 2})"))
-    spark.conf.set("spark.sql.files.openCostInBytes", str(_OPEN_COST_BYTES))
-    listed = files.select(path.alias("path"), label.alias("label"), own_split.alias("own_split"), "content", "length")
-    counts = _count(listed, parts[0] if by_folders else None)
-    if not counts:
-        raise UsageError(f"{url} holds no files.")
-    if by_folders:
-        _check_split_folders(url, counts)
-    classes = tuple(sorted({row["label"] for row in counts if row["label"] is not None}))
-    if not classes:
-        raise UsageError(f"{url} has no class folders with images in them: a folder per class is wanted.")
-    images = sum(row["count"] for row in counts)
-    _plan_partitions(spark, images=images, total_bytes=sum(row["bytes"] for row in counts))
-    if by_folders:
-        has_validation = any(row["own_split"] == "validation" for row in counts)
-        rule = SplitRule(fractions=None, validation_fraction=0.0 if has_validation else validation_fraction)
-    else:
-        rule = SplitRule(fractions=fractions)
-    frame = _with_identity(listed.drop("length"))
-    settings = {"source": url, "layout": "folders", "split": _describe_rule(rule)}
-    return ImageSource(frame=frame, classes=classes, images=images, split_rule=rule, settings=settings)
-
-
-def _split_of_folder(name: Column) -> Column:
-    mapping = F.create_map(*[F.lit(text) for pair in SPLIT_FOLDERS.items() for text in pair])
-    return mapping[name]
-
-
-def _count(listed: DataFrame, top: Column | None) -> list[Any]:
-    """Files and bytes by label, split and top folder; the content is not read for it."""
-    keyed = listed.withColumn("top", F.col("own_split") if top is None else top)
-    grouped = keyed.groupBy("label", "own_split", "top")
-    return grouped.agg(F.count("*").alias("count"), F.sum("length").alias("bytes")).collect()
-
-
-def _check_split_folders(url: str, counts: Sequence[Any]) -> None:
-    unknown = sorted({row["top"] for row in counts if row["own_split"] is None})
-    if unknown:
-        raise UsageError(
-            f'{url}: with split = "folders" the first level must be {", ".join(SPLIT_FOLDERS)}. Got {", ".join(unknown)}.'
-        )
-    if not any(row["own_split"] == "train" for row in counts):
-        raise UsageError(f'{url}: with split = "folders" a folder train/<class> is needed.')
-
-
-def _plan_partitions(spark: SparkSession, *, images: int, total_bytes: int) -> None:
-    """Sizes the tasks by number and bytes of images. Spark counts 4 MB for each file it opens: one or two images a task."""
-    slots = concurrent_tasks(spark)
-    task_images = min(max(images // (slots * 3), _MIN_TASK_IMAGES), _MAX_TASK_IMAGES)
-    mean_bytes = total_bytes // max(images, 1) + _OPEN_COST_BYTES
-    spark.conf.set("spark.sql.files.openCostInBytes", str(_OPEN_COST_BYTES))  # where no folder has been listed before
-    spark.conf.set("spark.sql.files.maxPartitionBytes", str(min(task_images * mean_bytes, 512 << 20)))
-    spark.conf.set("spark.sql.files.minPartitionNum", str(slots))
+    return replace(opened, settings=settings, card=card, lineage={"card": describe_card(card)})
 
 
 def _open_images_table(spark: SparkSession, url: str, manifest: ImagesManifest, split: Split | None) -> ImageSource:
     if split == "folders":
         raise UsageError(f"{url} is an images table, which has its splits already; leave `images.split` out.")
-    paths = [storage.join_url(url, file.path) for file in manifest.files]
+    paths = [escape_glob(storage.join_url(url, file.path)) for file in manifest.files]
     rows = spark.read.parquet(*paths).select(
         "path", "label", F.col("split").alias("own_split"), "content", "bytes_size", "image_id"
     )
-    _plan_partitions(spark, images=manifest.row_count, total_bytes=manifest.byte_count)
+    plan_partitions(spark, images=manifest.row_count, total_bytes=manifest.byte_count)
     rule = SplitRule(fractions=split)
     settings = {
         "source": url,
         "layout": "images",
-        "split": _describe_rule(rule),
+        "split": describe_rule(rule),
         "images": manifest.identity,
     }
     lineage = {"images": {"url": url, "identity": manifest.identity, "content_digest": manifest.content_digest}}
@@ -228,7 +124,7 @@ def _open_scenes(spark: SparkSession, card: Card, split: Split | None) -> ImageS
         for batch in batches:
             indices = batch.column(0).to_pylist()
             for chunk in _chunks(indices):
-                yield _rows_batch(
+                yield rows_batch(
                     (
                         f"synthetic:///{card.name}/{label}/{index:06d}.jpg",
                         label,
@@ -240,15 +136,15 @@ def _open_scenes(spark: SparkSession, card: Card, split: Split | None) -> ImageS
                 )
 
     tasks = max(concurrent_tasks(spark), layout.images // 1000)
-    frame = spark.range(0, layout.images, 1, tasks).mapInArrow(draw, _ROWS_SCHEMA)
+    frame = spark.range(0, layout.images, 1, tasks).mapInArrow(draw, ROWS_SCHEMA)
     rule = SplitRule(fractions=split or FractionSplit())
     settings = {
         "layout": "synthetic",
-        "split": _describe_rule(rule),
+        "split": describe_rule(rule),
         "synthetic": layout.model_dump(exclude={"images"}),
     }
     return ImageSource(
-        frame=_with_identity(frame),
+        frame=with_identity(frame),
         classes=SCENE_CLASSES[: layout.images],
         images=layout.images,
         split_rule=rule,
@@ -270,11 +166,11 @@ def _open_idx(spark: SparkSession, url: str, card: Card, split: Split | None) ->
         starts = range(0, len(digits), _IDX_ROWS_PER_TASK)
         ranges += [(images_url, labels_url, own_split, start, start + _IDX_ROWS_PER_TASK) for start in starts]
     tasks = spark.createDataFrame(ranges, "images string, labels string, own_split string, start long, stop long")
-    frame = tasks.repartition(len(ranges)).mapInArrow(_read_idx_ranges, _ROWS_SCHEMA)
+    frame = tasks.repartition(len(ranges)).mapInArrow(_read_idx_ranges, ROWS_SCHEMA)
     rule = SplitRule(fractions=None, validation_fraction=card.validation_fraction)
-    settings = {"source": url, "layout": "idx", "split": _describe_rule(rule)}
+    settings = {"source": url, "layout": "idx", "split": describe_rule(rule)}
     return ImageSource(
-        frame=_with_identity(frame),
+        frame=with_identity(frame),
         classes=tuple(str(digit) for digit in sorted(labels)),
         images=total,
         split_rule=rule,
@@ -303,7 +199,7 @@ def _read_idx_ranges(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBat
             if images.ndim != 3 or len(images) != len(digits):
                 raise JobError(f"{task['images']}: {images.shape} images and {len(digits)} labels do not go together.")
             for chunk in _chunks(range(task["start"], min(task["stop"], len(images)))):
-                yield _rows_batch(
+                yield rows_batch(
                     (f"{task['images']}#{index}", str(digits[index]), task["own_split"], _encode_png(images[index]))
                     for index in chunk
                 )
@@ -318,22 +214,3 @@ def _encode_png(pixels: Any) -> bytes:
 def _chunks(items: Sequence[int]) -> Iterator[Sequence[int]]:
     for start in range(0, len(items), _CHUNK_ROWS):
         yield items[start : start + _CHUNK_ROWS]
-
-
-def _rows_batch(rows: Any) -> pa.RecordBatch:
-    columns = list(zip(*rows, strict=True))
-    return pa.RecordBatch.from_arrays(
-        [pa.array(column, type=field.type) for column, field in zip(columns, _ARROW_ROWS, strict=True)],
-        schema=_ARROW_ROWS,
-    )
-
-
-def _describe_rule(rule: SplitRule) -> dict[str, Any]:
-    if rule.fractions is not None:
-        return rule.fractions.model_dump()
-    return {"own": True, "validation_fraction": rule.validation_fraction, "seed": rule.seed}
-
-
-def _escape_glob(url: str) -> str:
-    """`url` so that Hadoop takes its characters as they are, not as a pattern."""
-    return re.sub(r"([\[\]{}*?\\])", r"\\\1", url)

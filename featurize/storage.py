@@ -6,8 +6,10 @@ A URL is `file:///absolute/path`, a plain path (relative to the working director
 import json
 import os
 import posixpath
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -16,8 +18,9 @@ from uuid import uuid4
 import fsspec
 from fsspec import AbstractFileSystem
 
-from featurize.errors import UsageError
+from featurize.errors import JobError, UsageError
 
+_CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
 
 
@@ -44,8 +47,20 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     url = absolute_url(url)
     if url.startswith("file://"):
         return fsspec.filesystem("file"), url.removeprefix("file://")
+    parts = urlsplit(url)
+    if parts.hostname and parts.port:
+        _check_reachable(parts.hostname, parts.port)
     filesystem, path = fsspec.core.url_to_fs(url)
     return filesystem, path
+
+
+@cache
+def _check_reachable(host: str, port: int) -> None:
+    """Fails at once where the HDFS client would go on trying for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise JobError(f"no HDFS NameNode answers at {host}:{port}: {error.strerror or error}.") from error
 
 
 def join_url(url: str, *parts: str) -> str:
@@ -72,6 +87,28 @@ def list_files(url: str) -> list[str]:
         return []
     prefix = absolute_url(url)
     return sorted(prefix + name[name.index(path) + len(path) :] for name in filesystem.find(path))
+
+
+def walk_files(url: str) -> Iterator[tuple[str, int]]:
+    """The path below `url` and the size in bytes of every file in the folder, links followed, in no certain order.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    filesystem, path = open_filesystem(url)
+    if absolute_url(url).startswith("file://"):
+        for folder, _, names in os.walk(path, onerror=_raise, followlinks=True):
+            for name in names:
+                full = os.path.join(folder, name)  # noqa: PTH118 - Path objects would double the time of the walk
+                yield full[len(path) :].lstrip("/"), os.stat(full).st_size  # noqa: PTH116
+        return
+    for folder, _, files in filesystem.walk(path, detail=True, on_error="raise"):
+        for name, info in files.items():
+            yield f"{folder[len(path) :]}/{name}".lstrip("/"), int(info["size"])
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def read_bytes(url: str) -> bytes:
@@ -146,8 +183,12 @@ def create_exclusively(url: str, content: bytes) -> bool:
     filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
     try:
         if absolute_url(url).startswith("file://"):
-            with open(path, "xb") as file:
-                file.write(content)
+            temporary = Path(f"{path}.{uuid4().hex[:8]}.tmp")
+            temporary.write_bytes(content)
+            try:
+                os.link(temporary, path)  # with its content at once, where an exclusive open would first show it empty
+            finally:
+                temporary.unlink()
         else:
             with filesystem.open(path, "wb", overwrite=False) as file:
                 file.write(content)

@@ -5,6 +5,7 @@ A rerun with the same settings adds only the images that are missing; other sett
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
@@ -21,6 +22,7 @@ from featurize import storage
 from featurize.claims import CLAIM_NAME, claim_output
 from featurize.digests import combine_digests, settings_digest
 from featurize.errors import JobError, UsageError
+from featurize.image_source import ImageSource, escape_glob
 from featurize.manifests import (
     MANIFEST_NAME,
     DataFile,
@@ -33,7 +35,6 @@ from featurize.manifests import (
     write_manifest,
 )
 from featurize.shards import ShardRecord
-from featurize.sources import ImageSource
 
 AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 Worker = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
@@ -78,8 +79,9 @@ def build_table(
     """
     started = perf_counter()
     url = storage.absolute_url(url)
+    _check_apart(url, source)
     _check_target(url, manifest_type, settings)
-    with claim_output(url) as claim:
+    with _leaving_no_empty_folder(url), claim_output(url) as claim:
         existing = _check_target(url, manifest_type, settings)
         _remove_leftovers(url, existing)
         frame, skipped, removed, wanted = source.frame, 0, 0, source.images
@@ -96,7 +98,8 @@ def build_table(
             claim.verify()
             _publish(url, staging, manifest, records)
         finally:
-            storage.remove(storage.join_url(url, STAGING))
+            storage.remove(staging)  # this job's: one that took over the claim may have its own beside it
+            _remove_empty(storage.join_url(url, STAGING))
     added = sum(sum(classes.values()) for record in records for classes in record.rows.values())
     rejected = sum(sum(record.rejects.values()) for record in records)
     return BuildResult(manifest, added, rejected, skipped, removed, perf_counter() - started)
@@ -121,6 +124,13 @@ def summarize_rejects(manifest: Manifest, most: int = 8) -> str:
     return "\n".join(lines + ([f"  - and {len(ranked) - most} more reasons"] if len(ranked) > most else []))
 
 
+def _check_apart(url: str, source: ImageSource) -> None:
+    """The table may not lie in the folder it is made from, whose next listing would find it as a class."""
+    folder = str(source.settings.get("source", ""))
+    if source.settings["layout"] == "folders" and (url + "/").startswith(folder + "/"):
+        raise UsageError(f"{url} is in the folder of the images, {folder}. Write the table elsewhere.")
+
+
 def _check_target(url: str, manifest_type: type[AnyManifest], settings: Mapping[str, Any]) -> AnyManifest | None:
     """The manifest that is there already, if it may be added to."""
     existing = read_manifest(url)
@@ -143,16 +153,28 @@ def _check_free(url: str) -> None:
             raise UsageError(f"{url} is not empty and holds no table of Firn's: {inner}. Write to another URL.")
 
 
+@contextmanager
+def _leaving_no_empty_folder(url: str) -> Iterator[None]:
+    """Takes away the folder of a table that came to nothing."""
+    try:
+        yield
+    finally:
+        _remove_empty(url)
+
+
+def _remove_empty(url: str) -> None:
+    if not storage.list_files(url):
+        storage.remove(url)
+
+
 def _remove_leftovers(url: str, existing: Manifest | None) -> None:
     """Removes what a killed job left: its staging folder, and files that no manifest lists."""
     storage.remove(storage.join_url(url, STAGING))
     listed = {file.path for file in (*existing.files, *existing.reject_files)} if existing is not None else set()
     for folder in ("data", "rejects"):
         for file in storage.list_files(storage.join_url(url, folder)):
-            if file[len(url) + 1 :] not in listed:
+            if file[len(url) + 1 :] not in listed and _PART_NAME.fullmatch(file.rsplit("/", 1)[1]):
                 storage.remove(file)
-        if existing is None:
-            storage.remove(storage.join_url(url, folder))
 
 
 def _without_known(
@@ -160,7 +182,9 @@ def _without_known(
 ) -> tuple[DataFrame, int, int, int]:
     """The rows of `source` that are not in the table yet; and how many are in it, no longer in the source, to be added."""
     files = [storage.join_url(url, file.path) for file in (*existing.files, *existing.reject_files)]
-    known = spark.read.parquet(*files).select("path", F.col("image_id").alias("known_id"))
+    known = spark.read.parquet(*(escape_glob(file) for file in files)).select(
+        "path", F.col("image_id").alias("known_id")
+    )
     present = source.frame.select("path", "image_id").withColumn("present", F.lit(True))
     compared = present.join(known, "path", "full_outer").select(
         F.count_if(F.col("known_id") == F.col("image_id")).alias("unchanged"),
@@ -234,13 +258,16 @@ def _merge(
 def _publish(url: str, staging: str, manifest: Manifest, records: list[ShardRecord]) -> None:
     """Moves the committed files into their places, then writes the manifest: the moment the table changes."""
     committed = {file.path for record in records for file in (*record.files, *record.reject_files)}
-    for file in storage.list_files(staging):
-        if file[len(staging) + 1 :] not in committed:
-            storage.remove(file)  # of an attempt that failed or came second
+    staged_files = {file[len(staging) + 1 :] for file in storage.list_files(staging)}
+    if missing := committed - staged_files:
+        raise JobError(f"{staging}/{min(missing)} was written and is gone; nothing was published.")
+    for path in staged_files - committed:
+        storage.remove(storage.join_url(staging, path))  # of an attempt that failed or came second
     for folder in ("data", "rejects"):
         staged, final = storage.join_url(staging, folder), storage.join_url(url, folder)
         if not storage.exists(staged):
             continue
+        _remove_empty(final)
         if not storage.exists(final):
             storage.move(staged, final)  # one rename: also who reads the folder by itself sees all or nothing
             continue

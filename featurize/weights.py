@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featurize import storage
 from featurize.digests import sha256_file
@@ -103,7 +103,10 @@ def _network_from_file(
 
 def _load_into(make: Callable[..., "keras.Model"], path: Path) -> "keras.Model":
     """The network with the weights in a local file; one without the classifier's gives a network without it."""
-    network = make(weights=None, include_top=not _lacks_classifier(make, path))
+    if _lacks_classifier(path):
+        network = make(weights=None, include_top=False, input_shape=make(weights=None).input.shape[1:])
+    else:
+        network = make(weights=None)
     if path.suffix == ".keras":
         from keras import saving
 
@@ -113,7 +116,7 @@ def _load_into(make: Callable[..., "keras.Model"], path: Path) -> "keras.Model":
     return network
 
 
-def _lacks_classifier(make: Callable[..., Any], path: Path) -> bool:
+def _lacks_classifier(path: Path) -> bool:
     """Whether a file of weights was written without the dense layers at the end, as Keras's own ``notop`` files are."""
     if path.suffix == ".keras":
         return False

@@ -51,18 +51,16 @@ def fit_command(
             raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
         ranks = int(os.environ["HOROVOD_SIZE"]) if under_horovodrun else num_proc
         plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
-        card = None if overwrite else find_trained(plan)
+        card = find_trained(plan, overwrite=overwrite)
         reused = card is not None
         if card is None and under_horovodrun:
             card = _train_as_rank(plan, distributed=True)
-            if card is None:
-                return  # rank 0 speaks for all
         elif card is None and num_proc > 1:
             run_on_spark(lambda: _train_as_rank(plan, distributed=True) is not None, num_proc)
             card = read_model_card(plan.recipe.model.url)
         elif card is None:
             card = _train_as_rank(plan, distributed=False)
-        if card is not None:
+        if card is not None and os.environ.get("HOROVOD_RANK", "0") == "0":
             _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
 
 

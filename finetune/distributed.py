@@ -12,6 +12,7 @@ from finetune.fit import Communicator, SingleRank
 
 Result = TypeVar("Result")
 _START_TIMEOUT_S = 120
+_PEER_GONE = "another rank is gone; its own output says why."
 
 
 class HorovodRanks:
@@ -46,8 +47,13 @@ def open_ranks(*, distributed: bool) -> Iterator[Communicator]:
 
     hvd.init()
     set_threads(max(1, cores // hvd.local_size()))
+    import tensorflow as tf
+    from horovod.common.exceptions import HorovodInternalError
+
     try:
         yield HorovodRanks()
+    except (tf.errors.UnknownError, HorovodInternalError) as error:  # what a collective raises when a rank is gone
+        raise JobError(_PEER_GONE) from error
     finally:
         hvd.shutdown()
 
@@ -60,21 +66,25 @@ def run_on_spark(work: Callable[[], Result], num_proc: int) -> Result:
     """
     import horovod.spark
 
-    from featurize.session import make_session
+    from featurize.session import open_session
 
-    make_session("firn fit", slots=num_proc)
-    results = horovod.spark.run(
-        _reporting_errors(work),
-        num_proc=num_proc,
-        use_gloo=True,
-        start_timeout=_START_TIMEOUT_S,
-        stdout=sys.stderr,
-        stderr=sys.stderr,
-        verbose=0,
-    )
-    for error, _ in results:
-        if error is not None:
-            raise JobError(error)
+    with open_session("firn fit", slots=num_proc):
+        try:
+            results = horovod.spark.run(
+                _reporting_errors(work),
+                num_proc=num_proc,
+                use_gloo=True,
+                start_timeout=_START_TIMEOUT_S,
+                stdout=sys.stderr,
+                stderr=sys.stderr,
+                verbose=0,
+            )
+        except Exception as error:  # Horovod has no error of its own here: a rank that died, a timeout, too few slots
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise JobError(f"a rank failed, and its output is above: {reason}") from error
+    messages = [message for message, _ in results if message is not None]
+    if messages:
+        raise JobError(next((message for message in messages if message != _PEER_GONE), messages[0]))
     result: Result = results[0][1]
     return result
 

@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from featurize import storage
@@ -95,12 +96,19 @@ def _check_split(url: str, manifest: FeaturesManifest, split: str) -> None:
 
 
 def _confusion_table(result: dict[str, Any]) -> Table:
-    table = Table("true", *result["classes"], box=None, padding=(0, 1), header_style="bold", title_justify="left")
+    table = Table(
+        "true",
+        *(escape(label) for label in result["classes"]),
+        box=None,
+        padding=(0, 1),
+        header_style="bold",
+        title_justify="left",
+    )
     table.title = "confusion matrix, a column for each predicted class"
     for column in table.columns:
         column.no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
     for label, counts in zip(result["classes"], result["confusion_matrix"], strict=True):
-        table.add_row(label, *(str(count) if count else "." for count in counts))
+        table.add_row(escape(label), *(str(count) if count else "." for count in counts))
     return table

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.errors import JobError
+from featurize.errors import FirnError, SharedError
 from featurize.recipe import TrainingSettings
 from finetune.loader import SplitData, iterate_slices, make_batches, plan_epoch
 from finetune.models import logits_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _EVALUATION_ROWS = 4096
 _AGREEMENT_TOLERANCE = 1e-5
+_MESSAGE_BYTES = 4096
 EpochReport = Callable[[dict[str, float]], None]
 
 
@@ -83,7 +84,7 @@ def fit(
         on_epoch: called after each epoch with its entry in the history.
 
     Raises:
-        JobError: the loss is no longer finite, or the ranks no longer hold the same weights.
+        SharedError: the loss is no longer finite, or the ranks no longer hold the same weights.
     """
     import tensorflow as tf
 
@@ -121,6 +122,7 @@ def fit(
             best, best_epoch = model.get_weights(), epoch
         if on_epoch is not None:
             on_epoch(entry)
+    _check_weights_finite(model, settings)
     check_agreement(model, ranks)
     model.set_weights(best)
     return FitResult(model, history, best_epoch, train.rows * settings.epochs / training_seconds)
@@ -196,11 +198,28 @@ def share_weights(model: "keras.Model", ranks: Communicator) -> None:
         variable.assign(ranks.sum(value if ranks.rank == 0 else value * 0))
 
 
+def raise_together(error: FirnError | None, ranks: Communicator) -> None:
+    """Raises on every rank when one of them failed, so that none waits in a collective for a rank that is gone.
+
+    Raises:
+        SharedError: with the message of the first rank that failed.
+    """
+    import tensorflow as tf
+
+    failed = ranks.sum(tf.one_hot(ranks.rank, ranks.size) * (0.0 if error is None else 1.0)).numpy()
+    if not failed.any():
+        return
+    message = str(error).encode()[:_MESSAGE_BYTES] if ranks.rank == int(np.argmax(failed)) else b""
+    padded = np.frombuffer(message.ljust(_MESSAGE_BYTES, b"\0"), np.uint8).astype(np.int32)
+    shared = ranks.sum(tf.constant(padded)).numpy().astype(np.uint8).tobytes()
+    raise SharedError(shared.rstrip(b"\0").decode(errors="replace")) from error
+
+
 def check_agreement(model: "keras.Model", ranks: Communicator) -> None:
     """Checks that all ranks hold the same weights: the law that synchronous averaging keeps.
 
     Raises:
-        JobError: they do not.
+        SharedError: they do not.
     """
     import tensorflow as tf
 
@@ -208,7 +227,9 @@ def check_agreement(model: "keras.Model", ranks: Communicator) -> None:
     mean = ranks.sum(flat) / ranks.size
     apart = ranks.sum(tf.reduce_max(tf.abs(flat - mean)))
     if not float(apart) <= _AGREEMENT_TOLERANCE * max(1.0, float(tf.reduce_max(tf.abs(mean)))):
-        raise JobError(f"the ranks hold different weights (up to {float(apart):g} apart): gradients were not averaged.")
+        raise SharedError(
+            f"the ranks hold different weights (up to {float(apart):g} apart): gradients were not averaged."
+        )
 
 
 def _make_evaluation(model: "keras.Model", data: SplitData, ranks: Communicator) -> Callable[[], dict[str, float]]:
@@ -245,8 +266,16 @@ def _score(entry: dict[str, float]) -> float:
 
 
 def _check_finite(entry: dict[str, float], settings: TrainingSettings) -> None:
-    if not math.isfinite(entry["loss"]):
-        raise JobError(
-            f"the loss is {entry['loss']} in epoch {entry['epoch']}. Lower `training.learning_rate` "
-            f"(now {settings.learning_rate:g}), and check that the features are finite."
-        )
+    for name in ("loss", "validation_loss"):
+        if not math.isfinite(entry.get(name, 0.0)):
+            what = f"the {name.replace('_', ' ')} is {entry[name]} in epoch {entry['epoch']}"
+            raise SharedError(_diverged(what, settings))
+
+
+def _check_weights_finite(model: "keras.Model", settings: TrainingSettings) -> None:
+    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
+        raise SharedError(_diverged("the weights are not finite after the last epoch", settings))
+
+
+def _diverged(what: str, settings: TrainingSettings) -> str:
+    return f"{what}. Lower `training.learning_rate` (now {settings.learning_rate:g}), and check that the features are finite."

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from featurize.errors import JobError
 from featurize.manifests import FeaturesManifest
-from finetune.reading import iterate_batches
+from finetune.reading import read_table
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -54,27 +56,18 @@ class BatchPlan:
 
 
 def read_split(url: str, manifest: FeaturesManifest, split: str) -> SplitData:
-    """Reads one split of the feature set at `url` into memory, through Petastorm.
+    """Reads one split of the feature set at `url` into memory.
 
     Raises:
-        JobError: the split has other rows than the manifest lists.
+        JobError: files are missing or damaged, or hold other rows or features than the manifest says.
     """
-    batches = list(iterate_batches(url, manifest, split, ("image_id", "path", "label_index", "features")))
-    shape = tuple(manifest.feature_shape)
-    if not batches:
-        empty = np.empty((0, *_stored_shape(manifest)), manifest.feature_dtype)
-        return SplitData(empty, np.empty(0, np.int32), np.empty(0, np.str_))
-    columns = {name: np.concatenate([batch[name] for batch in batches]) for name in ("image_id", "path", "label_index")}
-    features = np.concatenate([_as_array(batch["features"], manifest.feature_dtype, shape) for batch in batches])
-    if len(features) != manifest.split_rows(split):
-        raise JobError(
-            f"{url}: split {split} has {len(features)} rows, the manifest says {manifest.split_rows(split)}."
-        )
-    order = np.lexsort((columns["path"], columns["image_id"]))
+    table = read_table(url, manifest, split, ("image_id", "path", "label_index", "features"))
+    image_ids, paths = (np.asarray(table[name].to_pylist(), np.str_) for name in ("image_id", "path"))
+    order = np.lexsort((paths, image_ids))
     return SplitData(
-        features=features[order],
-        label_index=columns["label_index"][order].astype(np.int32),
-        paths=columns["path"][order].astype(np.str_),
+        features=_features_of(table, url, manifest)[order],
+        label_index=np.asarray(table["label_index"].to_numpy(), np.int32)[order],
+        paths=paths[order],
     )
 
 
@@ -117,13 +110,19 @@ def iterate_slices(rows: int, batch_size: int, *, rank: int = 0, size: int = 1) 
         yield slice(start, min(start + batch_size, last))
 
 
-def _stored_shape(manifest: FeaturesManifest) -> tuple[int, ...]:
-    """The shape of one row's features in memory: flat for a network's, an image for pixels."""
-    shape = tuple(manifest.feature_shape)
-    return shape if manifest.feature_dtype == "uint8" else (int(np.prod(shape)),)
-
-
-def _as_array(column: NDArray[Any], dtype: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    if dtype == "uint8":
-        return np.stack([np.frombuffer(pixels, np.uint8).reshape(shape) for pixels in column])
-    return np.asarray(column, np.float32)
+def _features_of(table: pa.Table, url: str, manifest: FeaturesManifest) -> NDArray[Any]:
+    """The features of all rows: flat for a network's, an image each for pixels."""
+    size = int(np.prod(manifest.feature_shape))
+    pixels = manifest.feature_dtype == "uint8"
+    shape = (table.num_rows, *manifest.feature_shape) if pixels else (table.num_rows, size)
+    chunks = table["features"].chunks if table.num_rows else []
+    lengths = [pc.binary_length(chunk) if pixels else pc.list_value_length(chunk) for chunk in chunks]
+    if any(pc.min(length).as_py() != size or pc.max(length).as_py() != size for length in lengths):
+        raise JobError(f"{url}: not all rows have {size} features, as the manifest says.")
+    features = np.empty(shape, manifest.feature_dtype)
+    first = 0
+    for chunk in chunks:
+        values = np.frombuffer(b"".join(chunk.to_pylist()), np.uint8) if pixels else chunk.flatten().to_numpy()
+        features[first : first + len(chunk)] = values.reshape(len(chunk), *shape[1:])
+        first += len(chunk)
+    return features

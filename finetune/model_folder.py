@@ -3,8 +3,9 @@
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.digests import sha256_bytes, sha256_file
@@ -76,14 +77,14 @@ def read_model_card(url: str) -> ModelCard | None:
     card_url = storage.join_url(url, CARD_NAME)
     try:
         document = storage.read_json(card_url)
-        card = ModelCard.model_validate(document)
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
+            raise JobError(f"{card_url} has schema version {version}; this Firn reads {SCHEMA_VERSION}.")
+        return ModelCard.model_validate(document)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, ValidationError) as error:
+    except ValueError as error:  # of json and of pydantic
         raise JobError(f"{card_url} is damaged: {str(error).splitlines()[0]}.") from error
-    if card.schema_version != SCHEMA_VERSION:
-        raise JobError(f"{card_url} has schema version {card.schema_version}; this Firn reads {SCHEMA_VERSION}.")
-    return card
 
 
 def save_model(url: str, network: "keras.Model", **fields: Any) -> ModelCard:
@@ -123,7 +124,10 @@ def load_model(url: str) -> tuple["keras.Model", ModelCard]:
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
         local = Path(folder) / NETWORK_NAME
         local.write_bytes(content)
-        return saving.load_model(local, compile=False, safe_mode=True), card
+        try:
+            return saving.load_model(local, compile=False, safe_mode=True), card
+        except (ValueError, TypeError, KeyError, OSError, BadZipFile) as error:
+            raise JobError(f"{network_url} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
 def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
@@ -138,6 +142,8 @@ def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> Non
             f"  - {key}: model {card.features.backbone.get(key)!r}, features {manifest.backbone[key]!r}" for key in keys
         ]
         raise UsageError(f"{url} was made by another backbone than the model was trained on:\n" + "\n".join(lines))
+    if manifest.classes != card.classes and sorted(manifest.classes) == sorted(card.classes):
+        raise UsageError(f"{url} has the classes of the model in another order: {manifest.classes} not {card.classes}.")
     if manifest.classes != card.classes:
         only_model = sorted(set(card.classes) - set(manifest.classes))
         only_features = sorted(set(manifest.classes) - set(card.classes))

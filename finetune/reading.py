@@ -1,83 +1,106 @@
-"""Petastorm on a feature set, on any file system that Firn knows."""
+"""The Parquet of a feature set: read whole by pyarrow, or streamed by Petastorm, on any file system that Firn knows."""
 
 import posixpath
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from featurize import storage
+from featurize.errors import JobError, UsageError
 from featurize.manifests import FeaturesManifest
 
-warnings.filterwarnings("ignore", category=FutureWarning, module="petastorm")  # of pyarrow's legacy Parquet reader
-warnings.filterwarnings("ignore", category=DeprecationWarning, module="petastorm")
-warnings.filterwarnings("ignore", category=FutureWarning, message="pyarrow.filesystem")
-warnings.filterwarnings("ignore", category=FutureWarning, message="pyarrow.hdfs")
-warnings.filterwarnings("ignore", category=UserWarning, message="pkg_resources")
-warnings.filterwarnings("ignore", category=DeprecationWarning, message="pkg_resources")
+if TYPE_CHECKING:
+    from petastorm.reader import Reader
 
-import pyarrow.filesystem as legacy  # noqa: E402 - after the filters: the import itself warns
+_READING_THREADS = 4
 
 
-class PetastormFileSystem(legacy.FileSystem):  # type: ignore[misc]
-    """An fsspec file system as the legacy interface of pyarrow, the one that Petastorm's Parquet reader accepts."""
+def read_table(url: str, manifest: FeaturesManifest, split: str, columns: Sequence[str]) -> pa.Table:
+    """The rows of one split, from the files that the manifest lists, in their order.
 
-    pathsep = "/"
-
-    def __init__(self, filesystem: AbstractFileSystem) -> None:
-        self._filesystem = filesystem
-
-    def isdir(self, path: str) -> bool:
-        """Whether a folder is at `path`."""
-        return bool(self._filesystem.isdir(path))
-
-    def isfile(self, path: str) -> bool:
-        """Whether a file is at `path`."""
-        return bool(self._filesystem.isfile(path))
-
-    def exists(self, path: str) -> bool:
-        """Whether anything is at `path`."""
-        return bool(self._filesystem.exists(path))
-
-    def open(self, path: str, mode: str = "rb") -> Any:
-        """The file at `path`."""
-        return self._filesystem.open(path, mode)
-
-    def ls(self, path: str) -> list[str]:
-        """The paths in a folder."""
-        return [str(name) for name in self._filesystem.ls(path, detail=False)]
-
-    def walk(self, path: str) -> Iterator[tuple[str, list[str], list[str]]]:
-        """As `os.walk`."""
-        yield from self._filesystem.walk(path)
-
-
-def iterate_batches(
-    url: str, manifest: FeaturesManifest, split: str, columns: Sequence[str]
-) -> Iterator[dict[str, Any]]:
-    """The rows of one split, a row group at a time, as NumPy arrays by column; the order is not fixed.
-
-    Only the files that the manifest lists are read, and nothing is unpickled: this is `make_batch_reader`.
+    Raises:
+        JobError: a file is missing, damaged, or has other rows than the manifest says.
     """
-    from petastorm import make_batch_reader
+    files = [file for file in manifest.files if file.split == split]
+
+    def read(path: str) -> pa.Table:
+        file_url = storage.join_url(url, path)
+        filesystem, inner = storage.open_filesystem(file_url)
+        try:
+            with filesystem.open(inner, "rb") as file:
+                return pq.ParquetFile(pa.PythonFile(file, mode="r")).read(columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise JobError(f"{file_url} is listed in the manifest and cannot be read: {_first_line(error)}") from error
+
+    with ThreadPoolExecutor(_READING_THREADS) as pool:
+        tables = list(pool.map(read, [file.path for file in files]))
+    for file, table in zip(files, tables, strict=True):
+        if table.num_rows != file.rows:
+            raise JobError(
+                f"{storage.join_url(url, file.path)} has {table.num_rows} rows, the manifest says {file.rows}."
+            )
+    rows = sum(table.num_rows for table in tables)
+    if rows != manifest.split_rows(split):
+        raise JobError(f"{url}: split {split} has {rows} rows, the manifest says {manifest.split_rows(split)}.")
+    return pa.concat_tables(tables) if tables else pa.table({name: pa.array([]) for name in columns})
+
+
+def open_petastorm_reader(
+    url: str, manifest: FeaturesManifest, split: str, columns: Sequence[str], *, num_epochs: int | None = None
+) -> "Reader":
+    """Petastorm's `make_batch_reader` on one split, for a training loop of one's own; a context manager.
+
+    It yields a row group at a time, endlessly unless `num_epochs` is given. Give it with care: at the end of its work the thread
+    pool of Petastorm 0.13.1 may lose row groups, as it looks whether its workers are idle before it looks whether all work
+    has been handed out. An endless reader never comes to that end.
+
+    Raises:
+        UsageError: the split has no rows.
+    """
+    with warnings.catch_warnings():  # Petastorm imports what pyarrow and setuptools deprecate
+        warnings.simplefilter("ignore")
+        from petastorm import make_batch_reader
 
     files = [storage.join_url(url, file.path) for file in manifest.files if file.split == split]
     if not files:
-        return
+        raise UsageError(f"{url}: split {split!r} has no rows.")
     filesystem, _ = storage.open_filesystem(posixpath.dirname(files[0]))
-    reader = make_batch_reader(
+    return make_batch_reader(
         files,
         schema_fields=[f"^{name}$" for name in columns],
-        shuffle_row_groups=False,
-        num_epochs=1,
-        reader_pool_type="thread",
-        workers_count=2,
-        filesystem=PetastormFileSystem(filesystem),
+        num_epochs=num_epochs,
+        filesystem=_legacy_filesystem(filesystem),
     )
-    try:
-        for batch in reader:
-            yield batch._asdict()
-    finally:  # not by `with`, whose end prints to standard output
-        reader.stop()
-        reader.join()
+
+
+def _legacy_filesystem(filesystem: AbstractFileSystem) -> Any:
+    """An fsspec file system as the legacy interface of pyarrow, the only one that Petastorm's Parquet reader accepts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pyarrow.filesystem import FileSystem
+
+    class LegacyFileSystem(FileSystem):  # type: ignore[misc]
+        pathsep = "/"
+        isdir = staticmethod(filesystem.isdir)
+        isfile = staticmethod(filesystem.isfile)
+        exists = staticmethod(filesystem.exists)
+        open = staticmethod(filesystem.open)
+
+        def ls(self, path: str) -> list[str]:
+            return [str(name) for name in filesystem.ls(path, detail=False)]
+
+        def walk(self, path: str) -> Iterator[tuple[str, list[str], list[str]]]:
+            yield from filesystem.walk(path)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LegacyFileSystem()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,16 +1,17 @@
 """Training as a whole: check everything first, train on however many ranks, publish the model."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from featurize import storage
-from featurize.claims import claim_output
+from featurize.claims import Claim, claim_output
 from featurize.digests import settings_digest
-from featurize.errors import UsageError
+from featurize.errors import FirnError, UsageError
 from featurize.manifests import FeaturesManifest, library_versions, read_features_manifest, utc_now
 from featurize.recipe import FinetuneRecipe
-from finetune.fit import Communicator, EpochReport, fit
-from finetune.loader import read_split
+from finetune.fit import Communicator, EpochReport, fit, raise_together
+from finetune.loader import SplitData, read_split
 from finetune.model_folder import ModelCard, read_model_card, refer_to_features, save_model
 from finetune.models import build_model
 
@@ -49,14 +50,19 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int) -> TrainingPlan:
     return TrainingPlan(recipe=recipe, manifest=manifest, ranks=ranks, model_id=settings_digest(settings))
 
 
-def find_trained(plan: TrainingPlan) -> ModelCard | None:
+def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | None:
     """The model of this plan, if it has been trained already.
+
+    Args:
+        overwrite: a model that is there, this or another, is to be replaced.
 
     Raises:
         UsageError: something else is where it should go.
     """
     url = plan.recipe.model.url
     card = read_model_card(url)
+    if card is not None and overwrite:
+        return None
     if card is not None and card.model_id != plan.model_id:
         raise UsageError(
             f"{url} holds another model, {card.model_id[:16]} of {card.created_at}. "
@@ -73,22 +79,37 @@ def train(plan: TrainingPlan, ranks: Communicator, *, on_epoch: EpochReport | No
     Raises:
         JobError: as `fit`, or another job is writing to the same place.
     """
-    if ranks.rank != 0:
-        _fit(plan, ranks, None)
-        return None
-    with claim_output(plan.recipe.model.url) as claim:
-        network, fields = _fit(plan, ranks, on_epoch)
+    url = plan.recipe.model.url
+    with ExitStack() as held:
+        claim: Claim | None = None
+        data: dict[str, SplitData] = {}
+        error: FirnError | None = None
+        try:
+            if ranks.rank == 0:
+                claim = held.enter_context(claim_output(url))
+            for split in ("train", "validation"):
+                data[split] = read_split(plan.recipe.features.url, plan.manifest, split)
+        except FirnError as caught:
+            error = caught
+        raise_together(error, ranks)
+        network, fields = _fit(plan, data["train"], data["validation"], ranks, on_epoch)
+        if claim is None:
+            return None
         claim.verify()
-        card = save_model(plan.recipe.model.url, network, **fields)
-        _save_history_plot(plan.recipe.model.url, card)
-    return card
+        card = save_model(url, network, **fields)
+        _save_history_plot(url, card)
+        return card
 
 
-def _fit(plan: TrainingPlan, ranks: Communicator, on_epoch: EpochReport | None) -> tuple[Any, dict[str, Any]]:
+def _fit(
+    plan: TrainingPlan,
+    train_data: SplitData,
+    validation_data: SplitData,
+    ranks: Communicator,
+    on_epoch: EpochReport | None,
+) -> tuple[Any, dict[str, Any]]:
     """The trained network and the fields of its card."""
     manifest, recipe = plan.manifest, plan.recipe
-    url = recipe.features.url
-    train_data, validation_data = (read_split(url, manifest, split) for split in ("train", "validation"))
     network = build_model(
         recipe.model,
         feature_shape=manifest.feature_shape,
@@ -100,7 +121,7 @@ def _fit(plan: TrainingPlan, ranks: Communicator, on_epoch: EpochReport | None) 
     best = result.history[result.best_epoch - 1]
     return result.model, {
         "model_id": plan.model_id,
-        "features": refer_to_features(url, manifest),
+        "features": refer_to_features(recipe.features.url, manifest),
         "classes": manifest.classes,
         "recipe": recipe.model_dump(),
         "seed": recipe.training.seed,

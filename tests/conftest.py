@@ -49,7 +49,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_photos(folder: Path, *, per_class: int, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0) -> None:
+def make_photos(
+    folder: Path, *, per_class: int, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0
+) -> None:
     """Writes `per_class` noisy pictures of one colour into a folder for each of the classes."""
     random = np.random.default_rng(seed)
     colours = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
@@ -57,7 +59,9 @@ def make_photos(folder: Path, *, per_class: int, classes: tuple[str, ...] = ("bl
         (folder / label).mkdir(parents=True, exist_ok=True)
         for index in range(per_class):
             height, width = random.integers(20, 60, 2)
-            pixels = random.normal(colours.get(label, (128, 128, 128)), 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
+            pixels = (
+                random.normal(colours.get(label, (128, 128, 128)), 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
+            )
             Image.fromarray(pixels).save(folder / label / f"{index:03d}.png")
 
 
@@ -77,9 +81,13 @@ def real_data() -> Path:
 def firn(tmp_path: Path) -> Firn:
     """Runs `featurize` or `finetune` as a user does, in a process of its own, in a fresh folder."""
 
-    def run(package: str, *arguments: str, cwd: Path | None = None, timeout_s: float = 300) -> "subprocess.CompletedProcess[str]":
+    def run(
+        package: str, *arguments: str, cwd: Path | None = None, timeout_s: float = 300
+    ) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", package, *arguments]
-        return subprocess.run(command, cwd=cwd or tmp_path, capture_output=True, text=True, timeout=timeout_s, check=False)
+        return subprocess.run(
+            command, cwd=cwd or tmp_path, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
 
     return run
 

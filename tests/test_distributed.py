@@ -1,0 +1,244 @@
+"""Tests of finetune.distributed: N ranks with batches of B rows give the model of one rank with batches of N x B rows.
+
+Run by path, this file is what a rank does: ``horovodrun -np 2 --gloo python tests/test_distributed.py FOLDER``. One launch
+works through all cases, since starting ranks takes longer than training.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_sets import make_clusters, uneven_shards, write_feature_set
+from numpy.typing import NDArray
+
+from featurize.errors import JobError
+from featurize.manifests import read_features_manifest
+from featurize.recipe import ModelSettings, TrainingSettings
+from finetune.distributed import HorovodRanks, launched_by_horovodrun, open_ranks
+from finetune.fit import Communicator, SingleRank, check_agreement, fit
+from finetune.loader import read_split
+from finetune.models import build_model
+
+TIMEOUT_S = 150
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training; `training.batch_size` is the global one, which the ranks divide among them."""
+
+    features: str
+    training: dict[str, Any]
+    first_weights_differ: bool = False
+
+
+CASES = {
+    "sgd": Case("floats", {"batch_size": 64, "epochs": 4, "learning_rate": 0.05}),
+    "adam": Case("floats", {"batch_size": 64, "epochs": 4, "learning_rate": 0.01, "optimizer": "adam"}, True),
+    "penalty_and_schedule": Case(
+        "floats", {"batch_size": 64, "epochs": 3, "learning_rate": 0.05, "l2": 0.01, "schedule": "cosine"}
+    ),
+    "one_row_left": Case("one_row_left", {"batch_size": 64, "epochs": 3, "learning_rate": 0.1}),
+    "fewer_rows_than_ranks_in_every_step": Case("few", {"batch_size": 2, "epochs": 3, "learning_rate": 0.1}),
+    "pixels": Case("pixels", {"batch_size": 32, "epochs": 2, "learning_rate": 0.05}),
+}
+
+
+class ForgetfulRanks(HorovodRanks):
+    """Ranks whose gradients stay where they are; weights are still shared at the start and compared at the end."""
+
+    def sum(self, tensor: Any) -> Any:
+        import tensorflow as tf
+
+        return tensor if tf.inside_function() else super().sum(tensor)
+
+
+class DeafRanks(HorovodRanks):
+    """Ranks that never hear of each other, not even when they are compared."""
+
+    def sum(self, tensor: Any) -> Any:
+        return tensor
+
+
+def run_case(folder: Path, case: Case, ranks: Communicator) -> dict[str, Any]:
+    """Trains one case; weights and history as lists, the error where there was one."""
+    url = str(folder / case.features)
+    manifest = read_features_manifest(url)
+    training = TrainingSettings.model_validate(
+        case.training | {"batch_size": case.training["batch_size"] // ranks.size}
+    )
+    model = build_model(
+        ModelSettings(url="unused"),
+        feature_shape=manifest.feature_shape,
+        feature_dtype=manifest.feature_dtype,
+        n_classes=len(manifest.classes),
+        seed=training.seed + (ranks.rank if case.first_weights_differ else 0),
+    )
+    train, validation = (read_split(url, manifest, split) for split in ("train", "validation"))
+    history: list[dict[str, float]] = []
+    error = None
+    try:
+        fit(model, train, validation, training, ranks=ranks, on_epoch=history.append)
+    except JobError as raised:
+        error = str(raised)
+    weights = [weight.astype(np.float64).tolist() for weight in model.get_weights()]
+    return {"weights": weights, "history": history, "error": error}
+
+
+def run_as_rank(folder: Path) -> None:
+    """Works through all cases as a rank and writes what came out."""
+    import tensorflow as tf
+
+    with open_ranks(distributed=True) as ranks:
+        results: dict[str, Any] = {name: run_case(folder, case, ranks) for name, case in CASES.items()}
+        results["forgetful"] = run_case(folder, CASES["sgd"], ForgetfulRanks())
+        results["deaf"] = run_case(folder, CASES["sgd"], DeafRanks())
+        results["sum"] = np.asarray(ranks.sum(tf.constant([1.0, ranks.rank + 1.0]))).tolist()
+        results["sum_in_graph"] = np.asarray(tf.function(ranks.sum)(tf.constant([1.0, ranks.rank + 1.0]))).tolist()
+        results["rank"], results["size"] = ranks.rank, ranks.size
+        results["threads"] = tf.config.threading.get_intra_op_parallelism_threads()
+        results["launched"] = launched_by_horovodrun()
+        (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(results))
+
+
+def horovodrun(*command: str, cwd: Path, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
+    """Runs `command` as two ranks on this host."""
+    program = [sys.executable, str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--gloo"]
+    return subprocess.run([*program, *command], cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The feature sets of the cases: odd numbers of rows, shards of very different sizes."""
+    folder = tmp_path_factory.mktemp("distributed")
+    write = partial(_write, folder)
+    features, label_index = make_clusters(1234, dim=24, n_classes=5, spread=3.0)
+    write("floats", features, label_index, n_train=1003)
+    write("one_row_left", features[:200], label_index[:200], n_train=129)
+    write("few", features[:9], label_index[:9], n_train=7)
+    pixels = np.random.default_rng(1).integers(0, 256, (150, 5, 4, 3)).astype(np.uint8)
+    write("pixels", pixels, label_index[:150], n_train=101)
+    return folder
+
+
+def _write(folder: Path, name: str, features: NDArray[Any], label_index: NDArray[Any], *, n_train: int) -> None:
+    rows = len(features)
+    splits = ["train"] * n_train + ["validation"] * (rows - n_train)
+    classes = [f"class {index}" for index in range(5)]
+    shards = uneven_shards(rows, 5, seed=3)
+    write_feature_set(folder / name, features, label_index, splits=splits, classes=classes, shards=shards)
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder: Path) -> list[dict[str, Any]]:
+    """What both ranks of one launch wrote."""
+    done = horovodrun(sys.executable, __file__, str(folder), cwd=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.fixture(scope="module")
+def one_rank(folder: Path) -> dict[str, dict[str, Any]]:
+    """The same cases in this process, without Horovod."""
+    return {name: run_case(folder, case, SingleRank()) for name, case in CASES.items()}
+
+
+def flat(result: dict[str, Any]) -> NDArray[np.float64]:
+    """All weights of a result as one vector."""
+    return np.concatenate([np.ravel(weight) for weight in result["weights"]])
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_give_the_model_of_one_rank_with_twice_the_batch(
+    name: str, two_ranks: list[dict[str, Any]], one_rank: dict[str, dict[str, Any]]
+) -> None:
+    alone = one_rank[name]
+    assert alone["error"] is None
+    for rank in two_ranks:
+        assert rank[name]["error"] is None
+        np.testing.assert_allclose(flat(rank[name]), flat(alone), atol=1e-4, rtol=0)
+        for found, wanted in zip(rank[name]["history"], alone["history"], strict=True):
+            assert set(found) == set(wanted)
+            for key in set(wanted) - {"seconds"}:
+                assert found[key] == pytest.approx(wanted[key], abs=1e-5), (key, wanted["epoch"])
+    np.testing.assert_array_equal(flat(two_ranks[0][name]), flat(two_ranks[1][name]))
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+def test_training_moves_the_weights_by_far_more_than_the_tolerance(
+    folder: Path, one_rank: dict[str, dict[str, Any]]
+) -> None:
+    for name, case in CASES.items():
+        shorter = Case(case.features, case.training | {"epochs": 1})
+        assert np.abs(flat(run_case(folder, shorter, SingleRank())) - flat(one_rank[name])).max() > 1e-3, name
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+def test_ranks_that_stop_averaging_are_found_out(
+    two_ranks: list[dict[str, Any]], one_rank: dict[str, dict[str, Any]]
+) -> None:
+    for rank in two_ranks:
+        assert "the ranks hold different weights" in rank["forgetful"]["error"]
+        assert "the ranks hold different weights" in rank["deaf"]["error"]
+        for broken in ("forgetful", "deaf"):
+            assert np.abs(flat(rank[broken]) - flat(one_rank["sgd"])).max() > 1e-2
+    assert np.abs(flat(two_ranks[0]["forgetful"]) - flat(two_ranks[1]["forgetful"])).max() > 1e-2
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+def test_ranks_know_each_other(two_ranks: list[dict[str, Any]]) -> None:
+    for number, rank in enumerate(two_ranks):
+        assert (rank["rank"], rank["size"], rank["launched"]) == (number, 2, True)
+        assert rank["sum"] == rank["sum_in_graph"] == [2.0, 3.0]
+        assert rank["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+def test_this_process_is_no_rank_unless_horovodrun_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOROVOD_RANK", raising=False)
+    assert not launched_by_horovodrun()
+    monkeypatch.setenv("HOROVOD_RANK", "1")
+    assert not launched_by_horovodrun()
+    monkeypatch.setenv("HOROVOD_SIZE", "2")
+    assert launched_by_horovodrun()
+
+
+def test_importing_the_package_imports_neither_horovod_nor_tensorflow() -> None:
+    code = (
+        "import sys; import finetune.distributed, finetune.training, finetune.evaluate, finetune.__main__;"
+        "sys.exit(any(name.startswith(('horovod', 'tensorflow', 'keras')) for name in sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_agreement_is_checked_on_every_weight() -> None:
+    """A difference in the bias alone, far smaller than the kernel, is found."""
+    model = build_model(ModelSettings(url="unused"), feature_shape=[50], feature_dtype="float32", n_classes=4, seed=1)
+
+    class SecondHasAnotherBias:
+        rank, size = 0, 2
+
+        def sum(self, tensor: Any) -> Any:
+            other = np.zeros(tensor.shape, np.float32)
+            if other.ndim:
+                other[-1] = 1e-3
+            return 2 * tensor + other
+
+    with pytest.raises(JobError, match="different weights"):
+        check_agreement(model, SecondHasAnotherBias())
+
+
+if __name__ == "__main__":
+    run_as_rank(Path(sys.argv[1]))

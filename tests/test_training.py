@@ -1,0 +1,278 @@
+"""Tests of finetune.training: what is checked first, what makes a model another one, what is in its place already."""
+
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from feature_sets import make_clusters, spec_of, write_feature_set
+
+from featurize.claims import CLAIM_NAME
+from featurize.errors import JobError, UsageError
+from featurize.manifests import read_features_manifest
+from featurize.recipe import FeaturesSettings, FinetuneRecipe, ModelSettings, TrainingSettings
+from finetune.fit import SingleRank, predict_probabilities
+from finetune.loader import read_split
+from finetune.model_folder import ModelCard, load_model, read_model_card
+from finetune.training import find_trained, plan_training, train
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A feature set of 200 rows in three classes; do not change it."""
+    folder = tmp_path_factory.mktemp("features") / "set"
+    values, label_index = make_clusters(200, spread=2.0)
+    write_feature_set(folder, values, label_index)
+    return folder
+
+
+@pytest.fixture
+def model_url(tmp_path: Path) -> Path:
+    return tmp_path / "model"
+
+
+def make_recipe(features: Path, model: Path, **training: Any) -> FinetuneRecipe:
+    settings = TrainingSettings.model_validate({"epochs": 3, **training})
+    return FinetuneRecipe(
+        features=FeaturesSettings(url=str(features)), model=ModelSettings(url=str(model)), training=settings
+    )
+
+
+def train_alone(recipe: FinetuneRecipe) -> ModelCard:
+    card = train(plan_training(recipe, ranks=1), SingleRank())
+    assert card is not None
+    return card
+
+
+def test_model_folder_holds_all_that_is_needed_to_use_and_repeat_it(features: Path, model_url: Path) -> None:
+    recipe = make_recipe(features, model_url, learning_rate=0.05, seed=7)
+    card = train_alone(recipe)
+    manifest = read_features_manifest(str(features))
+    document = json.loads((model_url / "model.json").read_text())
+    assert ModelCard.model_validate(document) == card == read_model_card(str(model_url))
+    assert document["features"]["identity"] == manifest.identity
+    assert document["features"]["url"] == f"file://{features}"
+    assert document["classes"] == manifest.classes
+    assert document["recipe"]["training"] == recipe.training.model_dump()
+    assert (document["seed"], document["ranks"], document["global_batch_size"]) == (7, 1, 32)
+    assert document["rows"] == {"train": 120, "validation": 40}
+    assert [entry["epoch"] for entry in document["history"]] == [1, 2, 3]
+    best = document["history"][document["best_epoch"] - 1]
+    assert document["metrics"] == {key: value for key, value in best.items() if key not in ("epoch", "seconds")}
+    assert {"firn", "keras", "numpy"} <= set(document["versions"])
+    left = {path.name for path in model_url.iterdir()}
+    assert left == {"model.keras", "model.json", "history.png"}
+
+
+def test_metrics_are_those_of_the_saved_network(features: Path, model_url: Path) -> None:
+    card = train_alone(make_recipe(features, model_url))
+    network, _ = load_model(str(model_url))
+    validation = read_split(str(features), read_features_manifest(str(features)), "validation")
+    probabilities = predict_probabilities(network, validation.features)
+    accuracy = (probabilities.argmax(axis=1) == validation.label_index).mean()
+    loss = -np.log(probabilities[np.arange(validation.rows), validation.label_index]).mean()
+    assert card.metrics["validation_accuracy"] == pytest.approx(accuracy)
+    assert card.metrics["validation_loss"] == pytest.approx(float(loss), rel=1e-4)
+
+
+def test_trained_model_is_found_again(features: Path, model_url: Path) -> None:
+    plan = plan_training(make_recipe(features, model_url), ranks=1)
+    assert find_trained(plan) is None
+    card = train(plan, SingleRank())
+    assert find_trained(plan) == card
+    halved = make_recipe(features, model_url, batch_size=16)
+    assert find_trained(plan_training(halved, ranks=2)) == card
+
+
+def test_another_model_in_the_same_place_is_refused(features: Path, model_url: Path) -> None:
+    train_alone(make_recipe(features, model_url))
+    before = {path.name: path.read_bytes() for path in model_url.iterdir()}
+    with pytest.raises(UsageError, match=r"holds another model.*--overwrite"):
+        find_trained(plan_training(make_recipe(features, model_url, seed=1), ranks=1))
+    assert {path.name: path.read_bytes() for path in model_url.iterdir()} == before
+
+
+def test_foreign_folder_is_refused_and_left_alone(features: Path, model_url: Path) -> None:
+    (model_url / "inner").mkdir(parents=True)
+    (model_url / "inner" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UsageError, match="is not empty and holds no model"):
+        find_trained(plan_training(make_recipe(features, model_url), ranks=1))
+    assert [path.name for path in model_url.rglob("*")] == ["inner", "thesis.tex"]
+
+
+def test_file_in_the_place_of_the_model_is_refused(features: Path, model_url: Path) -> None:
+    model_url.write_text("years of work")
+    with pytest.raises(UsageError):
+        find_trained(plan_training(make_recipe(features, model_url), ranks=1))
+    assert model_url.read_text() == "years of work"
+
+
+def test_feature_set_in_the_place_of_the_model_is_refused(features: Path) -> None:
+    with pytest.raises(UsageError, match="holds no model"):
+        find_trained(plan_training(make_recipe(features, features), ranks=1))
+
+
+def test_empty_folder_and_what_a_killed_training_left_are_no_hindrance(features: Path, model_url: Path) -> None:
+    plan = plan_training(make_recipe(features, model_url), ranks=1)
+    model_url.mkdir()
+    assert find_trained(plan) is None
+    (model_url / "model.keras").write_bytes(b"half")
+    (model_url / "_claim.json").write_text("{")
+    assert find_trained(plan) is None
+    card = train(plan, SingleRank())
+    assert card is not None
+    assert load_model(str(model_url))[1] == card
+
+
+def test_missing_feature_set_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is not a feature set"):
+        plan_training(make_recipe(tmp_path / "none", tmp_path / "model"), ranks=1)
+
+
+@pytest.mark.parametrize(("label_index", "found"), [([1] * 10, "only bee"), ([], "none")])
+def test_fewer_than_two_classes_with_training_rows_are_refused(
+    tmp_path: Path, label_index: list[int], found: str
+) -> None:
+    labels = np.array([*label_index, 0, 2], np.int32)
+    splits = ["train"] * len(label_index) + ["test", "test"]
+    write_feature_set(tmp_path / "set", np.ones((len(labels), 4), np.float32), labels, splits=splits)
+    with pytest.raises(UsageError, match=f"two classes at least must have training rows. Got {found}"):
+        plan_training(make_recipe(tmp_path / "set", tmp_path / "model"), ranks=1)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"seed": 43},
+    {"learning_rate": 0.02},
+    {"epochs": 4},
+    {"optimizer": "adam"},
+    {"momentum": 0.7},
+    {"nesterov": False},
+    {"batch_size": 64},
+    {"schedule": "cosine"},
+    {"l2": 0.001},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: next(iter(change)))
+def test_each_setting_makes_another_model_id(features: Path, change: dict[str, Any]) -> None:
+    model_ids = {
+        plan_training(make_recipe(features, Path("m"), **training), ranks=1).model_id for training in ({}, change)
+    }
+    assert len(model_ids) == 2
+
+
+@pytest.mark.parametrize("changed", ["labels", "splits", "backbone", "row"])
+def test_content_of_the_features_makes_another_model_id(features: Path, tmp_path: Path, changed: str) -> None:
+    """Values need no case: they follow from images and backbone."""
+    values, label_index = make_clusters(200, spread=2.0)
+    options: dict[str, Any] = {}
+    if changed == "labels":
+        label_index[0] = (label_index[0] + 1) % 3
+    if changed == "splits":
+        options["splits"] = [
+            "test" if row == 0 else ("train", "train", "train", "validation", "test")[row % 5] for row in range(200)
+        ]
+    if changed == "backbone":
+        options["spec"] = spec_of(values, weights_digest="1" * 64)
+    if changed == "row":
+        values, label_index = values[:-1], label_index[:-1]
+    write_feature_set(tmp_path / "other", values, label_index, **options)
+    one, two = (plan_training(make_recipe(url, Path("m")), ranks=1).model_id for url in (features, tmp_path / "other"))
+    assert one != two
+
+
+def test_model_id_does_not_depend_on_places_ranks_or_shards(features: Path, tmp_path: Path) -> None:
+    wanted = plan_training(make_recipe(features, Path("m"), batch_size=64), ranks=1).model_id
+    shutil.copytree(features, tmp_path / "copy")
+    values, label_index = make_clusters(200, spread=2.0)
+    write_feature_set(
+        tmp_path / "resharded", values, label_index, shards=[list(range(0, 200, 2)), list(range(1, 200, 2))]
+    )
+    recipes = [
+        (make_recipe(features, Path("elsewhere"), batch_size=64), 1),
+        (make_recipe(tmp_path / "copy", Path("m"), batch_size=64), 1),
+        (make_recipe(tmp_path / "resharded", Path("m"), batch_size=64), 1),
+        (make_recipe(features, Path("m"), batch_size=32), 2),
+        (make_recipe(features, Path("m"), batch_size=8), 8),
+        (make_recipe(features, Path("m"), batch_size=64, momentum=0.8, nesterov=True), 1),
+    ]
+    assert {plan_training(recipe, ranks=ranks).model_id for recipe, ranks in recipes} == {wanted}
+
+
+def test_resharded_features_give_the_same_weights(features: Path, tmp_path: Path) -> None:
+    values, label_index = make_clusters(200, spread=2.0)
+    write_feature_set(tmp_path / "resharded", values, label_index, shards=[list(range(199, -1, -1))], rows_per_group=16)
+    train_alone(make_recipe(features, tmp_path / "one"))
+    train_alone(make_recipe(tmp_path / "resharded", tmp_path / "two"))
+    one, two = (load_model(str(tmp_path / name))[0].get_weights() for name in ("one", "two"))
+    for first, second in zip(one, two, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+def test_failed_training_leaves_no_model(tmp_path: Path) -> None:
+    values, label_index = make_clusters(60)
+    values[:, 0] = np.nan
+    write_feature_set(tmp_path / "set", values, label_index)
+    recipe = make_recipe(tmp_path / "set", tmp_path / "model")
+    with pytest.raises(JobError, match="loss is nan"):
+        train_alone(recipe)
+    assert list((tmp_path / "model").iterdir()) == []
+    assert find_trained(plan_training(recipe, ranks=1)) is None
+
+
+def test_failed_training_keeps_the_model_that_was_there(features: Path, model_url: Path) -> None:
+    card = train_alone(make_recipe(features, model_url))
+    with pytest.raises(JobError):
+        train_alone(make_recipe(features, model_url, learning_rate=1e38))
+    assert load_model(str(model_url))[1] == card
+
+
+def test_place_that_a_living_job_writes_to_is_refused(features: Path, model_url: Path) -> None:
+    hold_claim(model_url)
+    with pytest.raises(JobError, match=f"is being written by process {os.getpid()}"):
+        train_alone(make_recipe(features, model_url))
+    assert (model_url / CLAIM_NAME).exists()
+
+
+def hold_claim(folder: Path) -> None:
+    """Claims `folder` in the name of this very process."""
+    folder.mkdir(exist_ok=True)
+    holder = {
+        "token": "t",
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "user": "eve",
+        "since": "now",
+        "beat_at": 0,
+    }
+    (folder / CLAIM_NAME).write_text(json.dumps(holder))
+
+
+def test_training_on_pixels_learns(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    label_index = (np.arange(90) % 3).astype(np.int32)
+    pixels = random.integers(0, 60, (90, 4, 4, 3))
+    pixels[np.arange(90), ..., label_index] += 150
+    write_feature_set(tmp_path / "set", pixels.astype(np.uint8), label_index)
+    card = train_alone(make_recipe(tmp_path / "set", tmp_path / "model", epochs=15, learning_rate=0.1))
+    assert card.metrics["validation_accuracy"] == 1.0
+
+
+@pytest.mark.realdata
+def test_softmax_on_real_digits_is_as_good_as_linear_models_are(real_data: Path, tmp_path: Path) -> None:
+    """MNIST; a linear classifier reaches 88 % and more: LeCun et al., 1998, table of section III.C."""
+    from featurize.idx import read_idx
+
+    pixels = read_idx(str(real_data / "mnist" / "t10k-images-idx3-ubyte.gz"))[..., None][:6000]
+    label_index = read_idx(str(real_data / "mnist" / "t10k-labels-idx1-ubyte.gz"))[:6000].astype(np.int32)
+    splits = [("train", "train", "train", "train", "validation")[row % 5] for row in range(6000)]
+    classes = [str(digit) for digit in range(10)]
+    write_feature_set(tmp_path / "set", pixels, label_index, splits=splits, classes=classes, rows_per_group=512)
+    card = train_alone(make_recipe(tmp_path / "set", tmp_path / "model", epochs=6))
+    assert card.metrics["validation_accuracy"] >= 0.88
