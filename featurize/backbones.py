@@ -6,26 +6,23 @@ and never download. TensorFlow is imported by the functions that need it, so tha
 
 import os
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.digests import settings_digest, sha256_file
 from featurize.errors import JobError, UsageError
+from featurize.precision import Forward, Precision, choose_precision, has_bfloat16
 from featurize.recipe import BackboneSettings
 from featurize.weights import WeightsReport, give_weights
 
 if TYPE_CHECKING:
     import keras
 
-Precision = Literal["float32", "bfloat16"]
 Preprocessing = Literal["none", "caffe", "tf", "torch"]
-Forward = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
 # How the networks of each keras.applications module were trained to see RGB in [0, 255].
 # Source: the `mode` that each module's own `preprocess_input` passes on, or none where it returns its input.
@@ -86,12 +83,16 @@ class BackboneSpec:
 
 @dataclass(frozen=True)
 class PreparedBackbone:
-    """A backbone on the driver: the cut network as a .keras file (None for `pixels`) with its digest."""
+    """A backbone on the driver: the cut network as a .keras file (None for `pixels`) with its digest.
+
+    `bfloat16_cosine` is what `choose_precision` measured, if it did.
+    """
 
     spec: BackboneSpec
     path: Path | None = None
     sha256: str | None = None
     report: WeightsReport | None = None
+    bfloat16_cosine: float | None = None
 
 
 def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> PreparedBackbone:
@@ -106,7 +107,6 @@ def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> Prepared
     network, preprocessing, report = _build_network(settings)
     cut = _cut_network(network, settings)
     height, width = _input_size(cut, settings)
-    precision = resolve_precision(settings.precision)
     spec = BackboneSpec(
         name=Path(settings.name).name if settings.is_keras_file else settings.name,
         layer=cut.output._keras_history.operation.name,
@@ -117,15 +117,21 @@ def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> Prepared
         height=height,
         width=width,
         channels=3,
-        precision=precision,
+        precision="bfloat16" if settings.precision == "bfloat16" else "float32",
         feature_shape=tuple(cut.compute_output_shape((1, height, width, 3))[1:]),
         feature_dtype="float32",
     )
+    cosine = None
+    if settings.precision == "auto":
+        precision, cosine = choose_precision(
+            lambda precision: make_forward(cut, replace(spec, precision=precision)), height=height, width=width
+        )
+        spec = replace(spec, precision=precision)
     saved = Path(folder) / "backbone.keras"
     cut.save(saved)
     digest = sha256_file(saved)
     path = saved.rename(saved.with_name(f"backbone-{digest[:16]}.keras"))  # Spark takes a name to mean one content
-    return PreparedBackbone(spec=spec, path=path, sha256=digest, report=report)
+    return PreparedBackbone(spec=spec, path=path, sha256=digest, report=report, bfloat16_cosine=cosine)
 
 
 def application_names() -> dict[str, str]:
@@ -148,9 +154,9 @@ def load_backbone(spec: BackboneSpec, path: str | Path | None, *, sha256: str | 
         return lambda images: images
     if path is None or sha256_file(path) != sha256:
         raise JobError(f"the backbone file {path} is not the one this job prepared: its SHA-256 differs from {sha256}.")
-    if spec.precision == "bfloat16" and resolve_precision("auto") != "bfloat16":
+    if spec.precision == "bfloat16" and not has_bfloat16():
         raise JobError(
-            'the driver chose bfloat16 and this machine has no such instructions. Set `backbone.precision = "float32"`.'
+            'the backbone is to run in bfloat16 and this machine has no such instructions. Set `backbone.precision = "float32"`.'
         )
     from keras import saving
 
@@ -189,17 +195,6 @@ def preprocess(images: Any, mode: Preprocessing) -> Any:
         mean, deviation = np.array([0.485, 0.456, 0.406], np.float32), np.array([0.229, 0.224, 0.225], np.float32)
         return (images / 255.0 - mean) / deviation
     return images[..., ::-1] - np.array([103.939, 116.779, 123.68], np.float32)
-
-
-def resolve_precision(precision: str) -> Precision:
-    """`precision`, where "auto" is bfloat16 if this processor multiplies in it, else float32."""
-    if precision == "float32" or precision == "bfloat16":
-        return precision  # type: ignore[return-value, unused-ignore]
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return "float32"
-    return "bfloat16" if "amx_bf16" in flags or "avx512_bf16" in flags else "float32"
 
 
 def digest_of_weights(network: "keras.Model") -> str:

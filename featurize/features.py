@@ -75,7 +75,7 @@ def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: Pr
     file_sha256 = backbone.report.file_sha256 if backbone.report is not None else None
     return {
         "preparation_id": spec.preparation_id,
-        "backbone": {**spec.as_dict(), "weights_file_sha256": file_sha256},
+        "backbone": {**spec.as_dict(), "weights_file_sha256": file_sha256, "bfloat16_cosine": backbone.bfloat16_cosine},
         "feature_shape": list(spec.feature_shape),
         "feature_dtype": spec.feature_dtype,
         "rows_per_group": recipe.features.rows_per_group,

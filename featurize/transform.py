@@ -10,9 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark import SparkFiles
 
-from featurize.backbones import BackboneSpec, Forward, load_backbone, set_threads
+from featurize.backbones import BackboneSpec, load_backbone, set_threads
 from featurize.decode import DecodeError, decode_sized
 from featurize.pipeline import SourceImage, map_ahead, read_images, worker_threads
+from featurize.precision import Forward
 from featurize.shards import ShardWriter
 from featurize.splits import SplitRule
 from featurize.tables import Worker, record_batch, shard_name
