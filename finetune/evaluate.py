@@ -79,9 +79,11 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     scores.add_row("[bold]rows", f"{result['rows']} of split {result['split']}")
     console.print(scores, highlight=False)
     if len(result["classes"]) <= _MOST_CLASSES_ON_SCREEN:
+        console.print("confusion matrix, a column for each predicted class:", highlight=False)
         console.print(_confusion_table(result), highlight=False)
     for pair in result["most_confused"]:
-        line = f"{pair['true']} taken for {pair['predicted']}: {pair['count']} times ({pair['fraction']:.0%} of its images)"
+        times = "once" if pair["count"] == 1 else f"{pair['count']} times"
+        line = f"{pair['true']} taken for {pair['predicted']}: {times} ({pair['fraction']:.0%} of its images)"
         console.print(line, highlight=False, markup=False)
     console.print(f"plot: {result['files']['plot']}", highlight=False, markup=False, soft_wrap=True)
 
@@ -102,9 +104,7 @@ def _confusion_table(result: dict[str, Any]) -> Table:
         box=None,
         padding=(0, 1),
         header_style="bold",
-        title_justify="left",
     )
-    table.title = "confusion matrix, a column for each predicted class"
     for column in table.columns:
         column.no_wrap = True
     for column in table.columns[1:]:
