@@ -10,8 +10,7 @@ if not __package__:  # run by path, as spark-submit does: the folder above is wh
 import typer
 from rich.console import Console
 
-from featurize import __version__
-from featurize.cli import JsonOption, SetOption, print_result, reported_errors, say, warn
+from featurize.cli import JsonOption, SetOption, make_app, print_result, reported_errors, say, warn
 from featurize.describe import describe, print_description
 from featurize.errors import UsageError
 from featurize.manifests import read_manifest
@@ -22,17 +21,7 @@ from featurize.tables import BuildResult, summarize_rejects
 if TYPE_CHECKING:
     from featurize.backbones import PreparedBackbone
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Images to features, on Spark.")
-
-
-@app.callback(invoke_without_command=True)
-def version_option(
-    version: Annotated[bool, typer.Option("--version", help="Prints the version and ends.")] = False,
-) -> None:
-    """Images to features, on Spark."""
-    if version:
-        typer.echo(f"firn {__version__}")
-        raise typer.Exit
+app = make_app("Images to features, on Spark.")
 
 
 @app.command("ingest")

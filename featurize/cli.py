@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from featurize import __version__
 from featurize.errors import FirnError, SharedError, UsageError
 
 SetOption = Annotated[
@@ -21,10 +22,24 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line on standard output is one JSON object.")]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own notes would bury Firn's
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 # Every rank finds the same fault and rank 0 says so; horovodrun ends all ranks as soon as one has ended.
 _RANK_0_SPEAKS_S = 3.0
 console = Console(stderr=True, highlight=False)
+
+
+def make_app(purpose: str) -> typer.Typer:
+    """The application of a command, with ``--version``; `purpose` is the first line of its help."""
+    app = typer.Typer(add_completion=False, no_args_is_help=True, help=purpose)
+
+    @app.callback(invoke_without_command=True, help=purpose)
+    def version_option(
+        version: Annotated[bool, typer.Option("--version", help="Prints the version and ends.")] = False,
+    ) -> None:
+        if version:
+            typer.echo(f"firn {__version__}")
+            raise typer.Exit
+
+    return app
 
 
 @contextmanager

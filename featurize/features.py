@@ -37,7 +37,7 @@ def featurize(
     source = open_source(spark, recipe.images.source, recipe.images.split, card_folders=card_folders)
     if len(source.classes) < 2:
         raise UsageError(
-            f"{recipe.images.source} has one class only, {source.classes[0]}: there is nothing to tell apart."
+            f"{recipe.images.source}: there is one class only, {source.classes[0]}, and nothing to tell it from."
         )
     backbone = prepare_backbone(recipe.backbone, _backbone_folder().name)
     on_backbone(backbone)

@@ -34,6 +34,7 @@ from featurize.manifests import (
     utc_now,
     write_manifest,
 )
+from featurize.progress import task_progress
 from featurize.shards import ShardRecord
 
 AnyManifest = TypeVar("AnyManifest", bound=Manifest)
@@ -205,7 +206,8 @@ def _without_known(
 
 def _run(spark: SparkSession, frame: DataFrame, worker: Worker) -> list[ShardRecord]:
     spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(_IMAGES_PER_ARROW_BATCH))
-    rows = _collect(frame.mapInArrow(worker, "record string"))
+    with task_progress(spark.sparkContext):
+        rows = _collect(frame.mapInArrow(worker, "record string"))
     return [ShardRecord.model_validate_json(row["record"]) for row in rows]
 
 

@@ -11,25 +11,14 @@ if not __package__:  # run by path: the folder above is where the packages are
 import typer
 from rich.console import Console
 
-from featurize import __version__
-from featurize.cli import JsonOption, SetOption, print_result, reported_errors, say
+from featurize.cli import JsonOption, SetOption, make_app, print_result, reported_errors, say
 from featurize.errors import UsageError
 from featurize.recipe import lower_half, read_recipe
 from featurize.storage import absolute_url
 from finetune.model_folder import ModelCard, read_model_card
 from finetune.training import TrainingPlan, find_trained, plan_training, train
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, help="Features to models, on any number of ranks.")
-
-
-@app.callback(invoke_without_command=True)
-def version_option(
-    version: Annotated[bool, typer.Option("--version", help="Prints the version and ends.")] = False,
-) -> None:
-    """Features to models, on any number of ranks."""
-    if version:
-        typer.echo(f"firn {__version__}")
-        raise typer.Exit
+app = make_app("Features to models, on any number of ranks.")
 
 
 @app.command("fit")
@@ -98,9 +87,8 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
     if reused:
         say(f"{url}: trained already, with these settings on these features; nothing to do.")
     else:
-        say(
-            f"{url}: best of {epochs} epochs is {card.best_epoch}; {card.rows_per_second:,.0f} rows/s on {card.ranks} ranks."
-        )
+        ranks = "1 rank" if card.ranks == 1 else f"{card.ranks} ranks"
+        say(f"{url}: best of {epochs} epochs is {card.best_epoch}; {card.rows_per_second:,.0f} rows/s on {ranks}.")
     say("  ".join(f"{name} {value:.4f}" for name, value in card.metrics.items()))
     result = {
         "model": url,

@@ -5,11 +5,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 from pyspark.sql import SparkSession
+
+if TYPE_CHECKING:
+    from building import Built
 
 ROOT = Path(__file__).resolve().parent.parent
 Firn = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -47,6 +51,19 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "red" / "empty.jpg").write_bytes(b"")
     (folder / "blue" / "notes.txt").write_text("no picture")
     return folder
+
+
+@pytest.fixture(scope="session")
+def built(spark: SparkSession, photos: Path, mean_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> "Built":
+    """The feature set of `photos`; do not change it."""
+    from building import Built, recipe
+
+    from featurize.features import featurize
+    from featurize.manifests import read_features_manifest
+
+    folder = tmp_path_factory.mktemp("built") / "mean"
+    result, backbone = featurize(spark, recipe(photos, folder, mean_backbone))
+    return Built(folder, result, backbone, read_features_manifest(str(folder)))
 
 
 def make_photos(
