@@ -43,6 +43,9 @@ PREPROCESSING_OF_MODULE: dict[str, Preprocessing] = {
     "vgg19": "caffe",
     "xception": "tf",
 }
+_SIZE_WHERE_ANY = {
+    "mobilenet_v3": 224
+}  # pixels; what the weights were trained on, where the network itself sets no size
 RESIZING = "stretched, Pillow bilinear"
 
 
@@ -287,6 +290,10 @@ def _cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.M
     """The part of `network` from its one input to the wanted layer."""
     import keras
 
+    if getattr(network, "inputs", None) is None:
+        raise UsageError(
+            f"`backbone.name`: {settings.name} must be a functional or sequential model with a fixed input."
+        )
     if len(network.inputs) != 1 or len(network.inputs[0].shape) != 4 or network.inputs[0].shape[-1] != 3:
         shapes = ", ".join(str(tensor.shape) for tensor in network.inputs)
         raise UsageError(
@@ -305,12 +312,14 @@ def _cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.M
 
 def _input_size(network: "keras.Model", settings: BackboneSettings) -> tuple[int, int]:
     """Height and width of the input in pixels: the network's own, or the recipe's where the network takes any."""
+    usual = None if settings.is_keras_file else _SIZE_WHERE_ANY.get(application_names()[settings.name])
     size = []
     for key, own in zip(("height", "width"), network.inputs[0].shape[1:3], strict=True):
         asked = getattr(settings, key)
-        if own is None and asked is None:
-            raise UsageError(f"`backbone.{key}` is needed: {settings.name} takes images of any size.")
         if own is not None and asked not in (None, own):
             raise UsageError(f"`backbone.{key}` must be {own}, the input of {settings.name}. Got {asked}.")
-        size.append(int(own if own is not None else asked))
+        found = own or asked or usual
+        if found is None:
+            raise UsageError(f"`backbone.{key}` is needed: {settings.name} takes images of any size.")
+        size.append(int(found))
     return size[0], size[1]

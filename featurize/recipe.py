@@ -61,7 +61,7 @@ class BackboneSettings(Settings):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = Field(default=32, ge=1, description="images in one forward pass")
     height: int | None = Field(
-        default=None, ge=1, le=4096, description="pixels; needed for pixels, known for the others"
+        default=None, ge=1, le=4096, description="pixels; needed where the network takes images of any size"
     )
     width: int | None = Field(default=None, ge=1, le=4096, description="pixels")
     channels: Literal[1, 3] | None = Field(default=None, description="of pixels: 1 is grey, 3 is RGB (the default)")
@@ -98,9 +98,6 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
         return faults
     if settings.preprocessing is not None:
         faults.append(f"`preprocessing` of {settings.name} is known; leave it out")
-    for key in ("height", "width"):
-        if getattr(settings, key) is not None:
-            faults.append(f"`{key}` of {settings.name} is known; leave it out")
     if settings.weights_sha256 is not None and settings.weights in (None, "imagenet", "imagenet_or_random", "random"):
         faults.append("`weights_sha256` goes with `weights` given as a path")
     return faults

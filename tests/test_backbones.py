@@ -426,3 +426,37 @@ def test_auto_keeps_the_features_of_a_real_network_on_real_images(
     )
     images = np.stack([decode_image(path.read_bytes(), height=224, width=224) for path in photos])
     assert mean_cosine(load(exact)(images), load(auto)(images)) >= MIN_COSINE
+
+
+# Every network by name
+
+
+def test_a_network_that_takes_any_size_has_its_usual_one_or_the_recipes(tmp_path: Path) -> None:
+    usual = prepare_backbone(BackboneSettings(name="MobileNetV3Small", weights="random"), tmp_path)
+    assert (usual.spec.height, usual.spec.width) == (224, 224)
+    asked = BackboneSettings(name="MobileNetV3Small", weights="random", precision="float32", height=96, width=64)
+    prepared = prepare_backbone(asked, tmp_path)
+    assert (prepared.spec.height, prepared.spec.width) == (96, 64)
+    assert load(prepared)(noise(2, 96, 64)).shape == (2, *prepared.spec.feature_shape)
+
+
+def test_a_network_of_its_own_size_takes_no_other(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"`backbone.height` must be 224, the input of MobileNet. Got 96"):
+        prepare_backbone(BackboneSettings(name="MobileNet", weights="random", height=96, width=96), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ConvNeXtTiny", "EfficientNetB0", "ResNet50V2", "DenseNet121"])
+def test_networks_with_layers_of_their_own_kind_travel_as_a_file(name: str, tmp_path: Path) -> None:
+    prepared = prepare_backbone(BackboneSettings(name=name, weights="random", precision="float32"), tmp_path)
+    images = noise(2, prepared.spec.height, prepared.spec.width)
+    assert load(prepared)(images).shape == (2, *prepared.spec.feature_shape)
+
+
+def test_a_model_without_a_fixed_input_is_refused(tmp_path: Path) -> None:
+    import keras
+
+    path = tmp_path / "unbuilt.keras"
+    keras.Sequential([keras.layers.Flatten()]).save(path)
+    with pytest.raises(UsageError, match=r"unbuilt.keras (must be a functional|cannot be loaded)"):
+        prepare_backbone(settings(path, preprocessing="none"), tmp_path)
