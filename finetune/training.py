@@ -34,6 +34,7 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int) -> TrainingPlan:
     Raises:
         UsageError: there is no feature set, or nothing to learn from it.
     """
+    recipe = _with_absolute_urls(recipe)
     manifest = read_features_manifest(recipe.features.url)
     present = [label for label, rows in manifest.rows.get("train", {}).items() if rows]
     if len(present) < 2:
@@ -48,6 +49,13 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int) -> TrainingPlan:
         "global_batch_size": recipe.training.batch_size * ranks,
     }
     return TrainingPlan(recipe=recipe, manifest=manifest, ranks=ranks, model_id=settings_digest(settings))
+
+
+def _with_absolute_urls(recipe: FinetuneRecipe) -> FinetuneRecipe:
+    """`recipe` as it means the same in any working directory: ranks on Spark have their own."""
+    features = recipe.features.model_copy(update={"url": storage.absolute_url(recipe.features.url)})
+    model = recipe.model.model_copy(update={"url": storage.absolute_url(recipe.model.url)})
+    return recipe.model_copy(update={"features": features, "model": model})
 
 
 def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | None:

@@ -276,3 +276,15 @@ def test_softmax_on_real_digits_is_as_good_as_linear_models_are(real_data: Path,
     write_feature_set(tmp_path / "set", pixels, label_index, splits=splits, classes=classes, rows_per_group=512)
     card = train_alone(make_recipe(tmp_path / "set", tmp_path / "model", epochs=6))
     assert card.metrics["validation_accuracy"] >= 0.88
+
+
+def test_a_plan_means_the_same_in_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    features, label_index = make_clusters(30)
+    write_feature_set(tmp_path / "set", features, label_index)
+    monkeypatch.chdir(tmp_path)
+    settings = FinetuneRecipe(features=FeaturesSettings(url="set"), model=ModelSettings(url="models/head"))
+    plan = plan_training(settings, ranks=1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert plan.recipe.features.url == f"file://{tmp_path}/set"
+    assert plan.recipe.model.url == f"file://{tmp_path}/models/head"
