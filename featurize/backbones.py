@@ -54,9 +54,11 @@ class BackboneSpec:
     """What determines the features of an image, and goes into the manifest; a worker needs no more but the file.
 
     `weights_digest` is over the values of the weights before the cut, so it does not depend on the file they came in.
+    `network_sha256` is that of the .keras file where the network itself came in one: its layers are known by it alone.
     """
 
     name: str
+    network_sha256: str | None
     layer: str | None
     weights: str | None
     weights_digest: str | None
@@ -112,6 +114,7 @@ def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> Prepared
     height, width = _input_size(cut, settings)
     spec = BackboneSpec(
         name=Path(settings.name).name if settings.is_keras_file else settings.name,
+        network_sha256=report.file_sha256 if settings.is_keras_file else None,
         layer=cut.output._keras_history.operation.name,
         weights=report.description,
         weights_digest=digest_of_weights(cut),
@@ -228,6 +231,7 @@ def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:
     shape = (settings.height, settings.width, settings.channels or 3)
     return BackboneSpec(
         name="pixels",
+        network_sha256=None,
         layer=None,
         weights=None,
         weights_digest=None,

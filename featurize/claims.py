@@ -30,7 +30,7 @@ class Claim:
             "token": uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "user": getpass.getuser(),
+            "user": _user_name(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._stop = threading.Event()
@@ -85,6 +85,13 @@ class Claim:
                 continue
 
 
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return f"user {os.getuid()}"
+
+
 @contextmanager
 def claim_output(url: str) -> Iterator[Claim]:
     """Holds the claim on the output at `url` for the time of a `with` block."""
@@ -114,12 +121,12 @@ def _wait_for_holder(url: str) -> dict[str, Any] | None:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
+    """Whether the holder's heart beats; on this host a process that is gone is known to be dead at once."""
     if holder["host"] == socket.gethostname():
         try:
             os.kill(int(holder["pid"]), 0)
         except ProcessLookupError:
             return False
-        except PermissionError:
-            return True
-        return True
+        except PermissionError:  # somebody else's process
+            pass
     return time.time() - float(holder["beat_at"]) < EXPIRY_S

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from featurize import __version__
-from featurize.errors import FirnError, SharedError, UsageError
+from featurize.errors import FirnError, JobError, SharedError, UsageError
 
 SetOption = Annotated[
     list[str] | None,
@@ -22,7 +22,7 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line on standard output is one JSON object.")]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own notes would bury Firn's
-# Every rank finds the same fault and rank 0 says so; horovodrun ends all ranks as soon as one has ended.
+# Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.
 _RANK_0_SPEAKS_S = 3.0
 console = Console(stderr=True, highlight=False)
 
@@ -50,9 +50,12 @@ def reported_errors() -> Iterator[None]:
     except FirnError as error:
         if isinstance(error, UsageError | SharedError) and os.environ.get("HOROVOD_RANK", "0") != "0":
             time.sleep(_RANK_0_SPEAKS_S)
-            raise typer.Exit(error.exit_status) from error
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(error.exit_status) from error
+    except OSError as error:  # of the storage: no permission, a full disk, a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        console.print(f"[bold red]error:[/] {escape(where + (error.strerror or str(error)))}", soft_wrap=True)
+        raise typer.Exit(JobError.exit_status) from error
 
 
 def say(text: str) -> None:

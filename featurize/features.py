@@ -10,7 +10,7 @@ from pyspark.sql import SparkSession
 from featurize.backbones import PreparedBackbone, prepare_backbone
 from featurize.errors import UsageError
 from featurize.image_source import ImageSource
-from featurize.manifests import FeaturesManifest
+from featurize.manifests import FeaturesManifest, read_manifest
 from featurize.recipe import FeaturizeRecipe
 from featurize.sources import open_source
 from featurize.tables import BuildResult, Worker, build_table
@@ -39,7 +39,11 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}, and nothing to tell it from."
         )
-    backbone = prepare_backbone(recipe.backbone, _backbone_folder().name)
+    existing = read_manifest(recipe.features.url)
+    settings = recipe.backbone
+    if settings.precision == "auto" and isinstance(existing, FeaturesManifest):  # it was decided, and rows go by it
+        settings = settings.model_copy(update={"precision": existing.backbone["precision"]})
+    backbone = prepare_backbone(settings, _backbone_folder().name)
     on_backbone(backbone)
     result = build_table(
         spark,

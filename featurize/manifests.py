@@ -82,8 +82,8 @@ class ImagesManifest(Manifest):
 class FeaturesManifest(Manifest):
     """The manifest of a feature set.
 
-    `preparation_id` is the digest of `backbone` alone: feature sets that share it can be mixed, and a model trained on one
-    may meet the other.
+    `preparation_id` is the digest of what in `backbone` determines the features of an image: feature sets that share it can be
+    mixed, and a model trained on one may meet the other.
     """
 
     kind: Literal["features"] = "features"
@@ -190,5 +190,7 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _shorten(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 8:
+        return f"{len(value)} of them"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

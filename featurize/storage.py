@@ -107,6 +107,21 @@ def walk_files(url: str) -> Iterator[tuple[str, int]]:
             yield f"{folder[len(path) :]}/{name}".lstrip("/"), int(info["size"])
 
 
+@contextmanager
+def no_empty_folder(url: str) -> Iterator[None]:
+    """Takes the folder at `url` away if, after a `with` block, no file is in it: what came to nothing leaves nothing."""
+    try:
+        yield
+    finally:
+        remove_if_empty(url)
+
+
+def remove_if_empty(url: str) -> None:
+    """Removes the folder at `url` if no file is in it, at any depth."""
+    if not list_files(url):
+        remove(url)
+
+
 def _raise(error: OSError) -> None:
     raise error
 
@@ -187,6 +202,11 @@ def create_exclusively(url: str, content: bytes) -> bool:
             temporary.write_bytes(content)
             try:
                 os.link(temporary, path)  # with its content at once, where an exclusive open would first show it empty
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                with open(path, "xb") as file:
+                    file.write(content)
             finally:
                 temporary.unlink()
         else:

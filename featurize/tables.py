@@ -5,7 +5,6 @@ A rerun with the same settings adds only the images that are missing; other sett
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
@@ -82,7 +81,7 @@ def build_table(
     url = storage.absolute_url(url)
     _check_apart(url, source)
     _check_target(url, manifest_type, settings)
-    with _leaving_no_empty_folder(url), claim_output(url) as claim:
+    with storage.no_empty_folder(url), claim_output(url) as claim:
         existing = _check_target(url, manifest_type, settings)
         _remove_leftovers(url, existing)
         frame, skipped, removed, wanted = source.frame, 0, 0, source.images
@@ -100,7 +99,7 @@ def build_table(
             _publish(url, staging, manifest, records)
         finally:
             storage.remove(staging)  # this job's: one that took over the claim may have its own beside it
-            _remove_empty(storage.join_url(url, STAGING))
+            storage.remove_if_empty(storage.join_url(url, STAGING))
     added = sum(sum(classes.values()) for record in records for classes in record.rows.values())
     rejected = sum(sum(record.rejects.values()) for record in records)
     return BuildResult(manifest, added, rejected, skipped, removed, perf_counter() - started)
@@ -146,26 +145,14 @@ def _check_target(url: str, manifest_type: type[AnyManifest], settings: Mapping[
 
 def _check_free(url: str) -> None:
     """A folder without a manifest may hold what a killed job left, and nothing else."""
+    if storage.exists(url) and not storage.is_folder(url):
+        raise UsageError(f"{url} is a file. Write to another URL.")
     for file in storage.list_files(url):
         inner = file[len(url) + 1 :]
         ours = inner.startswith(f"{STAGING}/") or inner.startswith((CLAIM_NAME, MANIFEST_NAME))
         parts = inner.startswith(("data/", "rejects/")) and _PART_NAME.fullmatch(inner.rsplit("/", 1)[1])
         if not ours and not parts:
             raise UsageError(f"{url} is not empty and holds no table of Firn's: {inner}. Write to another URL.")
-
-
-@contextmanager
-def _leaving_no_empty_folder(url: str) -> Iterator[None]:
-    """Takes away the folder of a table that came to nothing."""
-    try:
-        yield
-    finally:
-        _remove_empty(url)
-
-
-def _remove_empty(url: str) -> None:
-    if not storage.list_files(url):
-        storage.remove(url)
 
 
 def _remove_leftovers(url: str, existing: Manifest | None) -> None:
@@ -269,7 +256,7 @@ def _publish(url: str, staging: str, manifest: Manifest, records: list[ShardReco
         staged, final = storage.join_url(staging, folder), storage.join_url(url, folder)
         if not storage.exists(staged):
             continue
-        _remove_empty(final)
+        storage.remove_if_empty(final)
         if not storage.exists(final):
             storage.move(staged, final)  # one rename: also who reads the folder by itself sees all or nothing
             continue

@@ -114,7 +114,7 @@ def _decode(image: SourceImage, spec: BackboneSpec) -> _Decoded | DecodeError:
 
 def _backbone(task: FeaturizeTask, threads: int) -> Forward:
     """The backbone of this process, loaded at its first batch."""
-    key = task.spec.preparation_id
+    key = task.backbone_sha256 or task.spec.preparation_id
     if key not in _loaded:
         _loaded.clear()  # a session that goes on to another backbone does not keep both in memory
         path = None

@@ -102,11 +102,18 @@ def _network_from_file(
 
 
 def _load_into(make: Callable[..., "keras.Model"], path: Path) -> "keras.Model":
-    """The network with the weights in a local file; one without the classifier's gives a network without it."""
-    if _lacks_classifier(path):
-        network = make(weights=None, include_top=False, input_shape=make(weights=None).input.shape[1:])
-    else:
-        network = make(weights=None)
+    """The network with the weights in a local file; one written without the classifier gives a network without it."""
+    network = make(weights=None)
+    try:
+        return _load(network, path)
+    except (ValueError, KeyError):
+        bare = make(weights=None, include_top=False, input_shape=network.input.shape[1:])
+        with contextlib.suppress(ValueError, KeyError):
+            return _load(bare, path)
+        raise  # the whole network's error says what is wrong
+
+
+def _load(network: "keras.Model", path: Path) -> "keras.Model":
     if path.suffix == ".keras":
         from keras import saving
 
@@ -114,14 +121,3 @@ def _load_into(make: Callable[..., "keras.Model"], path: Path) -> "keras.Model":
     else:
         network.load_weights(path)
     return network
-
-
-def _lacks_classifier(path: Path) -> bool:
-    """Whether a file of weights was written without the dense layers at the end, as Keras's own ``notop`` files are."""
-    if path.suffix == ".keras":
-        return False
-    import h5py
-
-    with h5py.File(path) as file:
-        names = [name.decode() if isinstance(name, bytes) else str(name) for name in file.attrs.get("layer_names", [])]
-    return bool(names) and not {"predictions", "fc1000", "Logits", "logits"} & set(names)

@@ -43,12 +43,12 @@ def fit_command(
         card = find_trained(plan, overwrite=overwrite)
         reused = card is not None
         if card is None and under_horovodrun:
-            card = _train_as_rank(plan, distributed=True)
+            card = _train_as_rank(plan, distributed=True, overwrite=overwrite)
         elif card is None and num_proc > 1:
-            run_on_spark(lambda: _train_as_rank(plan, distributed=True) is not None, num_proc)
+            run_on_spark(lambda: _train_as_rank(plan, distributed=True, overwrite=overwrite) is not None, num_proc)
             card = read_model_card(plan.recipe.model.url)
         elif card is None:
-            card = _train_as_rank(plan, distributed=False)
+            card = _train_as_rank(plan, distributed=False, overwrite=overwrite)
         if card is not None and os.environ.get("HOROVOD_RANK", "0") == "0":
             _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
 
@@ -70,16 +70,16 @@ def evaluate_command(
         print_result(result, as_json=as_json)
 
 
-def _train_as_rank(plan: TrainingPlan, *, distributed: bool) -> ModelCard | None:
+def _train_as_rank(plan: TrainingPlan, *, distributed: bool, overwrite: bool) -> ModelCard | None:
     """Trains in this process, as one of the ranks; rank 0 shows the progress and returns the card."""
     from finetune.distributed import open_ranks
     from finetune.progress import epoch_progress
 
     with open_ranks(distributed=distributed) as ranks:
         if ranks.rank != 0:
-            return train(plan, ranks)
+            return train(plan, ranks, overwrite=overwrite)
         with epoch_progress(plan.recipe.training.epochs) as on_epoch:
-            return train(plan, ranks, on_epoch=on_epoch)
+            return train(plan, ranks, overwrite=overwrite, on_epoch=on_epoch)
 
 
 def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:

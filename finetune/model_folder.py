@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 CARD_NAME = "model.json"
 NETWORK_NAME = "model.keras"
+_ONLY_DESCRIBE = ("weights", "weights_file_sha256", "bfloat16_cosine")  # where the weights came from, not what they are
 
 
 class FeaturesReference(BaseModel):
@@ -137,7 +138,8 @@ def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> Non
         UsageError: naming what differs.
     """
     if manifest.preparation_id != card.features.preparation_id:
-        keys = sorted(key for key in manifest.backbone if manifest.backbone[key] != card.features.backbone.get(key))
+        differing = (key for key in manifest.backbone if manifest.backbone[key] != card.features.backbone.get(key))
+        keys = sorted(key for key in differing if key not in _ONLY_DESCRIBE)
         lines = [
             f"  - {key}: model {card.features.backbone.get(key)!r}, features {manifest.backbone[key]!r}" for key in keys
         ]

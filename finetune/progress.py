@@ -1,13 +1,12 @@
 """The live line of a training: redrawn on a terminal, a line an epoch elsewhere."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from featurize.cli import console, say
-
-EpochReport = Callable[[dict[str, float]], None]
+from finetune.fit import EpochReport
 
 
 @contextmanager

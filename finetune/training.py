@@ -81,8 +81,14 @@ def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | 
     return card
 
 
-def train(plan: TrainingPlan, ranks: Communicator, *, on_epoch: EpochReport | None = None) -> ModelCard | None:
+def train(
+    plan: TrainingPlan, ranks: Communicator, *, overwrite: bool = False, on_epoch: EpochReport | None = None
+) -> ModelCard | None:
     """Trains the model of `plan` and publishes it. Every rank calls this; rank 0 writes, and returns the card.
+
+    Args:
+        overwrite: replace another model that is there.
+        on_epoch: called after each epoch with its entry in the history.
 
     Raises:
         JobError: as `fit`, or another job is writing to the same place.
@@ -94,7 +100,9 @@ def train(plan: TrainingPlan, ranks: Communicator, *, on_epoch: EpochReport | No
         error: FirnError | None = None
         try:
             if ranks.rank == 0:
+                held.enter_context(storage.no_empty_folder(url))
                 claim = held.enter_context(claim_output(url))
+                find_trained(plan, overwrite=overwrite)  # again: another job may have published meanwhile
             for split in ("train", "validation"):
                 data[split] = read_split(plan.recipe.features.url, plan.manifest, split)
         except FirnError as caught:
@@ -104,6 +112,7 @@ def train(plan: TrainingPlan, ranks: Communicator, *, on_epoch: EpochReport | No
         if claim is None:
             return None
         claim.verify()
+        _remove_evaluations(url)
         card = save_model(url, network, **fields)
         _save_history_plot(url, card)
         return card
@@ -143,6 +152,13 @@ def _fit(
         "created_at": utc_now(),
         "versions": library_versions(),
     }
+
+
+def _remove_evaluations(url: str) -> None:
+    """Removes what was evaluated of the model that is being replaced."""
+    for file in storage.list_files(url):
+        if file.rsplit("/", 1)[1].startswith(("evaluation-", "confusion-")):
+            storage.remove(file)
 
 
 def _save_history_plot(url: str, card: ModelCard) -> None:

@@ -10,7 +10,10 @@ started=$SECONDS
 step "600 scenes, drawn and packed into an images table"
 $bin/featurize ingest datasets/synthetic_scenes.toml --output demo/images
 step "their features, by VGG16 up to fc2"
-$bin/featurize run configs/demo.toml
+$bin/featurize run configs/demo.toml || {
+    echo "If an earlier demo ran with other weights (ImageNet's or random ones): rm -r demo, and run it again." >&2
+    exit 1
+}
 $bin/featurize describe demo/features
 step "a softmax head on them, on two Horovod ranks"
 $bin/finetune fit configs/demo.toml --num-proc 2

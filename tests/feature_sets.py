@@ -62,6 +62,7 @@ def spec_of(features: NDArray[Any], **changes: Any) -> BackboneSpec:
     shape = features.shape[1:]
     spec = BackboneSpec(
         name="pixels" if pixels else "Invented",
+        network_sha256=None,
         layer=None if pixels else "pool",
         weights=None if pixels else "random",
         weights_digest=None if pixels else "0" * 64,

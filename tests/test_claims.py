@@ -161,3 +161,10 @@ def test_of_many_jobs_that_start_at_once_one_holds_the_claim(tmp_path: Path) -> 
             assert len(held) == 1
             held[0].verify()
             held[0].release()
+
+
+def test_a_holder_whose_heart_has_stopped_is_dead_though_its_process_number_lives_on(tmp_path: Path) -> None:
+    """A container that starts again has the same host name, and often the same process number."""
+    (tmp_path / CLAIM_NAME).write_text(holder(pid=os.getpid(), beat_at=time.time() - 1000))
+    with claim_output(str(tmp_path)) as claim:
+        claim.verify()

@@ -1,6 +1,7 @@
 """The feature set: one row per image, and readable by everybody."""
 
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -192,3 +193,15 @@ def test_split_folders_and_an_images_table_give_the_splits_they_have(
     assert 1 <= manifest.split_rows("validation") <= 25
     rows = read_rows(tmp_path / "out")
     assert all(("/test/" in str(path)) == (row["split"] == "test") for path, row in rows.iterrows())
+
+
+def test_auto_precision_of_a_rerun_is_that_of_the_rows_that_are_there(
+    built: Built, spark: SparkSession, mean_backbone: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def another_processor(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the precision was decided already")
+
+    monkeypatch.setattr("featurize.backbones.choose_precision", another_processor)
+    result, backbone = featurize(spark, recipe(photos, built.folder, mean_backbone, precision="auto"))
+    assert backbone.spec.precision == built.backbone.spec.precision
+    assert result.skipped == 62

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +179,7 @@ def hold_claim(folder: Path) -> None:
         "pid": os.getpid(),
         "user": "eve",
         "since": "now",
-        "beat_at": 0,
+        "beat_at": time.time(),
     }
     (folder / "_claim.json").write_text(json.dumps(holder))
 

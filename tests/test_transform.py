@@ -24,6 +24,7 @@ from featurize.transform import FeaturizeTask, make_featurize_fn
 
 SPEC = BackboneSpec(
     name="pixels",
+    network_sha256=None,
     layer=None,
     weights=None,
     weights_digest=None,
