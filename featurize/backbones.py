@@ -14,7 +14,7 @@ import numpy as np
 
 from featurize import storage
 from featurize.digests import settings_digest, sha256_file
-from featurize.errors import JobError, UsageError
+from featurize.errors import JobError, UsageError, first_line
 from featurize.precision import Forward, Precision, choose_precision, has_bfloat16
 from featurize.recipe import BackboneSettings
 from featurize.weights import WeightsReport, give_weights
@@ -281,8 +281,9 @@ def _load_keras_file(settings: BackboneSettings) -> tuple["keras.Model", Preproc
         try:
             network = saving.load_model(local, compile=False, safe_mode=True)
         except (ValueError, OSError, TypeError, KeyError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UsageError(f"`backbone.name`: {settings.name} cannot be loaded as a Keras model: {reason}") from error
+            raise UsageError(
+                f"`backbone.name`: {settings.name} cannot be loaded as a Keras model: {first_line(error)}"
+            ) from error
     return (
         network,
         settings.preprocessing,

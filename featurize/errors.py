@@ -19,3 +19,9 @@ class JobError(FirnError):
 
 class SharedError(JobError):
     """A `JobError` that every rank of a distributed job raises alike, so that one may speak for all."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of another library says, or its name where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

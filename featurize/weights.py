@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from featurize import storage
 from featurize.digests import sha256_file
-from featurize.errors import JobError, UsageError
+from featurize.errors import JobError, UsageError, first_line
 from featurize.recipe import BackboneSettings
 
 if TYPE_CHECKING:
@@ -62,9 +62,8 @@ def _imagenet_network(make: Callable[..., "keras.Model"], name: str) -> "keras.M
         with contextlib.redirect_stdout(sys.stderr):  # where Keras's progress bar belongs
             return make(weights="imagenet")
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise JobError(
-            f"ImageNet weights for {name} are not in Keras's cache and could not be downloaded: {reason}. "
+            f"ImageNet weights for {name} are not in Keras's cache and could not be downloaded: {first_line(error)}. "
             "Give a file: `backbone.weights` = its path, `backbone.weights_sha256` = its digest."
         ) from error
     finally:
@@ -96,8 +95,7 @@ def _network_from_file(
         try:
             network = _load_into(make, local)
         except (ValueError, OSError, KeyError, TypeError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(f"`backbone.weights`: {url} does not fit {settings.name}: {reason}") from error
+            raise UsageError(f"`backbone.weights`: {url} does not fit {settings.name}: {first_line(error)}") from error
     return network, WeightsReport(f"{Path(url).name}, SHA-256 {digest}", file_sha256=digest)
 
 

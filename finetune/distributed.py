@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from featurize.backbones import set_threads
-from featurize.errors import FirnError, JobError
+from featurize.errors import FirnError, JobError, first_line
 from finetune.fit import Communicator, SingleRank
 
 Result = TypeVar("Result")
@@ -80,8 +80,7 @@ def run_on_spark(work: Callable[[], Result], num_proc: int) -> Result:
                 verbose=0,
             )
         except Exception as error:  # Horovod has no error of its own here: a rank that died, a timeout, too few slots
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise JobError(f"a rank failed, and its output is above: {reason}") from error
+            raise JobError(f"a rank failed, and its output is above: {first_line(error)}") from error
     messages = [message for message, _ in results if message is not None]
     if messages:
         raise JobError(next((message for message in messages if message != _PEER_GONE), messages[0]))

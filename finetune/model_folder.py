@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.digests import sha256_bytes, sha256_file
-from featurize.errors import JobError, UsageError
+from featurize.errors import JobError, UsageError, first_line
 from featurize.manifests import FeaturesManifest
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def read_model_card(url: str) -> ModelCard | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:  # of json and of pydantic
-        raise JobError(f"{card_url} is damaged: {str(error).splitlines()[0]}.") from error
+        raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
 
 
 def save_model(url: str, network: "keras.Model", **fields: Any) -> ModelCard:
@@ -128,7 +128,7 @@ def load_model(url: str) -> tuple["keras.Model", ModelCard]:
         try:
             return saving.load_model(local, compile=False, safe_mode=True), card
         except (ValueError, TypeError, KeyError, OSError, BadZipFile) as error:
-            raise JobError(f"{network_url} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+            raise JobError(f"{network_url} cannot be loaded: {first_line(error)}") from error
 
 
 def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from fsspec import AbstractFileSystem
 
 from featurize import storage
-from featurize.errors import JobError, UsageError
+from featurize.errors import JobError, UsageError, first_line
 from featurize.manifests import FeaturesManifest
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def read_table(url: str, manifest: FeaturesManifest, split: str, columns: Sequen
             with filesystem.open(inner, "rb") as file:
                 return pq.ParquetFile(pa.PythonFile(file, mode="r")).read(columns=list(columns))
         except (OSError, pa.ArrowException) as error:
-            raise JobError(f"{file_url} is listed in the manifest and cannot be read: {_first_line(error)}") from error
+            raise JobError(f"{file_url} is listed in the manifest and cannot be read: {first_line(error)}") from error
 
     with ThreadPoolExecutor(_READING_THREADS) as pool:
         tables = list(pool.map(read, [file.path for file in files]))
@@ -100,7 +100,3 @@ def _legacy_filesystem(filesystem: AbstractFileSystem) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return LegacyFileSystem()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
