@@ -1,7 +1,8 @@
 # make demo   sets everything up and runs the main job on drawn scenes
 # make test   sets everything up and passes the tests
 # make check  style and types
-.PHONY: setup demo test check clean
+# make dist   dist/firn-<version>.zip, all of Firn's own code, for spark-submit --py-files
+.PHONY: setup demo test check dist clean
 PYTEST_ARGS ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -19,5 +20,8 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+dist:
+	@python3.11 scripts/dist.py
+
 clean:
-	rm -rf .venv .tools build demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .tools build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

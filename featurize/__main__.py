@@ -10,7 +10,7 @@ if not __package__:  # run by path, as spark-submit does: the folder above is wh
 import typer
 from rich.console import Console
 
-from featurize.cli import JsonOption, SetOption, make_app, print_result, reported_errors, say, warn
+from featurize.cli import JsonOption, SetOption, console, make_app, print_result, reported_errors, say, warn
 from featurize.describe import describe, print_description
 from featurize.errors import UsageError
 from featurize.manifests import read_manifest
@@ -29,6 +29,12 @@ def ingest_command(
     card: Annotated[str, typer.Argument(help="The TOML card of the data set, or its name in datasets/.")],
     output: Annotated[str, typer.Option(help="URL of the images table.")],
     source: Annotated[str | None, typer.Option(help="Where the data set lies; default: what the card says.")] = None,
+    max_reject_fraction: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
+    ] = 0.05,
+    decode_timeout_s: Annotated[
+        float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
+    ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
     """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""
@@ -42,7 +48,14 @@ def ingest_command(
             raise UsageError(f"there is no card {card!r}: give the path of a .toml file, or a name in datasets/.")
         checked = read_card(path)
         with open_session("firn ingest") as session:
-            result = ingest(session, checked, output, source=source)
+            result = ingest(
+                session,
+                checked,
+                output,
+                source=source,
+                max_reject_fraction=max_reject_fraction,
+                decode_timeout_s=decode_timeout_s,
+            )
         url = absolute_url(output)
         _warn_of_other_numbers(checked.expect.model_dump(exclude_none=True), result)
         _report(result, url)
@@ -90,6 +103,44 @@ def describe_command(
             print_description(absolute_url(url), manifest, Console())
 
 
+@app.command("upload")
+def upload_command(
+    folder: Annotated[str, typer.Argument(help="A local folder.")],
+    url: Annotated[str, typer.Argument(help="Where to: webhdfs://namenode:9870/path.")],
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Files sent at a time.")] = 4,
+    user: Annotated[str | None, typer.Option(help="Whom HDFS is told; default: HADOOP_USER_NAME, or you.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copies a local folder to HDFS over WebHDFS; files that are there with the same size are left as they are."""
+    with reported_errors():
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+        from featurize.upload import upload_folder
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("upload", total=None)
+            result = upload_folder(
+                folder,
+                url,
+                threads=threads,
+                user=user,
+                on_bytes=lambda count: progress.advance(bar, count),
+                on_total=lambda count: progress.update(bar, total=count),
+            )
+        say(f"{url}: {result.uploaded} files sent, {result.skipped} were there already.")
+        print_result(
+            {
+                "url": url,
+                "uploaded": result.uploaded,
+                "skipped": result.skipped,
+                "bytes": result.bytes,
+                "seconds": round(result.seconds, 2),
+            },
+            as_json=as_json,
+        )
+
+
 def _announce(backbone: "PreparedBackbone") -> None:
     """Says what the images will go through."""
     spec = backbone.spec
@@ -106,23 +157,39 @@ def _numbers(result: BuildResult) -> dict[str, object]:
         "rows": result.manifest.row_count,
         "rejects": result.manifest.reject_count,
         "skipped": result.skipped,
+        "changed": result.changed,
         "removed": result.removed,
         "images_per_second": round(images / result.seconds, 2),
+        "steady_images_per_second": round(_steady_rate(result), 2),
         "seconds": round(result.seconds, 2),
+        "job_seconds": round(result.job_seconds, 2),
+        "timings": result.timings.rounded(),
+        "worker_memory_bytes": result.worker_memory_bytes,
     }
 
 
+def _steady_rate(result: BuildResult) -> float:
+    """Images a second of the Spark job, without the time its workers took to load the network."""
+    steady_s = result.job_seconds - result.timings.startup / result.slots
+    return (result.added + result.rejected) / steady_s if steady_s > 0 else 0.0
+
+
 def _report(result: BuildResult, url: str) -> None:
-    if result.added + result.rejected == 0:
+    images = result.added + result.rejected
+    if images == 0:
         say(f"{url}: nothing to do, all {result.skipped} images are there already.")
     else:
-        rate = (result.added + result.rejected) / result.seconds
+        rate = f"{images / result.seconds:.1f} a second"
         skipped = f", {result.skipped} were there already" if result.skipped else ""
-        say(f"{url}: {result.added} images in {result.seconds:.1f} s ({rate:.1f} a second){skipped}.")
-    if result.rejected:
+        say(f"{url}: {result.added} images in {result.seconds:.1f} s ({rate}){skipped}.")
+        say("time in the workers: " + ", ".join(f"{name} {s:.1f} s" for name, s in result.timings.rounded().items()))
+    if result.manifest.reject_count:
         say(
-            f"{result.rejected} images were rejected; they are listed in {url}/rejects:\n{summarize_rejects(result.manifest)}"
+            f"{result.manifest.reject_count} images were rejected; they are listed in {url}/rejects:\n"
+            f"{summarize_rejects(result.manifest.rejects)}"
         )
+    if result.changed:
+        warn(f"{result.changed} images have changed; the shards they were in were made again.")
     if result.removed:
         warn(f"{result.removed} images are in the table and no longer in the source.")
 

@@ -50,6 +50,7 @@ class Claim:
                     f"{holder['user']} on {holder['host']} since {holder['since']}. Wait for it to end, or write elsewhere."
                 )
             storage.remove(self._url)
+            storage.remove_temporaries(self._url.removesuffix("/" + CLAIM_NAME))
         self._heart.start()
 
     def verify(self) -> None:

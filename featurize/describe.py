@@ -29,6 +29,8 @@ def describe(url: str, manifest: Manifest) -> dict[str, Any]:
         "rejects_by_reason": manifest.rejects,
         "files": len(manifest.files),
         "bytes": manifest.byte_count,
+        "seconds": manifest.seconds,
+        "timings": manifest.timings.rounded(),
         "created_at": manifest.created_at,
         "updated_at": manifest.updated_at,
     }
@@ -49,7 +51,7 @@ def print_description(url: str, manifest: Manifest, console: Console) -> None:
         facts.add_row(f"[bold]{name}", escape(value))
     parts: list[Any] = [facts, _class_table(manifest)]
     if manifest.reject_count:
-        parts.append(f"[bold]rejects[/] {manifest.reject_count}\n{escape(summarize_rejects(manifest, most=5))}")
+        parts.append(f"[bold]rejects[/] {manifest.reject_count}\n{escape(summarize_rejects(manifest.rejects, most=5))}")
     console.print(Group(*parts), highlight=False)
 
 

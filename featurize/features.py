@@ -1,4 +1,4 @@
-"""The feature set: one row per image, made by a frozen backbone; written, published, resumed and opened here."""
+"""The feature set: one row per image, made by a frozen backbone."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -10,11 +10,11 @@ from pyspark.sql import SparkSession
 from featurize.backbones import PreparedBackbone, prepare_backbone
 from featurize.errors import UsageError
 from featurize.image_source import ImageSource
-from featurize.manifests import FeaturesManifest, read_manifest
-from featurize.recipe import FeaturizeRecipe
+from featurize.manifests import FeaturesManifest
+from featurize.recipe import BackboneSettings, FeaturizeRecipe
 from featurize.sources import open_source
-from featurize.tables import BuildResult, Worker, build_table
-from featurize.transform import FeaturizeTask, make_featurize_fn
+from featurize.tables import BuildResult, build_table, settings_in_place
+from featurize.transform import FeaturizeTask
 
 
 def featurize(
@@ -34,16 +34,12 @@ def featurize(
         UsageError: the source, the backbone or the target is not what the recipe says.
         JobError: the job failed, or another one is writing to the same place.
     """
-    source = open_source(spark, recipe.images.source, recipe.images.split, card_folders=card_folders)
+    source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)
     if len(source.classes) < 2:
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}, and nothing to tell it from."
         )
-    existing = read_manifest(recipe.features.url)
-    settings = recipe.backbone
-    if settings.precision == "auto" and isinstance(existing, FeaturesManifest):  # it was decided, and rows go by it
-        settings = settings.model_copy(update={"precision": existing.backbone["precision"]})
-    backbone = prepare_backbone(settings, _backbone_folder().name)
+    backbone = prepare_backbone(_decided_before(recipe), _backbone_folder().name)
     on_backbone(backbone)
     result = build_table(
         spark,
@@ -52,9 +48,18 @@ def featurize(
         manifest_type=FeaturesManifest,
         settings=_identity_settings(recipe, source, backbone),
         details=_manifest_details(recipe, source, backbone),
-        make_worker=lambda staging: _make_worker(spark, staging, recipe, source, backbone),
+        task=_make_task(spark, recipe, source, backbone),
+        max_reject_fraction=recipe.images.max_reject_fraction,
+        decode_timeout_s=recipe.images.decode_timeout_s,
     )
     return result, backbone
+
+
+def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
+    """The backbone's settings; a precision left open is that of the rows that are there, be it in an unfinished table."""
+    there = settings_in_place(recipe.features.url) if recipe.backbone.precision == "auto" else None
+    precision = there["backbone"]["precision"] if there is not None and "backbone" in there else None
+    return recipe.backbone.model_copy(update={"precision": precision}) if precision else recipe.backbone
 
 
 @cache
@@ -88,21 +93,18 @@ def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: Pr
     }
 
 
-def _make_worker(
-    spark: SparkSession, staging: str, recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone
-) -> Worker:
-    """The worker's function; the backbone's file is handed to every executor, once, by Spark itself."""
+def _make_task(
+    spark: SparkSession, recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone
+) -> FeaturizeTask:
+    """What the workers do; the backbone's file is handed to every executor, once, by Spark itself."""
     if backbone.path is not None:
         spark.sparkContext.addFile(str(backbone.path))
-    return make_featurize_fn(
-        FeaturizeTask(
-            staging=staging,
-            classes=source.classes,
-            split_rule=source.split_rule,
-            spec=backbone.spec,
-            backbone_file=backbone.path.name if backbone.path is not None else None,
-            backbone_sha256=backbone.sha256,
-            batch_size=recipe.backbone.batch_size,
-            rows_per_group=recipe.features.rows_per_group,
-        )
+    return FeaturizeTask(
+        classes=source.classes,
+        split_rule=source.split_rule,
+        spec=backbone.spec,
+        backbone_file=backbone.path.name if backbone.path is not None else None,
+        backbone_sha256=backbone.sha256,
+        batch_size=recipe.backbone.batch_size,
+        rows_per_group=recipe.features.rows_per_group,
     )

@@ -1,28 +1,17 @@
 """Images in folders: ``<class>/**`` or, where the source brings its split, ``<split>/<class>/**``.
 
-Spark reads the files. It passes over empty ones and over names that begin with ``_``, so those are read by Firn's own hand:
-an empty file is to be found among the rejects. Names that begin with a dot are hidden files, and stay so.
+Names that begin with a dot are hidden files, and stay so; every other file is an image or a reject.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from featurize import storage
 from featurize.errors import JobError, UsageError
-from featurize.image_source import (
-    ROWS_SCHEMA,
-    ImageSource,
-    describe_rule,
-    escape_glob,
-    plan_partitions,
-    rows_batch,
-    with_identity,
-)
+from featurize.image_source import ImageSource, describe_rule, listing_batch, make_listing
+from featurize.readers import FileReader
 from featurize.recipe import Split
 from featurize.splits import SplitRule
 
@@ -33,28 +22,21 @@ SPLIT_FOLDERS = {
     "val": "validation",
     "test": "test",
 }
-_FILES_PER_TASK = 1000
-_COPYING = "._COPYING_"  # the ending of a file that HDFS is still being given
+COPYING = "._COPYING_"
+"""The ending of a file that HDFS is still being given."""
+_LISTED_AT_A_TIME = 1 << 16
 
 
 @dataclass
-class FolderListing:
-    """What a walk over the folder found.
+class _Found:
+    """What a walk over a folder found, beside the files: the labels and own splits that occur, and folders that are no split."""
 
-    Attributes:
-        files: by label and own split.
-        bytes: of all files.
-        passed_over: path below the folder, label and own split of each file that Spark would not read.
-        unknown_tops: first-level folders that are no split, where splits are wanted.
-    """
-
-    files: Counter[tuple[str | None, str | None]] = field(default_factory=Counter)
-    bytes: int = 0
-    passed_over: list[tuple[str, str | None, str | None]] = field(default_factory=list)
+    labels: set[str] = field(default_factory=set)
+    own_splits: set[str] = field(default_factory=set)
     unknown_tops: set[str] = field(default_factory=set)
 
 
-def open_folder(spark: SparkSession, url: str, split: Split, validation_fraction: float) -> ImageSource:
+def open_folder(url: str, split: Split, validation_fraction: float) -> ImageSource:
     """The images in the folder at `url`.
 
     Args:
@@ -62,97 +44,85 @@ def open_folder(spark: SparkSession, url: str, split: Split, validation_fraction
 
     Raises:
         UsageError: no files, no class folders, or no train folder where the split is by folders.
+        JobError: a folder cannot be listed.
     """
     by_folders = split == "folders"
-    listing = list_folder(url, by_folders=by_folders)
-    _check_listing(url, listing, by_folders=by_folders)
-    images = sum(listing.files.values())
-    plan_partitions(spark, images=images, total_bytes=listing.bytes)
+    found = _Found()
+    try:
+        listing = make_listing(list(_list_files(url, found, by_folders=by_folders)))
+    except OSError as error:
+        raise JobError(f"{url} cannot be listed: {error}.") from error
+    _check_found(url, found, files=listing.num_rows, by_folders=by_folders)
     if split == "folders":
-        has_validation = any(own_split == "validation" for _, own_split in listing.files)
-        rule = SplitRule(fractions=None, validation_fraction=0.0 if has_validation else validation_fraction)
+        rule = SplitRule(
+            fractions=None, validation_fraction=0.0 if "validation" in found.own_splits else validation_fraction
+        )
     else:
         rule = SplitRule(fractions=split)
     return ImageSource(
-        frame=with_identity(_read_files(spark, url, listing, by_folders=by_folders)),
-        classes=tuple(sorted({label for label, _ in listing.files if label is not None})),
-        images=images,
+        listing=listing,
+        reader=FileReader(),
+        classes=tuple(sorted(found.labels)),
         split_rule=rule,
         settings={"source": url, "layout": "folders", "split": describe_rule(rule)},
     )
 
 
-def list_folder(url: str, *, by_folders: bool) -> FolderListing:
-    """Walks the folder at `url`; no file is opened.
+def is_hidden(inner: str) -> bool:
+    """Whether a file of this path, below the folder, is left out: a part of it begins with a dot, or it is not whole yet."""
+    return inner.startswith(".") or "/." in inner or inner.endswith(COPYING)
 
-    Raises:
-        JobError: a folder cannot be listed.
-    """
-    listing = FolderListing()
-    try:
-        for inner, size in storage.walk_files(url):
-            parts = inner.split("/")
-            if any(part.startswith(".") for part in parts) or inner.endswith(_COPYING):
-                continue
-            label, own_split = _place(parts, by_folders=by_folders)
-            if by_folders and own_split is None and len(parts) > 1:
-                listing.unknown_tops.add(parts[0])
-            listing.files[label, own_split] += 1
-            listing.bytes += size
-            if size == 0 or any(part.startswith("_") and "=" not in part for part in parts):
-                listing.passed_over.append((inner, label, own_split))
-    except OSError as error:
-        raise JobError(f"{url} cannot be listed: {error}.") from error
-    return listing
+
+def _list_files(url: str, found: _Found, *, by_folders: bool) -> Iterator[pa.RecordBatch]:
+    """Walks the folder at `url`, no file being opened; a stamp is the size of a file and when it was modified."""
+    root = url.rstrip("/")
+    rows: list[tuple[str, str | None, str | None, int, str]] = []
+    for file in storage.walk_files(url):
+        inner = _as_text(file.inner)
+        if is_hidden(inner):
+            continue
+        parts = inner.split("/")
+        label, own_split = _place(parts, by_folders=by_folders)
+        if label is not None:
+            found.labels.add(label)
+        if own_split is not None:
+            found.own_splits.add(own_split)
+        elif by_folders and len(parts) > 1:
+            found.unknown_tops.add(parts[0])
+        rows.append((f"{root}/{inner}", label, own_split, file.size, f"{file.size}:{file.modified}"))
+        if len(rows) == _LISTED_AT_A_TIME:
+            yield _as_batch(rows)
+            rows = []
+    if rows:
+        yield _as_batch(rows)
+
+
+def _as_text(name: str) -> str:
+    """A name that Arrow can hold. Of one that is not UTF-8 the odd bytes are spelled out; under that name no file is found."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _as_batch(rows: list[tuple[str, str | None, str | None, int, str]]) -> pa.RecordBatch:
+    names = ("path", "label", "own_split", "bytes_size", "stamp")
+    return listing_batch(dict(zip(names, zip(*rows, strict=True), strict=True)))
 
 
 def _place(parts: list[str], *, by_folders: bool) -> tuple[str | None, str | None]:
-    """Label and own split of a file, from the parts of its path. `_read_files` says the same in Spark's words."""
+    """Label and own split of a file, from the parts of its path."""
     own_split = SPLIT_FOLDERS.get(parts[0]) if by_folders and len(parts) > 1 else None
     depth = 1 if by_folders else 0
     return (parts[depth] if len(parts) > depth + 1 else None), own_split
 
 
-def _check_listing(url: str, listing: FolderListing, *, by_folders: bool) -> None:
-    if not listing.files:
+def _check_found(url: str, found: _Found, *, files: int, by_folders: bool) -> None:
+    if not files:
         raise UsageError(f"{url} holds no files.")
-    if listing.unknown_tops:
-        names = ", ".join(sorted(listing.unknown_tops))
+    if found.unknown_tops:
+        names = ", ".join(sorted(found.unknown_tops))
         raise UsageError(
             f'{url}: with split = "folders" the first level must be {", ".join(SPLIT_FOLDERS)}. Got {names}.'
         )
-    if by_folders and not any(own_split == "train" for _, own_split in listing.files):
+    if by_folders and "train" not in found.own_splits:
         raise UsageError(f'{url}: with split = "folders" a folder train/<class> is needed.')
-    if not any(label is not None for label, _ in listing.files):
+    if not found.labels:
         raise UsageError(f"{url} has no class folders with images in them: a folder per class is wanted.")
-
-
-def _read_files(spark: SparkSession, url: str, listing: FolderListing, *, by_folders: bool) -> DataFrame:
-    root = "file:" + url.removeprefix("file://") if url.startswith("file://") else url  # as Spark spells it
-    files = spark.read.format("binaryFile").option("recursiveFileLookup", "true").load(escape_glob(url))
-    # In two steps: within one, Spark would take `path` for the new column of that name.
-    inner = files.select(F.expr(f"substring(path, {len(root.rstrip('/')) + 2})").alias("inner"), "content")
-    parts = F.split("inner", "/")
-    depth = 1 if by_folders else 0
-    label = F.when(F.size(parts) > depth + 1, parts[depth])
-    splits = F.create_map(*[F.lit(text) for pair in SPLIT_FOLDERS.items() for text in pair])
-    own_split = F.when(F.size(parts) > 1, splits[parts[0]]) if by_folders else F.lit(None).cast("string")
-    path = F.concat(F.lit(url.rstrip("/") + "/"), F.col("inner"))
-    frame = inner.select(path.alias("path"), label.alias("label"), own_split.alias("own_split"), "content")
-    if not listing.passed_over:
-        return frame
-    return frame.unionByName(_read_passed_over(spark, url, listing))
-
-
-def _read_passed_over(spark: SparkSession, url: str, listing: FolderListing) -> DataFrame:
-    rows = [(storage.join_url(url, inner), label, own_split) for inner, label, own_split in listing.passed_over]
-    tasks = 1 + len(rows) // _FILES_PER_TASK
-    named = spark.createDataFrame(rows, "path string, label string, own_split string").repartition(tasks)
-    return named.mapInArrow(_read_named, ROWS_SCHEMA)
-
-
-def _read_named(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """Worker side: the content of the files that the rows name."""
-    for batch in batches:
-        for row in batch.to_pylist():
-            yield rows_batch([(row["path"], row["label"], row["own_split"], storage.read_bytes(row["path"]))])

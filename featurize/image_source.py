@@ -1,25 +1,61 @@
-"""What every source of images gives: one DataFrame with the same columns, and what is known of it beforehand."""
+"""What every source of images gives: a listing, one row per image, and a way for the workers to read what it lists."""
 
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
-from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from featurize.cards import Card
-from featurize.session import concurrent_tasks
 from featurize.splits import SplitRule
 
-ROWS_SCHEMA = "path string, label string, own_split string, content binary"
-_ARROW_ROWS = pa.schema(
-    [("path", pa.string()), ("label", pa.string()), ("own_split", pa.string()), ("content", pa.binary())]
+_REPEATED_TEXT = pa.dictionary(pa.int32(), pa.string())
+LISTING_SCHEMA = pa.schema(
+    [
+        ("path", pa.string()),
+        ("label", _REPEATED_TEXT),
+        ("own_split", _REPEATED_TEXT),
+        ("bytes_size", pa.int64()),
+        ("stamp", pa.string()),
+        ("container", _REPEATED_TEXT),
+        ("position", pa.int64()),
+    ]
 )
-_MIN_TASK_IMAGES, _MAX_TASK_IMAGES = 128, 4096
-_MAX_TASK_BYTES = 512 << 20
-_OPEN_COST_BYTES = 16 << 10
+"""The columns of a listing.
+
+- `label` is null outside class folders, `own_split` where the source brings none, `bytes_size` where it is not known.
+- `stamp` tells an image that has changed from one that has not, without reading it: see `ImageSource`.
+- `container` and `position` say where the bytes lie if `path` alone does not: a file and the number of a row in it.
+"""
+Fetch = Callable[[], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedImage:
+    """One row of a listing, as a worker gets it."""
+
+    path: str
+    label: str | None
+    own_split: str | None
+    bytes_size: int | None
+    stamp: str
+    container: str | None
+    position: int | None
+
+
+class ContentReader(Protocol):
+    """Worker side: how the bytes of listed images are had. It travels inside the function that Spark ships."""
+
+    def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
+        """For each of `images`, in their order, a function that reads its bytes; it may be called in any thread.
+
+        The function raises `ImageReadError` where the fault is the image's own, and OSError where it is the storage's.
+        """
+        ...
+
+
+class ImageReadError(Exception):
+    """The bytes of one image cannot be had, and those of others can. The message is the reason: one line, no path."""
 
 
 @dataclass(frozen=True)
@@ -27,43 +63,46 @@ class ImageSource:
     """Images to be read.
 
     Attributes:
-        frame: `path`, `label` (null: in no class folder), `own_split` (null: none), `content`, `bytes_size` and `image_id`.
+        listing: LISTING_SCHEMA, sorted by `path`, which is unique. Equal stamps under one path mean equal bytes; different
+            stamps mean that the bytes are to be compared.
         classes: the labels, sorted; the place of one is its `label_index`.
-        images: how many rows `frame` has.
         settings: what determines, with the bytes themselves, which rows come out; part of the identity of what is made of them.
     """
 
-    frame: DataFrame
+    listing: pa.Table
+    reader: ContentReader
     classes: tuple[str, ...]
-    images: int
     split_rule: SplitRule
     settings: dict[str, Any]
     card: Card | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
 
-
-def with_identity(frame: DataFrame) -> DataFrame:
-    """`frame` with `image_id`, the SHA-256 of the content, and `bytes_size`; Spark computes them only where they are used."""
-    return frame.withColumn("image_id", F.sha2("content", 256)).withColumn(
-        "bytes_size", F.length("content").cast("long")
-    )
+    @property
+    def images(self) -> int:
+        """How many images there are."""
+        return int(self.listing.num_rows)
 
 
-def rows_batch(rows: Iterable[tuple[str, str | None, str | None, bytes]]) -> pa.RecordBatch:
-    """Worker side: rows of (path, label, own_split, content), one at least, as an Arrow batch."""
-    columns = zip(*rows, strict=True)
-    arrays = [pa.array(column, type=field.type) for column, field in zip(columns, _ARROW_ROWS, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=_ARROW_ROWS)
+def make_listing(batches: Sequence[pa.RecordBatch]) -> pa.Table:
+    """One listing, sorted by path, of parts made by `listing_batch`."""
+    table = pa.Table.from_batches(batches, schema=LISTING_SCHEMA)
+    return table.unify_dictionaries().sort_by("path")
 
 
-def plan_partitions(spark: SparkSession, *, images: int, total_bytes: int) -> None:
-    """Sizes the tasks by number and bytes of images. Spark counts 4 MB for each file it opens: one or two images a task."""
-    slots = concurrent_tasks(spark)
-    task_images = min(max(images // (slots * 3), _MIN_TASK_IMAGES), _MAX_TASK_IMAGES)
-    mean_bytes = total_bytes // max(images, 1) + _OPEN_COST_BYTES
-    spark.conf.set("spark.sql.files.openCostInBytes", str(_OPEN_COST_BYTES))
-    spark.conf.set("spark.sql.files.maxPartitionBytes", str(min(task_images * mean_bytes, _MAX_TASK_BYTES)))
-    spark.conf.set("spark.sql.files.minPartitionNum", str(slots))
+def listing_batch(columns: dict[str, Sequence[Any]]) -> pa.RecordBatch:
+    """Rows of a listing, from their columns; those left out are null."""
+    count = len(columns["path"])
+    arrays = [
+        pa.array(columns[field.name], type=field.type) if field.name in columns else pa.nulls(count, field.type)
+        for field in LISTING_SCHEMA
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=LISTING_SCHEMA)
+
+
+def planned_images(rows: pa.Table) -> list[PlannedImage]:
+    """The rows of (part of) a listing."""
+    columns = [rows.column(name).to_pylist() for name in LISTING_SCHEMA.names]
+    return [PlannedImage(*values) for values in zip(*columns, strict=True)]
 
 
 def describe_rule(rule: SplitRule) -> dict[str, Any]:
@@ -71,8 +110,3 @@ def describe_rule(rule: SplitRule) -> dict[str, Any]:
     if rule.fractions is not None:
         return rule.fractions.model_dump()
     return {"own": True, "validation_fraction": rule.validation_fraction, "seed": rule.seed}
-
-
-def escape_glob(url: str) -> str:
-    """`url` so that Hadoop takes its characters as they are, not as a pattern."""
-    return re.sub(r"([\[\]{}*?\\])", r"\\\1", url)

@@ -1,21 +1,22 @@
 """The images table: small files packed once, decoded once to check them, metadata and split attached."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from featurize.cards import Card, describe_card
-from featurize.decode import DecodeError, inspect_image
+from featurize.decoder import DECODE_TIMEOUT_S, Decoder
+from featurize.image_source import PlannedImage
 from featurize.manifests import ImagesManifest
-from featurize.pipeline import SourceImage, map_ahead, read_images, worker_threads
 from featurize.shards import ShardWriter
 from featurize.sources import open_card
 from featurize.splits import SplitRule
-from featurize.tables import BuildResult, Worker, build_table, record_batch, shard_name
+from featurize.tables import MAX_REJECT_FRACTION, BuildResult, build_table
+from featurize.timings import Timings
+from featurize.worker import Loaded
 
 IMAGES_SCHEMA = pa.schema(
     [
@@ -31,32 +32,43 @@ IMAGES_SCHEMA = pa.schema(
         ("bytes_size", pa.int64()),
         ("content", pa.binary()),
         ("exif", pa.map_(pa.string(), pa.string())),
+        ("camera", pa.string()),
+        ("aperture", pa.float32()),
+        ("exposure_s", pa.float32()),
+        ("iso", pa.int32()),
+        ("focal_length_mm", pa.float32()),
+        ("taken_at", pa.string()),
+        ("latitude", pa.float64()),
+        ("longitude", pa.float64()),
+        ("altitude_m", pa.float32()),
         ("colour_mean", pa.list_(pa.float32())),
         ("colour_std", pa.list_(pa.float32())),
     ]
 )
 _ROWS_PER_GROUP = 128
+_MAX_GROUP_BYTES = 32 << 20  # so that a row group of large images fits a worker's memory
 
 
-@dataclass(frozen=True)
-class _IngestTask:
-    """What a worker needs to know."""
-
-    staging: str
-    classes: tuple[str, ...]
-    split_rule: SplitRule
-
-
-def ingest(spark: SparkSession, card: Card, url: str, *, source: str | None = None) -> BuildResult:
+def ingest(
+    spark: SparkSession,
+    card: Card,
+    url: str,
+    *,
+    source: str | None = None,
+    max_reject_fraction: float = MAX_REJECT_FRACTION,
+    decode_timeout_s: float = DECODE_TIMEOUT_S,
+) -> BuildResult:
     """Builds the images table at `url` from the data set of `card`.
 
     Args:
         source: where the data set lies; default: what the card says.
+        max_reject_fraction: of all images; if more cannot be read, the job fails.
+        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
 
     Raises:
         UsageError, JobError: as `open_card` and `build_table`.
     """
-    opened = open_card(spark, card, source=source)
+    opened = open_card(card, source=source)
     return build_table(
         spark,
         opened,
@@ -64,73 +76,75 @@ def ingest(spark: SparkSession, card: Card, url: str, *, source: str | None = No
         manifest_type=ImagesManifest,
         settings={"table": "images", "source": opened.settings, "classes": list(opened.classes)},
         details={"card": describe_card(card)},
-        make_worker=lambda staging: make_ingest_fn(
-            _IngestTask(staging=staging, classes=opened.classes, split_rule=opened.split_rule)
-        ),
+        task=IngestTask(classes=opened.classes, split_rule=opened.split_rule),
+        max_reject_fraction=max_reject_fraction,
+        decode_timeout_s=decode_timeout_s,
     )
 
 
-def make_ingest_fn(task: _IngestTask) -> Worker:
-    """The function Spark runs on each partition: source images in, one commit record out."""
+@dataclass(frozen=True)
+class IngestTask:
+    """Images to rows of an images table: a `ShardTask`."""
 
-    def ingest_partition(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        writer = ShardWriter(
-            task.staging,
-            shard_name(task.staging),
+    classes: tuple[str, ...]
+    split_rule: SplitRule
+
+    def make_writer(self, staging_url: str, name: str) -> ShardWriter:
+        """See `ShardTask`."""
+        return ShardWriter(
+            staging_url,
+            name,
             IMAGES_SCHEMA,
             rows_per_group=_ROWS_PER_GROUP,
             by_split=False,
             plain_columns=("image_id", "path", "content"),
         )
-        label_indices = {label: index for index, label in enumerate(task.classes)}
-        inspect = partial(_inspect, label_indices=label_indices, split_rule=task.split_rule)
-        rows: list[dict[str, Any]] = []
-        for image, row in map_ahead(inspect, read_images(batches), worker_threads()):
-            if isinstance(row, DecodeError):
-                writer.reject(**image.reject("decode", row))
-            elif isinstance(row, str):
-                writer.reject(**image.reject("layout", row))
-            else:
-                rows.append(row)
-            if len(rows) == _ROWS_PER_GROUP:
-                _write_rows(writer, rows)
-                rows = []
-        _write_rows(writer, rows)
-        yield record_batch(writer.close())
 
-    return ingest_partition
+    def ahead(self, threads: int) -> int:
+        """Few: each is held with its bytes."""
+        return 4 * threads
+
+    def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> dict[str, Any]:
+        """The row of an image."""
+        info = decoder.inspect(content)
+        return {
+            "image_id": image_id,
+            "path": image.path,
+            "label": image.label,
+            "label_index": self.classes.index(str(image.label)),
+            "split": self.split_rule.assign(image_id, image.own_split),
+            "format": info.format,
+            "mode": info.mode,
+            "width": info.width,
+            "height": info.height,
+            "bytes_size": len(content),
+            "content": content,
+            "exif": list(info.exif.items()),
+            **asdict(info.metadata),
+            "colour_mean": info.colour_mean,
+            "colour_std": info.colour_std,
+        }
+
+    def consume(self, loaded: Iterator[Loaded[dict[str, Any]]], writer: ShardWriter, timings: Timings) -> None:
+        """Writes a row group whenever it is full, by number or by bytes."""
+        batch: list[Loaded[dict[str, Any]]] = []
+        held_bytes = 0
+        for image in loaded:
+            batch.append(image)
+            held_bytes += image.value["bytes_size"]
+            if len(batch) == _ROWS_PER_GROUP or held_bytes >= _MAX_GROUP_BYTES:
+                _write_group(writer, batch, timings)
+                batch, held_bytes = [], 0
+        if batch:
+            _write_group(writer, batch, timings)
 
 
-def _write_rows(writer: ShardWriter, rows: list[dict[str, Any]]) -> None:
-    if rows:
+def _write_group(writer: ShardWriter, batch: list[Loaded[dict[str, Any]]], timings: Timings) -> None:
+    rows = [loaded.value for loaded in batch]
+    with timings.measure("write"):
         writer.write(
-            [row["split"] for row in rows], {name: [row[name] for row in rows] for name in IMAGES_SCHEMA.names}
+            [row["split"] for row in rows],
+            [loaded.image.stamp for loaded in batch],
+            {name: [row[name] for row in rows] for name in IMAGES_SCHEMA.names},
         )
-
-
-def _inspect(
-    image: SourceImage, label_indices: dict[str, int], split_rule: SplitRule
-) -> dict[str, Any] | DecodeError | str:
-    """The row of an image, or why there is none."""
-    if image.label is None:
-        return "not in a class folder"
-    try:
-        info = inspect_image(image.content)
-    except DecodeError as error:
-        return error
-    return {
-        "image_id": image.image_id,
-        "path": image.path,
-        "label": image.label,
-        "label_index": label_indices[image.label],
-        "split": split_rule.assign(image.image_id, image.own_split),
-        "format": info.format,
-        "mode": info.mode,
-        "width": info.width,
-        "height": info.height,
-        "bytes_size": len(image.content),
-        "content": image.content,
-        "exif": list(info.exif.items()),
-        "colour_mean": info.colour_mean,
-        "colour_std": info.colour_std,
-    }
+        writer.end_group()

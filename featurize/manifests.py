@@ -1,6 +1,7 @@
 """Manifests: the one small file that makes a table visible, and says all about it.
 
-A table is a folder: `manifest.json`, `data/` and `rejects/` in Parquet. What the manifest does not list is not there.
+A table is a folder: `manifest.json`, and in Parquet `data/`, `rejects/` and `index/`, by which a later run knows what is there.
+What the manifest does not list is not there.
 """
 
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from featurize import storage
 from featurize.digests import settings_digest
 from featurize.errors import JobError, UsageError
+from featurize.timings import Timings
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -26,6 +28,38 @@ class DataFile(BaseModel):
     rows: int
     bytes: int
     split: str | None = None
+
+
+class ShardRecord(BaseModel):
+    """What a task wrote: the files, the counts that enter the manifest, and where its time went.
+
+    `unread` counts the rejects that could not be read from storage; another day they may be.
+    """
+
+    files: list[DataFile]
+    reject_files: list[DataFile]
+    index_file: DataFile
+    rows: dict[str, dict[str, int]]
+    rejects: dict[str, int]
+    unread: int
+    content_digest: str
+    timings: Timings
+    memory_bytes: int = 0  # the most that the worker process has had in memory, its decoders not counted
+
+    @property
+    def all_files(self) -> list[DataFile]:
+        """Every file of the shard."""
+        return [*self.files, *self.reject_files, self.index_file]
+
+    @property
+    def row_count(self) -> int:
+        """Rows in all splits."""
+        return sum(sum(classes.values()) for classes in self.rows.values())
+
+    @property
+    def reject_count(self) -> int:
+        """Images that gave no row."""
+        return sum(self.rejects.values())
 
 
 class Manifest(BaseModel):
@@ -45,12 +79,27 @@ class Manifest(BaseModel):
     rows: dict[str, dict[str, int]]  # split -> class -> rows
     rejects: dict[str, int]  # "stage: error" -> images
     content_digest: str
-    files: list[DataFile]
-    reject_files: list[DataFile]
+    shards: list[ShardRecord]
     created_at: str
     updated_at: str
     seconds: float
+    timings: Timings
     versions: dict[str, str]
+
+    @property
+    def files(self) -> list[DataFile]:
+        """The Parquet files that hold the rows."""
+        return [file for shard in self.shards for file in shard.files]
+
+    @property
+    def reject_files(self) -> list[DataFile]:
+        """The Parquet files of the rejects table."""
+        return [file for shard in self.shards for file in shard.reject_files]
+
+    @property
+    def index_files(self) -> list[DataFile]:
+        """The Parquet files by which a later run knows what is there."""
+        return [shard.index_file for shard in self.shards]
 
     @property
     def row_count(self) -> int:
@@ -141,21 +190,13 @@ def write_manifest(url: str, manifest: Manifest) -> None:
     storage.write_json(storage.join_url(url, MANIFEST_NAME), manifest.model_dump())
 
 
-def check_identity(url: str, existing: Manifest, settings: Mapping[str, Any]) -> None:
-    """Checks that the table at `url` was made with the same `settings`.
-
-    Raises:
-        UsageError: naming each setting that differs.
-    """
-    if existing.identity == settings_digest(settings):
-        return
-    old, new = _flatten(existing.settings), _flatten(settings)
+def differing_settings(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that differs; none where the settings are equal."""
+    if settings_digest(there) == settings_digest(asked):
+        return []
+    old, new = _flatten(there), _flatten(asked)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    lines = [f"  - {key}: there {_shorten(old.get(key))}, asked {_shorten(new.get(key))}" for key in differing]
-    raise UsageError(
-        f"{url} holds a table made with other settings; a mixture is refused. Write to another URL, or remove that one.\n"
-        + "\n".join(lines)
-    )
+    return [f"  - {key}: there {_shorten(old.get(key))}, asked {_shorten(new.get(key))}" for key in differing]
 
 
 def library_versions() -> dict[str, str]:

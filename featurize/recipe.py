@@ -45,6 +45,12 @@ class ImagesSettings(Settings):
 
     source: str = Field(min_length=1, description="a folder per class, an images table, or the name of a card")
     split: Split | None = Field(default=None, description="left out: the source's own, or else fractions 0.6/0.2/0.2")
+    max_reject_fraction: float = Field(
+        default=0.05, ge=0, le=1, description="of the images; if more cannot be read, nothing is published"
+    )
+    decode_timeout_s: float = Field(
+        default=60.0, gt=0, le=3600, description="an image that takes longer to decode is rejected"
+    )
 
 
 class BackboneSettings(Settings):

@@ -15,6 +15,7 @@ from featurize.errors import JobError
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
+_TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
 
 
 def make_session(name: str, *, slots: int | None = None) -> SparkSession:
@@ -36,7 +37,7 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         cores = len(os.sched_getaffinity(0))
         if slots is None:
-            builder = builder.master(f"local[{cores}]").config("spark.task.cpus", cores)
+            builder = builder.master(f"local[{cores},{_TASK_TRIES}]").config("spark.task.cpus", cores)
         else:
             builder = builder.master(f"local[{slots}]").config("spark.task.cpus", 1)
         builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")

@@ -1,16 +1,16 @@
-"""Shards: what one Spark task writes. Files go to a staging folder; a record of them, returned to the driver, commits them."""
+"""Shards: what one Spark task writes. Files go to a staging folder; a record of them commits the shard (see `staging`)."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from featurize import storage
 from featurize.digests import multiset_digest
-from featurize.manifests import DataFile
+from featurize.manifests import DataFile, ShardRecord
+from featurize.timings import Timings
 
 REJECTS_SCHEMA = pa.schema(
     [
@@ -21,17 +21,9 @@ REJECTS_SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-_REJECT_ROWS_PER_GROUP = 4096
-
-
-class ShardRecord(BaseModel):
-    """What a task wrote: the files, and the counts that enter the manifest."""
-
-    files: list[DataFile]
-    reject_files: list[DataFile]
-    rows: dict[str, dict[str, int]]
-    rejects: dict[str, int]
-    content_digest: str
+INDEX_SCHEMA = pa.schema([("path", pa.string()), ("image_id", pa.string()), ("stamp", pa.string())])
+"""What a later run needs to know of the images in a shard, rows and rejects alike: one small file for each shard."""
+_SMALL_ROWS_PER_GROUP = 1 << 16
 
 
 class ParquetFile:
@@ -61,22 +53,34 @@ class ParquetFile:
             self._pending_rows = table.num_rows - whole
             self._rows += whole
 
-    def close(self, *, path: str, split: str | None) -> DataFile:
-        """Writes the last row group and the footer. `path` and `split` go into the entry for the manifest."""
+    def end_group(self) -> None:
+        """Ends the row group, however many rows it has."""
         if self._pending_rows:
             self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._schema))
             self._rows += self._pending_rows
+            self._pending, self._pending_rows = [], 0
+
+    def abandon(self) -> None:
+        """Removes what was written. It never fails: the reason for abandoning is the one to hear of."""
+        with suppress(OSError):
+            self._stack.close()
+        with suppress(OSError):
+            storage.remove(self._url)
+
+    def close(self, *, path: str, split: str | None) -> DataFile:
+        """Writes the last row group and the footer. `path` and `split` go into the entry for the manifest."""
+        self.end_group()
         self._stack.close()
         filesystem, inner = storage.open_filesystem(self._url)
         return DataFile(path=path, rows=self._rows, bytes=int(filesystem.size(inner)), split=split)
 
 
 class ShardWriter:
-    """Writes the rows and rejects of one task into the staging folder of its run.
+    """Writes the rows and rejects of one shard into the staging folder.
 
     Args:
         staging: URL of the folder.
-        name: unique to the task and its attempt, so that a failed attempt leaves nothing under a name that counts.
+        name: unique to the shard and the attempt at it, so that a failed attempt leaves nothing under a name that counts.
         schema: of the rows; `image_id`, `path` and `label` are in it.
         by_split: whether each split has a folder of its own, ``data/split=<split>``; else `split` is a column.
         plain_columns: columns whose values hardly repeat, to be written without a dictionary.
@@ -95,12 +99,16 @@ class ShardWriter:
         self._staging, self._name, self._schema = staging, name, schema
         self._rows_per_group, self._by_split, self._plain_columns = rows_per_group, by_split, plain_columns
         self._files: dict[str | None, tuple[str, ParquetFile]] = {}
+        self._small_files: list[ParquetFile] = []
         self._rejects: list[dict[str, Any]] = []
+        self._index: list[tuple[str, str | None, str]] = []
         self._rows: dict[str, dict[str, int]] = {}
         self._items: list[str] = []
 
-    def write(self, splits: Sequence[str], columns: Mapping[str, Sequence[Any] | pa.Array]) -> None:
-        """Adds rows; `splits` has the split of each."""
+    def write(
+        self, splits: Sequence[str], stamps: Sequence[str], columns: Mapping[str, Sequence[Any] | pa.Array]
+    ) -> None:
+        """Adds rows; `splits` and `stamps` have the split and the stamp of each."""
         batch = pa.RecordBatch.from_arrays(
             [pa.array(columns[field.name], type=field.type) for field in self._schema], schema=self._schema
         )
@@ -109,6 +117,7 @@ class ShardWriter:
             counts = self._rows.setdefault(split, {})
             counts[label] = counts.get(label, 0) + 1
             self._items.append(f"{image_id} {split} {label} {path}")
+        self._index += zip(paths, image_ids, stamps, strict=True)
         if not self._by_split:
             self._file(None).write(batch)
             return
@@ -116,26 +125,43 @@ class ShardWriter:
             rows = [index for index, value in enumerate(splits) if value == split]
             self._file(split).write(batch.take(pa.array(rows)))
 
-    def reject(self, *, image_id: str, path: str, bytes_size: int, stage: str, error: str) -> None:
-        """Keeps an image that gave no row, with the reason."""
+    def reject(
+        self, *, path: str, image_id: str | None, bytes_size: int | None, stamp: str, stage: str, error: str
+    ) -> None:
+        """Keeps an image that gave no row, with the reason; `image_id` is None where its bytes could not be had."""
         self._rejects.append(
             {"image_id": image_id, "path": path, "bytes_size": bytes_size, "stage": stage, "error": error}
         )
+        self._index.append((path, image_id, stamp))
+
+    def end_group(self) -> None:
+        """Ends the row group of every file: what is held in memory is written out."""
+        for _, file in self._files.values():
+            file.end_group()
 
     def close(self) -> ShardRecord:
-        """Closes the files. The record commits them, once the driver has it."""
+        """Closes the files. The record commits them, once it is written itself; its timings are for the caller to fill in."""
         files = [file.close(path=path, split=split) for split, (path, file) in sorted(self._files.items(), key=str)]
         reasons: dict[str, int] = {}
         for reject in self._rejects:
             reason = f"{reject['stage']}: {reject['error']}"
             reasons[reason] = reasons.get(reason, 0) + 1
+        index = [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in self._index]
         return ShardRecord(
             files=files,
-            reject_files=self._write_rejects(),
+            reject_files=[self._write_small("rejects", REJECTS_SCHEMA, self._rejects)] if self._rejects else [],
+            index_file=self._write_small("index", INDEX_SCHEMA, index),
             rows=self._rows,
             rejects=reasons,
+            unread=sum(reject["stage"] == "read" for reject in self._rejects),
             content_digest=multiset_digest(self._items),
+            timings=Timings(),
         )
+
+    def abandon(self) -> None:
+        """Removes what was written so far: what fails may fail because the disk is full."""
+        for file in (*(file for _, file in self._files.values()), *self._small_files):
+            file.abandon()
 
     def _file(self, split: str | None) -> ParquetFile:
         if split not in self._files:
@@ -148,14 +174,12 @@ class ShardWriter:
             self._files[split] = (path, file)
         return self._files[split][1]
 
-    def _write_rejects(self) -> list[DataFile]:
-        if not self._rejects:
-            return []
-        path = f"rejects/part-{self._name}.parquet"
-        url = storage.join_url(self._staging, path)
-        file = ParquetFile(url, REJECTS_SCHEMA, rows_per_group=_REJECT_ROWS_PER_GROUP)
-        file.write(pa.RecordBatch.from_pylist(self._rejects, schema=REJECTS_SCHEMA))
-        return [file.close(path=path, split=None)]
+    def _write_small(self, folder: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> DataFile:
+        path = f"{folder}/part-{self._name}.parquet"
+        file = ParquetFile(storage.join_url(self._staging, path), schema, rows_per_group=_SMALL_ROWS_PER_GROUP)
+        self._small_files.append(file)
+        file.write(pa.RecordBatch.from_pylist(rows, schema=schema))
+        return file.close(path=path, split=None)
 
 
 _COUNTED = ("label", "image_id", "path")

@@ -6,12 +6,14 @@ A URL is `file:///absolute/path`, a plain path (relative to the working director
 import json
 import os
 import posixpath
+import re
 import socket
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -22,6 +24,7 @@ from featurize.errors import JobError, UsageError
 
 _CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 
 
 def absolute_url(url: str) -> str:
@@ -33,13 +36,14 @@ def absolute_url(url: str) -> str:
     if "://" not in url and not url.startswith("file:/"):
         # ".." is taken out and links are left alone, as Spark does it; Path.resolve would follow links.
         return "file://" + os.path.abspath(Path(url).expanduser())  # noqa: PTH100
-    parts = urlsplit(url)
-    if parts.scheme not in SCHEMES:
+    scheme = url.split(":", 1)[0]
+    if scheme not in SCHEMES:
         allowed = ", ".join(f"{scheme}://" for scheme in SCHEMES)
         raise UsageError(f"a URL must be a local path or begin with one of {allowed}. Got {url!r}.")
-    if parts.scheme == "file":  # Spark writes file:/path where others write file:///path
+    if scheme == "file":  # Spark writes file:/path where others write file:///path
         return "file://" + posixpath.normpath("/" + url.removeprefix("file:").lstrip("/"))
-    return f"{parts.scheme}://{parts.netloc}{posixpath.normpath('/' + parts.path.lstrip('/'))}"
+    authority, _, path = url.removeprefix("hdfs://").partition("/")
+    return f"hdfs://{authority}{posixpath.normpath('/' + path.lstrip('/'))}"
 
 
 def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
@@ -47,11 +51,13 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
     url = absolute_url(url)
     if url.startswith("file://"):
         return fsspec.filesystem("file"), url.removeprefix("file://")
-    parts = urlsplit(url)
+    authority, _, path = url.removeprefix("hdfs://").partition("/")
+    parts = urlsplit(f"hdfs://{authority}")
     if parts.hostname and parts.port:
         _check_reachable(parts.hostname, parts.port)
-    filesystem, path = fsspec.core.url_to_fs(url)
-    return filesystem, path
+    from featurize.exact_hdfs import open_hdfs
+
+    return open_hdfs(parts.hostname, parts.port), f"/{path}"
 
 
 @cache
@@ -89,22 +95,49 @@ def list_files(url: str) -> list[str]:
     return sorted(prefix + name[name.index(path) + len(path) :] for name in filesystem.find(path))
 
 
-def walk_files(url: str) -> Iterator[tuple[str, int]]:
-    """The path below `url` and the size in bytes of every file in the folder, links followed, in no certain order.
+class WalkedFile(NamedTuple):
+    """A file in a folder: its path below the folder, its size in bytes, and when it was last modified."""
+
+    inner: str
+    size: int
+    modified: int
+
+
+def walk_files(url: str) -> Iterator[WalkedFile]:
+    """Every file in the folder at `url`, at any depth, links followed but for those that lead in a circle, in no certain order.
+
+    Pipes, sockets and devices are passed over: who opened one would wait for ever.
 
     Raises:
         OSError: a folder cannot be listed.
     """
     filesystem, path = open_filesystem(url)
     if absolute_url(url).startswith("file://"):
-        for folder, _, names in os.walk(path, onerror=_raise, followlinks=True):
+        for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
+            folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
             for name in names:
                 full = os.path.join(folder, name)  # noqa: PTH118 - Path objects would double the time of the walk
-                yield full[len(path) :].lstrip("/"), os.stat(full).st_size  # noqa: PTH116
+                if (status := _status(full)) is not None:
+                    yield WalkedFile(full[len(path) :].lstrip("/"), status.st_size, status.st_mtime_ns)
         return
     for folder, _, files in filesystem.walk(path, detail=True, on_error="raise"):
         for name, info in files.items():
-            yield f"{folder[len(path) :]}/{name}".lstrip("/"), int(info["size"])
+            modified = int(info.get("modification_time", 0))
+            yield WalkedFile(f"{folder[len(path) :]}/{name}".lstrip("/"), int(info["size"]), modified)
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, so that to follow it would be to go in a circle."""
+    return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Of a local file; of the link itself where it leads nowhere or in a circle; None where it was just removed or is no file."""
+    for look in (os.stat, os.lstat):
+        with suppress(OSError):
+            status = look(path)
+            return status if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode) else None
+    return None
 
 
 @contextmanager
@@ -139,20 +172,49 @@ def read_json(url: str) -> Any:
 
 
 @contextmanager
+def open_input(url: str) -> Iterator[IO[bytes]]:
+    """The binary file at `url`, to be read from anywhere in it."""
+    filesystem, path = open_filesystem(url)
+    with filesystem.open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
 def open_output(url: str) -> Iterator[IO[bytes]]:
-    """A binary file at `url` to write to; its folder is made if it is missing."""
+    """A binary file at `url` to write to; its folder is made if it is missing. Once closed it outlives a power cut."""
     filesystem, path = open_filesystem(url)
     filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
     with filesystem.open(path, "wb") as file:
         yield file
+        if absolute_url(url).startswith("file://"):
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def write_bytes(url: str, content: bytes) -> None:
     """Writes `content` so that a reader of `url` sees all of it or what was there before."""
-    temporary = f"{url}.{uuid4().hex[:8]}.tmp"
-    with open_output(temporary) as file:
-        file.write(content)
-    replace(temporary, url)
+    temporary = _temporary_name(url)
+    try:
+        with open_output(temporary) as file:
+            file.write(content)
+        replace(temporary, url)
+    except BaseException:
+        with suppress(OSError):
+            remove(temporary)
+        raise
+
+
+def _temporary_name(url: str) -> str:
+    """Where a file is written before it gets its name."""
+    return f"{url}.{uuid4().hex[:8]}.tmp"
+
+
+def remove_temporaries(url: str) -> None:
+    """Removes what writers that were killed left in the folder at `url` itself."""
+    filesystem, path = open_filesystem(url)
+    for name in filesystem.ls(path, detail=False):
+        if _TEMPORARY.search(str(name)):
+            filesystem.rm_file(str(name))
 
 
 def encode_json(document: Any) -> bytes:
@@ -167,7 +229,7 @@ def write_json(url: str, document: Any) -> None:
 
 def upload(local: str | Path, url: str) -> None:
     """Copies a local file to `url`, whole or not at all, in pieces of 1 MiB."""
-    temporary = f"{url}.{uuid4().hex[:8]}.tmp"
+    temporary = _temporary_name(url)
     with open(local, "rb") as source, open_output(temporary) as target:
         while chunk := source.read(1 << 20):
             target.write(chunk)
@@ -193,28 +255,35 @@ def replace(source: str, target: str) -> None:
 
 
 def create_exclusively(url: str, content: bytes) -> bool:
-    """Creates the file at `url` with `content` if none is there. Returns whether this call made it."""
+    """Creates the file at `url` with `content` if none is there. Returns whether this call made it.
+
+    It is there with its content at once: an exclusive open would first show it empty, for ever if its writer dies.
+    """
+    temporary = _temporary_name(url)
     filesystem, path = open_filesystem(url)
-    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    temporary_path = open_filesystem(temporary)[1]
     try:
+        with open_output(temporary) as file:
+            file.write(content)
         if absolute_url(url).startswith("file://"):
-            temporary = Path(f"{path}.{uuid4().hex[:8]}.tmp")
-            temporary.write_bytes(content)
-            try:
-                os.link(temporary, path)  # with its content at once, where an exclusive open would first show it empty
-            except FileExistsError:
-                raise
-            except OSError:  # a file system without hard links
-                with open(path, "xb") as file:
-                    file.write(content)
-            finally:
-                temporary.unlink()
+            _link_exclusively(temporary_path, path, content)
         else:
-            with filesystem.open(path, "wb", overwrite=False) as file:
-                file.write(content)
+            filesystem.mv(temporary_path, path, overwrite=False)
     except FileExistsError:
         return False
+    finally:
+        remove(temporary)
     return True
+
+
+def _link_exclusively(temporary: str, path: str, content: bytes) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, "xb") as file:
+            file.write(content)
 
 
 def move(source: str, target: str) -> None:

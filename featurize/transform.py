@@ -1,6 +1,7 @@
-"""What runs on a worker: decode ahead in threads, fill batches across Arrow batches, run the network, write the shard."""
+"""What `featurize run` does on a worker: decode to the network's size, fill batches, run the network, write features."""
 
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +12,31 @@ from numpy.typing import NDArray
 from pyspark import SparkFiles
 
 from featurize.backbones import BackboneSpec, load_backbone, set_threads
-from featurize.decode import DecodeError, decode_sized
-from featurize.pipeline import SourceImage, map_ahead, read_images, worker_threads
+from featurize.decoder import Decoder
+from featurize.image_source import PlannedImage
 from featurize.precision import Forward
 from featurize.shards import ShardWriter
 from featurize.splits import SplitRule
-from featurize.tables import Worker, record_batch, shard_name
+from featurize.timings import Timings
+from featurize.worker import Loaded, assigned_gpus, log, worker_threads
 
+_MAX_AHEAD_BYTES = 256 << 20  # of decoded pixels, where images are large
 _loaded: dict[str, Forward] = {}  # one backbone per worker process, kept from task to task
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels at the network's size, and the size of the image in its file."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
 class FeaturizeTask:
-    """What a worker needs to know; it travels inside the function that Spark ships."""
+    """Images to features: a `ShardTask`."""
 
-    staging: str
     classes: tuple[str, ...]
     split_rule: SplitRule
     spec: BackboneSpec
@@ -34,12 +45,56 @@ class FeaturizeTask:
     batch_size: int
     rows_per_group: int
 
+    def make_writer(self, staging_url: str, name: str) -> ShardWriter:
+        """See `ShardTask`."""
+        return ShardWriter(
+            staging_url,
+            name,
+            features_schema(self.spec),
+            rows_per_group=self.rows_per_group,
+            by_split=True,
+            plain_columns=("image_id", "path", "features"),
+        )
 
-@dataclass(frozen=True, slots=True)
-class _Decoded:
-    pixels: NDArray[np.uint8]
-    width: int
-    height: int
+    def ahead(self, threads: int) -> int:
+        """Two batches, or fewer where the images are large."""
+        image_bytes = self.spec.height * self.spec.width * self.spec.channels
+        return min(2 * self.batch_size + threads, max(threads, _MAX_AHEAD_BYTES // image_bytes))
+
+    def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> Decoded:
+        """See `ShardTask`."""
+        spec = self.spec
+        pixels, (width, height) = decoder.decode(content, height=spec.height, width=spec.width, channels=spec.channels)
+        return Decoded(pixels, width, height)
+
+    def consume(self, loaded: Iterator[Loaded[Decoded]], writer: ShardWriter, timings: Timings) -> None:
+        """Runs full batches through the network, the last one short, and writes the features."""
+        pixels: NDArray[np.uint8] | None = None
+        batch: list[Loaded[Decoded]] = []
+        for image in loaded:
+            if pixels is None:
+                forward = _backbone(self, timings)
+                pixels = np.empty((self.batch_size, *image.value.pixels.shape), np.uint8)
+            pixels[len(batch)] = image.value.pixels
+            batch.append(image)
+            if len(batch) == self.batch_size:
+                self._compute(forward, batch, pixels, writer, timings)
+                batch = []
+        if pixels is not None and batch:
+            self._compute(forward, batch, pixels[: len(batch)], writer, timings)
+
+    def _compute(
+        self,
+        forward: Forward,
+        batch: list[Loaded[Decoded]],
+        pixels: NDArray[np.uint8],
+        writer: ShardWriter,
+        timings: Timings,
+    ) -> None:
+        with timings.measure("forward"):
+            features = forward(pixels)
+        with timings.measure("write"):
+            _write_features(self, writer, batch, features)
 
 
 def features_schema(spec: BackboneSpec) -> pa.Schema:
@@ -58,88 +113,45 @@ def features_schema(spec: BackboneSpec) -> pa.Schema:
     )
 
 
-def make_featurize_fn(task: FeaturizeTask) -> Worker:
-    """The function Spark runs on each partition: source images in, one commit record out."""
-
-    def featurize_partition(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        threads = worker_threads()
-        writer = ShardWriter(
-            task.staging,
-            shard_name(task.staging),
-            features_schema(task.spec),
-            rows_per_group=task.rows_per_group,
-            by_split=True,
-            plain_columns=("image_id", "path", "features"),
-        )
-        for images, decoded in _batches(task, read_images(batches), writer, threads):
-            features = _backbone(task, threads)(decoded)
-            _write_features(task, writer, images, features)
-        yield record_batch(writer.close())
-
-    return featurize_partition
-
-
-def _batches(
-    task: FeaturizeTask, images: Iterator[SourceImage], writer: ShardWriter, threads: int
-) -> Iterator[tuple[list[tuple[SourceImage, _Decoded]], NDArray[np.uint8]]]:
-    """Full batches of decoded images, the last one short; the unreadable go to the rejects of `writer`."""
-    spec = task.spec
-    pixels = np.empty((task.batch_size, spec.height, spec.width, spec.channels), np.uint8)
-    batch: list[tuple[SourceImage, _Decoded]] = []
-    ahead = 2 * task.batch_size + threads
-    for image, decoded in map_ahead(lambda image: _decode(image, spec), images, threads, ahead=ahead):
-        if image.label is None:
-            writer.reject(**image.reject("layout", "not in a class folder"))
-        elif isinstance(decoded, DecodeError):
-            writer.reject(**image.reject("decode", decoded))
-        else:
-            pixels[len(batch)] = decoded.pixels
-            batch.append((image, decoded))
-            if len(batch) == task.batch_size:
-                yield batch, pixels
-                batch = []
-    if batch:
-        yield batch, pixels[: len(batch)]
-
-
-def _decode(image: SourceImage, spec: BackboneSpec) -> _Decoded | DecodeError:
-    try:
-        pixels, (width, height) = decode_sized(
-            image.content, height=spec.height, width=spec.width, channels=spec.channels
-        )
-    except DecodeError as error:
-        return error
-    return _Decoded(pixels, width, height)
-
-
-def _backbone(task: FeaturizeTask, threads: int) -> Forward:
-    """The backbone of this process, loaded at its first batch."""
+def _backbone(task: FeaturizeTask, timings: Timings) -> Forward:
+    """The backbone of this process, loaded and run once on nothing when its first image is there."""
     key = task.backbone_sha256 or task.spec.preparation_id
     if key not in _loaded:
-        _loaded.clear()  # a session that goes on to another backbone does not keep both in memory
-        path = None
-        if task.backbone_file is not None:
-            set_threads(threads)
-            path = Path(SparkFiles.get(task.backbone_file))
-        _loaded[key] = load_backbone(task.spec, path, sha256=task.backbone_sha256)
+        with timings.measure("startup"):
+            _loaded.clear()  # a session that goes on to another backbone does not keep both in memory
+            _loaded[key] = _load_backbone(task)
     return _loaded[key]
 
 
+def _load_backbone(task: FeaturizeTask) -> Forward:
+    spec, threads = task.spec, worker_threads()
+    if task.backbone_file is None:
+        return load_backbone(spec, None, sha256=None)
+    if (gpus := assigned_gpus()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    set_threads(threads)
+    forward = load_backbone(spec, Path(SparkFiles.get(task.backbone_file)), sha256=task.backbone_sha256)
+    forward(np.zeros((task.batch_size, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
+    log(f"{spec.name} in {spec.precision}, {threads} threads, GPUs {', '.join(gpus or ['not assigned'])}")
+    return forward
+
+
 def _write_features(
-    task: FeaturizeTask, writer: ShardWriter, batch: list[tuple[SourceImage, _Decoded]], features: NDArray[Any]
+    task: FeaturizeTask, writer: ShardWriter, batch: list[Loaded[Decoded]], features: NDArray[Any]
 ) -> None:
-    images = [image for image, _ in batch]
+    images = [loaded.image for loaded in batch]
     labels = [str(image.label) for image in images]
     label_indices = {label: index for index, label in enumerate(task.classes)}
     writer.write(
-        [task.split_rule.assign(image.image_id, image.own_split) for image in images],
+        [task.split_rule.assign(loaded.image_id, loaded.image.own_split) for loaded in batch],
+        [image.stamp for image in images],
         {
-            "image_id": [image.image_id for image in images],
+            "image_id": [loaded.image_id for loaded in batch],
             "path": [image.path for image in images],
             "label": labels,
             "label_index": [label_indices[label] for label in labels],
-            "width": [decoded.width for _, decoded in batch],
-            "height": [decoded.height for _, decoded in batch],
+            "width": [loaded.value.width for loaded in batch],
+            "height": [loaded.value.height for loaded in batch],
             "features": _features_column(features, as_bytes=task.spec.is_pixels),
         },
     )

@@ -28,7 +28,11 @@ class Built:
 
 def recipe(source: Path, url: Path, backbone: Path, **changes: Any) -> FeaturizeRecipe:
     settings: dict[str, Any] = {
-        "images": {"source": str(source), "split": changes.pop("split", SPLIT)},
+        "images": {
+            "source": str(source),
+            "split": changes.pop("split", SPLIT),
+            "max_reject_fraction": changes.pop("max_reject_fraction", 1.0),
+        },
         "backbone": {"name": str(backbone), "preprocessing": "none", "precision": "float32", "batch_size": 8},
         "features": {"url": str(url), "rows_per_group": 7},
     }

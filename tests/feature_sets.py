@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from featurize.backbones import BackboneSpec
 from featurize.digests import combine_digests, settings_digest
-from featurize.manifests import FeaturesManifest, add_counts, library_versions, utc_now, write_manifest
+from featurize.manifests import DataFile, FeaturesManifest, add_counts, library_versions, utc_now, write_manifest
 from featurize.shards import ShardWriter
+from featurize.timings import Timings
 from featurize.transform import features_schema
 from finetune.loader import SplitData
 
@@ -119,6 +120,7 @@ def write_feature_set(
             part = list(shard[start : start + 7])
             writer.write(
                 [splits[row] for row in part],
+                ["1:1" for _ in part],
                 {
                     "image_id": [ids[row] for row in part],
                     "path": [f"photos/{row:05d}.png" for row in part],
@@ -138,11 +140,11 @@ def write_feature_set(
         rows=add_counts(record.rows for record in records),
         rejects={},
         content_digest=combine_digests(record.content_digest for record in records),
-        files=[file for record in records for file in record.files],
-        reject_files=[],
+        shards=records,
         created_at=utc_now(),
         updated_at=utc_now(),
         seconds=1.0,
+        timings=Timings(),
         versions=library_versions(),
         preparation_id=spec.preparation_id,
         backbone={**spec.as_dict(), "weights_file_sha256": None},
@@ -154,6 +156,12 @@ def write_feature_set(
     )
     write_manifest(str(folder), manifest)
     return manifest
+
+
+def with_files(manifest: FeaturesManifest, files: Sequence[DataFile]) -> FeaturesManifest:
+    """`manifest` with these files, in this order, each in a shard of its own."""
+    shards = [manifest.shards[0].model_copy(update={"files": [file]}) for file in files]
+    return manifest.model_copy(update={"shards": shards})
 
 
 def write_recipe(path: Path, *, features: str, model: str, **training: Any) -> Path:

@@ -73,6 +73,14 @@ def test_the_manifest_counts_what_the_files_hold(built: Built) -> None:
     assert built.result.rejected == 2
 
 
+def test_the_manifest_says_where_the_time_went(built: Built) -> None:
+    timings = built.manifest.timings
+    assert min(timings.model_dump().values()) > 0
+    busy = timings.startup + timings.wait + timings.forward + timings.write
+    assert 0.5 * timings.tasks < busy <= timings.tasks
+    assert timings.tasks <= built.manifest.seconds
+
+
 def test_the_manifest_says_how_the_features_were_made(built: Built) -> None:
     backbone = built.manifest.backbone
     assert (backbone["name"], backbone["layer"], backbone["preprocessing"]) == ("mean.keras", "mean", "none")
@@ -85,8 +93,8 @@ def test_the_manifest_says_how_the_features_were_made(built: Built) -> None:
 
 
 def test_nothing_else_is_left_in_the_folder(built: Built) -> None:
-    assert {path.name for path in built.folder.iterdir()} == {"manifest.json", "data", "rejects"}
-    listed = {file.path for file in (*built.manifest.files, *built.manifest.reject_files)}
+    assert {path.name for path in built.folder.iterdir()} == {"manifest.json", "data", "rejects", "index"}
+    listed = {file.path for shard in built.manifest.shards for file in shard.all_files}
     assert set(files_of(built.folder)) == listed | {"manifest.json"}
 
 

@@ -14,6 +14,7 @@ from conftest import ROOT, Firn, make_photos
 RECIPE = """
 [images]
 source = "photos"
+max_reject_fraction = 0.2
 [backbone]
 name = "mean.keras"
 preprocessing = "none"
@@ -54,7 +55,7 @@ def failure(ended: "subprocess.CompletedProcess[str]", status: int) -> str:
 def test_the_help_names_the_commands_and_starts_no_spark(firn: Firn) -> None:
     ended = firn("featurize", "--help", timeout_s=60)
     assert ended.returncode == 0
-    for name in ("ingest", "run", "describe"):
+    for name in ("ingest", "run", "describe", "upload"):
         assert name in ended.stdout
 
 
@@ -71,6 +72,8 @@ def test_the_help_names_the_commands_and_starts_no_spark(firn: Firn) -> None:
         (["ingest", "unknown", "--output", "out"], ["unknown"]),
         (["describe", "nowhere"], ["nowhere", "neither a feature set nor an images table"]),
         (["describe", "s4://bucket/x"], ["s4://bucket/x", "hdfs://"]),
+        (["upload", "photos", "hdfs://node:8020/x"], ["hdfs://node:8020/x", "webhdfs://"]),
+        (["upload", "none", "webhdfs://node:9870/x"], ["no folder none"]),
     ],
 )
 def test_a_wrong_call_ends_with_status_2_and_one_message(
@@ -90,10 +93,17 @@ def test_ingest_run_and_describe_say_what_they_did(firn: Firn, place: Path) -> N
     assert {"features", "rows", "rejects", "skipped", "images_per_second", "seconds"} <= set(run)
     assert run["features"] == f"file://{place}/features"
     assert (run["rows"], run["rejects"], run["skipped"]) == (8, 1, 0)
-    assert run["images_per_second"] > 0
+    assert 0 < run["images_per_second"] <= run["steady_images_per_second"]
+    assert min(run["timings"].values()) > 0
+    assert run["worker_memory_bytes"] > 100 << 20
 
-    ingested = firn("featurize", "ingest", "mine.toml", "--output", "images table", "--json")
+    ingest = ["featurize", "ingest", "mine.toml", "--output", "images table", "--json"]
+    refused = failure(firn(*ingest), 1)
+    assert "1 of 9 images could not be read" in refused
+    assert "1 x decode: not an image in a known format" in refused
+    ingested = firn(*ingest, "--max-reject-fraction", "0.2")
     table = result_of(ingested)
+    assert table["skipped"] == 9  # what was read the first time is not read again
     assert (table["rows"], table["rejects"]) == (8, 1)
     assert "not an image in a known format" in ingested.stderr
 
@@ -132,7 +142,7 @@ def test_ingest_run_and_describe_say_what_they_did(firn: Firn, place: Path) -> N
 
 @pytest.mark.spark
 @pytest.mark.slow
-def test_images_that_are_no_use_end_with_one_message_and_no_output(firn: Firn, place: Path) -> None:
+def test_images_that_are_no_use_end_with_one_message_and_no_feature_set(firn: Firn, place: Path) -> None:
     (place / "empty").mkdir()
     shutil.copytree(place / "photos" / "red", place / "one" / "red")
     for label in ("a", "b"):
@@ -142,10 +152,11 @@ def test_images_that_are_no_use_end_with_one_message_and_no_output(firn: Firn, p
         "missing": (2, "nothing at"),
         "empty": (2, "no files"),
         "one": (2, "one class only"),
-        "corrupt": (1, "none of the 2"),
+        "corrupt": (1, "2 of 2 images could not be read"),
     }
     for source, (status, words) in cases.items():
         message = failure(firn("featurize", "run", "recipe.toml", "--json", "--set", f"images.source={source}"), status)
         assert words in message
         assert source in message or source == "corrupt"
-        assert not (place / "features").exists() or not list((place / "features").iterdir())
+        assert not (place / "features" / "manifest.json").exists()
+        assert (place / "features").exists() == (source == "corrupt")  # whose rejects are kept

@@ -23,7 +23,7 @@ from featurize.splits import split_by_fractions
 pytestmark = pytest.mark.spark
 DESIGN_COLUMNS = {
     *("image_id", "path", "label", "label_index", "split", "format", "mode", "width", "height", "bytes_size"),
-    *("content", "exif"),
+    *("content", "exif", "camera", "aperture", "exposure_s", "taken_at", "latitude", "longitude"),
 }
 
 
@@ -45,6 +45,8 @@ def source(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     exif = Image.Exif()
     exif[0x0110] = "Camera 7"
     exif[0x0112] = 6
+    exif.get_ifd(0x8769).update({0x829D: 2.8, 0x829A: 0.004, 0x9003: "2020:01:02 03:04:05"})
+    exif.get_ifd(0x8825).update({1: "S", 2: (33.0, 30.0, 0.0), 3: "W", 4: (70.0, 15.0, 0.0)})
     Image.fromarray(pixels).save(folder / "a" / "turned.jpg", exif=exif)
     (folder / "a" / "no picture.png").write_bytes(b"no picture")
     return folder
@@ -53,7 +55,7 @@ def source(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def table(spark: SparkSession, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("table") / "images"
-    ingest(spark, card(source, split={"seed": 3}), str(folder))
+    ingest(spark, card(source, split={"seed": 3}), str(folder), max_reject_fraction=0.1)
     return folder
 
 
@@ -80,6 +82,10 @@ def test_each_image_is_a_row_with_its_bytes_and_what_they_hold(table: Path, sour
     turned = rows.loc[f"file://{source}/a/turned.jpg"]
     assert (turned["width"], turned["height"]) == (10, 14)
     assert dict(turned["exif"])["Model"] == "Camera 7"
+    assert (turned["camera"], turned["taken_at"]) == ("Camera 7", "2020-01-02T03:04:05")
+    assert (turned["latitude"], turned["longitude"]) == (-33.5, -70.25)
+    np.testing.assert_allclose([turned["aperture"], turned["exposure_s"]], [2.8, 0.004], rtol=1e-6)
+    assert rows.drop(index=turned.name)["camera"].isna().all()
 
 
 def test_colour_statistics_are_those_of_the_pixels(table: Path, source: Path) -> None:

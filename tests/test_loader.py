@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from feature_sets import image_ids, make_clusters, uneven_shards, write_feature_set
+from feature_sets import image_ids, make_clusters, uneven_shards, with_files, write_feature_set
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -138,7 +138,7 @@ def test_split_is_the_same_whatever_the_shards_and_their_order(
         )
         files = list(manifest.files)
         random.shuffle(files)
-        shuffled = manifest.model_copy(update={"files": files})
+        shuffled = with_files(manifest, files)
         for split in ("train", "test"):
             found = read_split(folder, shuffled, split)
             wanted = [row for row in range(rows) if splits[row] == split]
@@ -163,7 +163,7 @@ def test_equal_images_are_ordered_by_path(tmp_path: Path) -> None:
         tmp_path, features, label_index, splits=["train"] * 8, shards=[[3, 1, 2], [7, 0, 4, 5, 6]]
     )
     data = read_split(str(tmp_path), manifest, "train")
-    again = read_split(str(tmp_path), manifest.model_copy(update={"files": manifest.files[::-1]}), "train")
+    again = read_split(str(tmp_path), with_files(manifest, manifest.files[::-1]), "train")
     assert data.paths.tolist() == again.paths.tolist()
 
 
@@ -183,7 +183,7 @@ def feature_set(tmp_path: Path) -> tuple[Path, Any]:
 
 def test_other_number_of_rows_than_listed_is_refused(feature_set: tuple[Path, Any]) -> None:
     folder, manifest = feature_set
-    fewer = manifest.model_copy(update={"files": manifest.files[1:]})
+    fewer = with_files(manifest, manifest.files[1:])
     with pytest.raises(JobError, match=r"split train has \d+ rows, the manifest says 30"):
         read_split(str(folder), fewer, "train")
 
@@ -191,7 +191,7 @@ def test_other_number_of_rows_than_listed_is_refused(feature_set: tuple[Path, An
 def test_split_whose_files_are_all_unlisted_is_refused(feature_set: tuple[Path, Any]) -> None:
     folder, manifest = feature_set
     with pytest.raises(JobError, match="split train has 0 rows, the manifest says 30"):
-        read_split(str(folder), manifest.model_copy(update={"files": []}), "train")
+        read_split(str(folder), with_files(manifest, []), "train")
 
 
 def test_missing_data_file_is_refused_by_name(feature_set: tuple[Path, Any]) -> None:

@@ -1,0 +1,68 @@
+"""A real HDFS and a real Spark cluster, started once for all tests that ask for them."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from integration.hdfs_cluster import MiniHdfs
+from integration.spark_cluster import SparkCluster, make_bare_python
+
+
+@pytest.fixture(scope="session")
+def _hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniHdfs]:
+    script = ROOT / "scripts" / "minicluster.py"
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(done.stderr.strip())
+    hdfs = MiniHdfs(Path(done.stdout.strip()), tmp_path_factory.mktemp("hdfs"))
+    yield hdfs
+    hdfs.stop()
+
+
+@pytest.fixture
+def hdfs(_hdfs: MiniHdfs) -> MiniHdfs:
+    """A NameNode and two DataNodes, whatever an earlier test has killed."""
+    _hdfs.heal()
+    return _hdfs
+
+
+@pytest.fixture(scope="session")
+def hdfs_photos(_hdfs: MiniHdfs, photos: Path) -> str:
+    """The URL of `photos` on HDFS; do not change it."""
+    url = f"{_hdfs.url}/photos"
+    _hdfs.upload(photos, url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def _cluster(_hdfs: MiniHdfs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkCluster]:
+    cluster = SparkCluster(tmp_path_factory.mktemp("cluster"), hadoop_conf_dir=_hdfs.conf_dir)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def cluster(_cluster: SparkCluster) -> SparkCluster:
+    """A Spark master and two workers, whatever an earlier test has killed."""
+    _cluster.heal()
+    return _cluster
+
+
+@pytest.fixture(scope="session")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Python that has everything installed but Firn."""
+    return make_bare_python(tmp_path_factory.mktemp("bare") / "venv")
+
+
+@pytest.fixture(scope="session")
+def firn_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `make dist` makes."""
+    folder = tmp_path_factory.mktemp("dist")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "dist.py"), str(folder)], capture_output=True, text=True, check=True
+    )
+    return Path(done.stdout.strip())
