@@ -24,6 +24,7 @@ from featurize.errors import JobError, UsageError
 
 _CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
+_HDFS_TRIES = 3
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 
 
@@ -193,15 +194,30 @@ def open_output(url: str) -> Iterator[IO[bytes]]:
 
 def write_bytes(url: str, content: bytes) -> None:
     """Writes `content` so that a reader of `url` sees all of it or what was there before."""
-    temporary = _temporary_name(url)
+    temporary = _write_temporary(url, content)
     try:
-        with open_output(temporary) as file:
-            file.write(content)
         replace(temporary, url)
     except BaseException:
         with suppress(OSError):
             remove(temporary)
         raise
+
+
+def _write_temporary(url: str, content: bytes) -> str:
+    """Writes what `url` is to hold beside it. On HDFS a write fails with the DataNode it goes to, and is tried again."""
+    tries = 1 if absolute_url(url).startswith("file://") else _HDFS_TRIES
+    while True:
+        temporary, tries = _temporary_name(url), tries - 1
+        try:
+            with open_output(temporary) as file:
+                file.write(content)
+        except BaseException as error:
+            with suppress(OSError):
+                remove(temporary)
+            if not tries or not isinstance(error, OSError):
+                raise
+        else:
+            return temporary
 
 
 def _temporary_name(url: str) -> str:
@@ -259,12 +275,10 @@ def create_exclusively(url: str, content: bytes) -> bool:
 
     It is there with its content at once: an exclusive open would first show it empty, for ever if its writer dies.
     """
-    temporary = _temporary_name(url)
+    temporary = _write_temporary(url, content)
     filesystem, path = open_filesystem(url)
     temporary_path = open_filesystem(temporary)[1]
     try:
-        with open_output(temporary) as file:
-            file.write(content)
         if absolute_url(url).startswith("file://"):
             _link_exclusively(temporary_path, path, content)
         else:

@@ -248,11 +248,7 @@ def _find_changed(
     found = dict(_run_plan(spark, plan_url, rows, make_hasher(plan_url, run.reader), "path string, image_id string"))
     storage.remove(plan_url)
     paths = rows["path"].to_pylist()
-    return [
-        int(row)
-        for row, path, known_id in zip(suspect, paths, known_ids, strict=True)
-        if found[path] != known_id
-    ]
+    return [int(row) for row, path, known_id in zip(suspect, paths, known_ids, strict=True) if found[path] != known_id]
 
 
 def _shards_with(shards: Sequence[ShardRecord], index: pa.Table, paths: set[str]) -> set[int]:
