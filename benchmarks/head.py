@@ -9,9 +9,11 @@ head is trained with three seeds, each the recipe's own and two after it. Prints
 import json
 import os
 import sys
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np

@@ -9,11 +9,15 @@ nothing, so that what is measured is the way from storage to pixels.
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
 
 from pyspark.sql import SparkSession
 

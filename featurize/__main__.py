@@ -163,14 +163,15 @@ def _numbers(result: BuildResult) -> dict[str, object]:
         "steady_images_per_second": round(_steady_rate(result), 2),
         "seconds": round(result.seconds, 2),
         "job_seconds": round(result.job_seconds, 2),
+        "launch_seconds": round(result.launch_seconds, 2),
         "timings": result.timings.rounded(),
         "worker_memory_bytes": result.worker_memory_bytes,
     }
 
 
 def _steady_rate(result: BuildResult) -> float:
-    """Images a second of the Spark job, without the time its workers took to load the network."""
-    steady_s = result.job_seconds - result.timings.startup / result.slots
+    """Images a second of the Spark job, without the time its workers took to start and to load the network."""
+    steady_s = result.job_seconds - result.launch_seconds - result.timings.startup / result.slots
     return (result.added + result.rejected) / steady_s if steady_s > 0 else 0.0
 
 

@@ -44,6 +44,7 @@ class ShardRecord(BaseModel):
     unread: int
     content_digest: str
     timings: Timings
+    began_at: float = 0.0  # seconds since 1970, by the clock of the worker
     memory_bytes: int = 0  # the most that the worker process has had in memory, its decoders not counted
 
     @property

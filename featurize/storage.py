@@ -20,7 +20,7 @@ from uuid import uuid4
 import fsspec
 from fsspec import AbstractFileSystem
 
-from featurize.errors import JobError, UsageError
+from featurize.errors import JobError, UsageError, first_line
 
 _CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
@@ -163,7 +163,7 @@ def _raise(error: OSError) -> None:
 def read_bytes(url: str) -> bytes:
     """The content of the file at `url`."""
     filesystem, path = open_filesystem(url)
-    with filesystem.open(path, "rb") as file:
+    with _storage_errors(url), filesystem.open(path, "rb") as file:
         return bytes(file.read())
 
 
@@ -173,10 +173,21 @@ def read_json(url: str) -> Any:
 
 
 @contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    """Makes OSError of what hdfs-native raises when a DataNode is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if absolute_url(url).startswith("file://"):
+            raise
+        raise OSError(f"{url}: {first_line(error)}") from error
+
+
+@contextmanager
 def open_input(url: str) -> Iterator[IO[bytes]]:
     """The binary file at `url`, to be read from anywhere in it."""
     filesystem, path = open_filesystem(url)
-    with filesystem.open(path, "rb") as file:
+    with _storage_errors(url), filesystem.open(path, "rb") as file:
         yield file
 
 
@@ -185,7 +196,7 @@ def open_output(url: str) -> Iterator[IO[bytes]]:
     """A binary file at `url` to write to; its folder is made if it is missing. Once closed it outlives a power cut."""
     filesystem, path = open_filesystem(url)
     filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
-    with filesystem.open(path, "wb") as file:
+    with _storage_errors(url), filesystem.open(path, "wb") as file:
         yield file
         if absolute_url(url).startswith("file://"):
             file.flush()

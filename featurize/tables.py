@@ -7,7 +7,7 @@ in the same place are refused.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -57,6 +57,7 @@ class BuildResult:
         removed: images that are in the table and no longer in the source.
         seconds: the whole build.
         job_seconds: the Spark job.
+        launch_seconds: of these, until a worker began: Spark sends the job and the network, and starts Python.
         timings: where this run's time went.
         worker_memory_bytes: the most that a worker process of this run has had in memory, beside its decoders and its JVM.
         slots: tasks that ran at a time.
@@ -70,6 +71,7 @@ class BuildResult:
     removed: int = 0
     seconds: float = 0.0
     job_seconds: float = 0.0
+    launch_seconds: float = 0.0
     timings: Timings = field(default_factory=Timings)
     worker_memory_bytes: int = 0
     slots: int = 1
@@ -129,7 +131,7 @@ def build_table(
         # From here on this run's commits count, and what earlier runs left beside those taken over goes away.
         staging.write_state(url, settings=settings, run=run.name, records=work.taken_over)
         staging.remove_others(url, work.taken_over, published=_all_files(published))
-        job_started = perf_counter()
+        job_started, job_started_at = perf_counter(), time()
         with staging.removed_if_nothing_is_finished(url, run.name):
             made = _run_shards(spark, run, task, work.todo)
             new = [*work.taken_over, *made]
@@ -154,6 +156,7 @@ def build_table(
         removed=work.removed,
         seconds=perf_counter() - started,
         job_seconds=job_seconds,
+        launch_seconds=max(0.0, min((record.began_at for record in made), default=0.0) - job_started_at),
         timings=add_timings(record.timings for record in made),
         worker_memory_bytes=max((record.memory_bytes for record in made), default=0),
         slots=concurrent_tasks(spark),

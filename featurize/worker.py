@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any, Generic, Protocol, TypeVar
 
 import pyarrow as pa
@@ -119,7 +119,7 @@ def _digest(fetch: Fetch) -> str | None:
 
 def make_shard(run: Run, task: ShardTask[Value], shard: int) -> ShardRecord:
     """Makes one shard of the plan and commits it; returns its record."""
-    timings = Timings()
+    timings, began_at = Timings(), time()
     with timings.measure("tasks"):
         writer = task.make_writer(storage.join_url(run.url, staging.STAGING), _part_name(run.name, shard))
         try:
@@ -130,7 +130,8 @@ def make_shard(run: Run, task: ShardTask[Value], shard: int) -> ShardRecord:
         except BaseException:
             writer.abandon()
             raise
-    record = record.model_copy(update={"timings": timings, "memory_bytes": _peak_memory_bytes()})
+    seen = {"timings": timings, "began_at": began_at, "memory_bytes": _peak_memory_bytes()}
+    record = record.model_copy(update=seen)
     return staging.commit(run.url, run.name, shard, record)
 
 

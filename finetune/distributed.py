@@ -1,14 +1,18 @@
 """Ranks through Horovod: under `horovodrun`, or as tasks of a Spark job. The only module that imports Horovod."""
 
 import os
+import posixpath
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from featurize.backbones import set_threads
 from featurize.errors import FirnError, JobError, first_line
 from finetune.fit import Communicator, SingleRank
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
 
 Result = TypeVar("Result")
 _START_TIMEOUT_S = 120
@@ -68,12 +72,14 @@ def run_on_spark(work: Callable[[], Result], num_proc: int) -> Result:
 
     from featurize.session import open_session
 
-    with open_session("firn fit", slots=num_proc):
+    with open_session("firn fit", slots=num_proc) as session:
+        _give_ranks_py_files(session.sparkContext)
         try:
             results = horovod.spark.run(
                 _reporting_errors(work),
                 num_proc=num_proc,
                 use_gloo=True,
+                executable=session.sparkContext.pythonExec,  # the executors' Python: the driver's own path may not exist there
                 start_timeout=_START_TIMEOUT_S,
                 stdout=sys.stderr,
                 stderr=sys.stderr,
@@ -86,6 +92,17 @@ def run_on_spark(work: Callable[[], Result], num_proc: int) -> Result:
         raise JobError(next((message for message in messages if message != _PEER_GONE), messages[0]))
     result: Result = results[0][1]
     return result
+
+
+def _give_ranks_py_files(context: "SparkContext") -> None:
+    """Puts the files of `spark-submit --py-files` on the path of the ranks.
+
+    A rank is a process that a Spark task starts, and Spark puts these files on the path of its own Python workers only. They
+    lie in the working directory of every executor, which is that of the ranks too.
+    """
+    names = [posixpath.basename(path) for path in context.getConf().get("spark.submit.pyFiles", "").split(",") if path]
+    if names:
+        context.environment["PYTHONPATH"] = os.pathsep.join(names)
 
 
 def _reporting_errors(work: Callable[[], Result]) -> Callable[[], tuple[str | None, Result | None]]:

@@ -1,6 +1,7 @@
 """GPUs that Spark assigns to a task are those TensorFlow may see. Spark takes a script's word for what a machine has."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,7 @@ def test_a_worker_sees_the_gpus_that_its_task_was_given(photos: Path, mean_backb
     command = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", "local-cluster[1,1,1024]"]
     command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
     tests = Path(__file__).parent.parent
+    work, was_there = SPARK_HOME / "work", (SPARK_HOME / "work").exists()
     done = subprocess.run(
         [*command, str(program), str(photos), str(tmp_path / "out"), str(mean_backbone)],
         env={**java_environment(), "SPARK_HOME": str(SPARK_HOME), "PYTHONPATH": str(tests)},
@@ -59,5 +61,7 @@ def test_a_worker_sees_the_gpus_that_its_task_was_given(photos: Path, mean_backb
         text=True,
         check=False,
     )
+    if not was_there:
+        shutil.rmtree(work, ignore_errors=True)  # where a local cluster has its executors, whatever it is told
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {"rows": 60, "seen": ["2,5"]}

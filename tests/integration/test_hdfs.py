@@ -141,24 +141,6 @@ def test_one_of_many_creates_a_file_on_hdfs(hdfs: MiniHdfs) -> None:
     assert storage.list_files(f"{hdfs.url}/race") == [url]
 
 
-def test_a_process_with_hdfs_open_can_fork(hdfs: MiniHdfs) -> None:
-    """PySpark forks to start its Java: a driver that has read a manifest on HDFS by then must not hang."""
-    program = f"""
-import os
-from featurize import storage
-url = "{hdfs.url}/fork"
-storage.write_bytes(url, b"by the parent")
-child = os.fork()
-if child == 0:
-    storage.write_bytes(url, b"by the child")
-    os._exit(0)
-os.waitpid(child, 0)
-print(storage.read_bytes(url).decode())
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
-    assert done.stdout.strip() == "by the child"
-
-
 FORK = """
 import os, sys
 from featurize import storage
@@ -174,7 +156,7 @@ print(storage.read_bytes(url).decode())
 
 
 def test_a_process_that_has_opened_hdfs_can_fork(hdfs: MiniHdfs) -> None:
-    """Spark's gateway and Horovod's ranks are started so, and hung before they began."""
+    """PySpark forks to start its Java: a driver that has read a manifest on HDFS by then must not hang."""
     command = [sys.executable, "-c", FORK, f"{hdfs.url}/forked"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "before and in the child"

@@ -1,0 +1,91 @@
+"""What bfloat16 does to features and to the heads trained on them: `python benchmarks/featurize.py --precision-check`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.images import read_pixels
+from featurize.backbones import BackboneSpec, make_forward
+from featurize.precision import MIN_COSINE, mean_cosine
+from featurize.recipe import ModelSettings, TrainingSettings
+
+if TYPE_CHECKING:
+    import keras
+
+MAX_POINTS = 0.5
+_FOLDS, _SEEDS, _BATCH = 5, (42, 43, 44), 32
+_HEAD = TrainingSettings(optimizer="adam", learning_rate=0.01)  # as configs/demo.toml: takes features of any scale
+
+Features = NDArray[np.float32]
+Labels = NDArray[np.int32]
+
+
+def compare_precisions(network: "keras.Model", spec: BackboneSpec, files: Sequence[Path]) -> dict[str, Any]:
+    """The same images in float32 and in bfloat16: how far the features are apart, and how well heads on them do.
+
+    Random networks give all images much the same features, whose cosines say little; those of what remains when the mean over
+    the images is taken away say more, and so do the heads.
+
+    Args:
+        files: images in folders named after their classes, sorted.
+    """
+    names, label_index = np.unique([path.parent.name for path in files], return_inverse=True)
+    # float32 comes last: the precision holds for the process, and the heads are not what is to be compared.
+    rounded = _features(network, replace(spec, precision="bfloat16"), files)
+    exact = _features(network, replace(spec, precision="float32"), files)
+    mean = exact.mean(axis=0)
+    cosine = mean_cosine(exact, rounded)
+    scores = {
+        name: [_head_accuracy(features, label_index.astype(np.int32), len(names), seed=seed) for seed in _SEEDS]
+        for name, features in (("float32", exact), ("bfloat16", rounded))
+    }
+    points_lost = 100 * float(np.mean(scores["float32"]) - np.mean(scores["bfloat16"]))
+    return {
+        "images": len(files),
+        "classes": len(names),
+        "mean_cosine": round(cosine, 6),
+        "mean_cosine_without_the_mean": round(mean_cosine(exact - mean, rounded - mean), 6),
+        "head_accuracy": {name: [round(score, 4) for score in values] for name, values in scores.items()},
+        "points_lost": round(points_lost, 3),
+        "goals": {
+            f"mean cosine >= {MIN_COSINE}": cosine >= MIN_COSINE,
+            f"head within {MAX_POINTS} points": abs(points_lost) <= MAX_POINTS,
+        },
+    }
+
+
+def _features(network: "keras.Model", spec: BackboneSpec, files: Sequence[Path]) -> Features:
+    forward = make_forward(network, spec)
+    batches = (files[i : i + _BATCH] for i in range(0, len(files), _BATCH))
+    return np.concatenate([forward(read_pixels(batch, height=spec.height, width=spec.width)) for batch in batches])
+
+
+def _head_accuracy(features: Features, label_index: Labels, n_classes: int, *, seed: int) -> float:
+    """Accuracy of Firn's softmax head by cross-validation: every image is predicted by a head that has not seen it."""
+    from finetune.fit import fit, predict_probabilities
+    from finetune.loader import SplitData
+    from finetune.models import build_model
+
+    fold = np.arange(len(features)) % _FOLDS  # sorted by class, so each fold has its share of every class
+
+    def rows(where: NDArray[np.bool_]) -> SplitData:
+        return SplitData(features[where], label_index[where], np.flatnonzero(where).astype(str))
+
+    right = 0
+    for number in range(_FOLDS):
+        test, validation = fold == number, fold == (number + 1) % _FOLDS
+        model = build_model(
+            ModelSettings(url="-"),
+            feature_shape=features.shape[1:],
+            feature_dtype="float32",
+            n_classes=n_classes,
+            seed=seed,
+        )
+        settings = _HEAD.model_copy(update={"seed": seed})
+        trained = fit(model, rows(~test & ~validation), rows(validation), settings).model
+        right += int(np.sum(predict_probabilities(trained, features[test]).argmax(axis=1) == label_index[test]))
+    return right / len(features)

@@ -1,0 +1,101 @@
+"""The main job on a Spark standalone cluster, all data on HDFS. Its Python has no Firn but the zip of `make dist`."""
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+from building import SPLIT, Built, assert_same_rows
+
+from finetune.evaluate import evaluate_model
+from integration.hdfs_cluster import MiniHdfs
+from integration.processes import java_environment
+from integration.rows import rows_at
+from integration.spark_cluster import SparkCluster, Submission
+
+pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a user of the cluster has: a folder with the zip and the two programs out of it, and URLs."""
+
+    folder: Path
+    firn_zip: Path
+    python: Path
+    hdfs: MiniHdfs
+    cluster: SparkCluster
+
+    def on_hdfs(self, url: str) -> str:
+        """A URL of the cluster's default file system, for a process that has no Hadoop settings."""
+        return self.hdfs.url + url.removeprefix("hdfs://")
+
+    def submit(self, package: str, *arguments: str, **conf: object) -> Submission:
+        """Starts `spark-submit <package>/__main__.py`; the settings have `_` for the dots in their names."""
+        return self.cluster.submit(
+            self.folder / package / "__main__.py",
+            *arguments,
+            python=self.python,
+            py_files=[self.firn_zip],
+            conf={key.replace("_", "."): value for key, value in conf.items()},
+            cwd=self.folder,
+        )
+
+
+@pytest.fixture
+def site(
+    cluster: SparkCluster,
+    hdfs: MiniHdfs,
+    firn_zip: Path,
+    bare_python: Path,
+    hdfs_photos: str,
+    mean_backbone: Path,
+    tmp_path: Path,
+) -> Site:
+    """With `recipe.toml`, which speaks of HDFS by the cluster's default file system."""
+    with ZipFile(firn_zip) as archive:
+        for package in ("featurize", "finetune"):
+            archive.extract(f"{package}/__main__.py", tmp_path)
+    recipe = f"""
+[images]
+source = "hdfs:///{hdfs_photos.removeprefix(hdfs.url + "/")}"
+split = {{ {", ".join(f"{key} = {value}" for key, value in SPLIT.items())} }}
+[backbone]
+name = "{mean_backbone}"
+preprocessing = "none"
+precision = "float32"
+batch_size = 8
+[features]
+url = "hdfs:///cluster/{tmp_path.name}/features"
+rows_per_group = 7
+[model]
+name = "softmax_head"
+url = "hdfs:///cluster/{tmp_path.name}/model"
+[training]
+optimizer = "adam"
+learning_rate = 0.01
+batch_size = 4
+epochs = 20
+seed = 1
+"""
+    (tmp_path / "recipe.toml").write_text(recipe)
+    return Site(tmp_path, firn_zip, bare_python, hdfs, cluster)
+
+
+def test_the_bare_python_has_keras_and_no_firn(bare_python: Path, tmp_path: Path) -> None:
+    program = "from importlib.util import find_spec as f; print([bool(f(name)) for name in ('keras', 'featurize', 'finetune')])"
+    command = [bare_python, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, env=java_environment(), capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[True, False, False]"
+
+
+def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(site: Site, built: Built) -> None:
+    result = site.submit("featurize", "run", "recipe.toml", "--json").result()
+    assert (result["rows"], result["rejects"], result["skipped"]) == (60, 2, 0)
+    assert_same_rows(rows_at(site.on_hdfs(result["features"])), rows_at(str(built.folder)))
+
+    model = site.submit("finetune", "fit", "recipe.toml", "--num-proc", "2", "--json").result()
+    assert model["ranks"] == 2
+    scores = evaluate_model(site.on_hdfs(model["model"]), site.on_hdfs(result["features"]), "test", None)
+    assert scores["accuracy"] == 1.0

@@ -1,0 +1,178 @@
+"""Things die in mid-run, on a real cluster and a real HDFS: the table that comes out is that of an undisturbed run, row for row.
+
+FIRN_KILL_ROUNDS=20 repeats every test that often, each time at another moment.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from building import assert_same_rows, recipe
+from conftest import ROOT
+from PIL import Image
+from pyspark.sql import SparkSession
+
+from featurize import storage
+from featurize.claims import CLAIM_NAME
+from featurize.errors import JobError
+from featurize.features import featurize
+from featurize.manifests import FeaturesManifest, ShardRecord, read_features_manifest
+from featurize.staging import STAGING
+from integration.hdfs_cluster import MiniHdfs
+from integration.processes import kill_processes, wait_until
+from integration.rows import rows_at
+from integration.spark_cluster import SparkCluster, Submission
+
+pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
+IMAGES, BROKEN = 520, 5
+ROUNDS = range(int(os.environ.get("FIRN_KILL_ROUNDS", "1")))
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """The images on HDFS, and what an undisturbed run makes of them."""
+
+    images: str
+    manifest: FeaturesManifest
+    rows: pd.DataFrame
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    _hdfs: MiniHdfs, spark: SparkSession, mean_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Undisturbed:
+    """Pictures that take some 10 ms each to decode and no space, in shards of about 130 where two tasks run at a time."""
+    url = f"{_hdfs.url}/kills/images"
+
+    def put(number: int) -> None:
+        path = folder / f"{number}.png"
+        blocks = np.random.default_rng(number).integers(0, 256, (15, 15, 3), dtype=np.uint8)
+        Image.fromarray(blocks).resize((1000, 1000), Image.Resampling.NEAREST).save(path, compress_level=1)
+        if number % (IMAGES // BROKEN) == 7:
+            path.write_bytes(path.read_bytes()[:2000])
+        storage.upload(path, f"{url}/{'abc'[number % 3]}/{number:04d}.png")
+
+    folder = tmp_path_factory.mktemp("kills")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(put, range(IMAGES)))
+    result, _ = featurize(spark, recipe(url, f"{_hdfs.url}/kills/undisturbed", mean_backbone))
+    assert (result.added, result.rejected) == (IMAGES - BROKEN, BROKEN)
+    manifest = read_features_manifest(f"{_hdfs.url}/kills/undisturbed")
+    return Undisturbed(url, manifest, rows_at(f"{_hdfs.url}/kills/undisturbed"))
+
+
+@dataclass(frozen=True)
+class Job:
+    """The same job on the cluster, to be submitted as often as one likes."""
+
+    cluster: SparkCluster
+    url: str
+    folder: Path
+
+    def submit(self) -> Submission:
+        """Starts it; its tasks fail and are repeated as often as Spark does it by itself."""
+        program = ROOT / "featurize" / "__main__.py"
+        return self.cluster.submit(program, "run", str(self.folder / "recipe.toml"), "--json", cwd=self.folder)
+
+    def committed(self) -> list[ShardRecord]:
+        """The shards that are finished and not published yet."""
+        files = [file for file in storage.list_files(f"{self.url}/{STAGING}/commits") if file.endswith(".json")]
+        return [ShardRecord.model_validate(storage.read_json(file)) for file in files]
+
+    def wait_for_commits(self, count: int, submission: Submission) -> None:
+        """Waits until so many shards are committed, and lets a random part of a second pass."""
+        what = f"{count} committed shards"
+        wait_until(lambda: len(self.committed()) >= count, what, needs=[submission.daemon], timeout_s=120)
+        time.sleep(np.random.default_rng().uniform(0, 1))
+
+    def assert_equal_to(self, undisturbed: Undisturbed) -> None:
+        """Every readable image is one row and every other one reject; nothing else is left."""
+        manifest = read_features_manifest(self.url)
+        for key in ("identity", "content_digest", "rows", "rejects"):
+            assert getattr(manifest, key) == getattr(undisturbed.manifest, key), key
+        assert_same_rows(rows_at(self.url), undisturbed.rows)
+        listed = {f"{self.url}/{file.path}" for shard in manifest.shards for file in shard.all_files}
+        assert set(storage.list_files(self.url)) == listed | {f"{self.url}/manifest.json"}
+
+
+@pytest.fixture
+def job(cluster: SparkCluster, hdfs: MiniHdfs, undisturbed: Undisturbed, mean_backbone: Path, tmp_path: Path) -> Job:
+    url = f"{hdfs.url}/kills/{tmp_path.name}"
+    settings = recipe(undisturbed.images, url, mean_backbone)
+    (tmp_path / "recipe.toml").write_text(
+        f"""
+[images]
+source = "{undisturbed.images}"
+split = {{ train = 0.6, validation = 0.2, test = 0.2, seed = 7 }}
+[backbone]
+name = "{mean_backbone}"
+preprocessing = "none"
+precision = "float32"
+batch_size = 8
+[features]
+url = "{settings.features.url}"
+rows_per_group = {settings.features.rows_per_group}
+"""
+    )
+    return Job(cluster, url, tmp_path)
+
+
+@pytest.mark.parametrize("_round", ROUNDS)
+def test_after_the_driver_was_killed_the_next_run_goes_on(job: Job, undisturbed: Undisturbed, _round: int) -> None:
+    first = job.submit()
+    job.wait_for_commits(1, first)
+    first.kill()
+    assert not storage.exists(f"{job.url}/manifest.json")
+    finished = sum(record.row_count + record.reject_count for record in job.committed())
+    result = job.submit().result()
+    assert result["rows"] == IMAGES - BROKEN
+    assert IMAGES > result["skipped"] >= finished > 0
+    job.assert_equal_to(undisturbed)
+
+
+@pytest.mark.parametrize("_round", ROUNDS)
+@pytest.mark.parametrize("kill", [SparkCluster.kill_worker, SparkCluster.kill_executor])
+def test_a_job_survives_the_loss_of_a_worker(
+    job: Job, undisturbed: Undisturbed, kill: Callable[[SparkCluster, int], None], _round: int
+) -> None:
+    submission = job.submit()
+    job.wait_for_commits(1, submission)
+    kill(job.cluster, 0)
+    assert submission.result()["rows"] == IMAGES - BROKEN
+    job.assert_equal_to(undisturbed)
+
+
+@pytest.mark.parametrize("_round", ROUNDS)
+def test_a_job_survives_the_death_of_all_its_python(job: Job, undisturbed: Undisturbed, _round: int) -> None:
+    submission = job.submit()
+    job.wait_for_commits(1, submission)
+    kill_processes(job.cluster.python_workers())
+    assert submission.result()["rows"] == IMAGES - BROKEN
+    job.assert_equal_to(undisturbed)
+
+
+@pytest.mark.parametrize("_round", ROUNDS)
+def test_a_job_survives_the_loss_of_a_datanode(job: Job, hdfs: MiniHdfs, undisturbed: Undisturbed, _round: int) -> None:
+    submission = job.submit()
+    job.wait_for_commits(1, submission)
+    hdfs.kill_datanode(0)
+    assert submission.result()["rows"] == IMAGES - BROKEN
+    job.assert_equal_to(undisturbed)
+
+
+def test_a_second_job_on_the_same_output_is_refused_by_the_name_of_the_first(
+    job: Job, undisturbed: Undisturbed, spark: SparkSession, mean_backbone: Path
+) -> None:
+    first = job.submit()
+    what = "the claim of the first job"
+    wait_until(lambda: storage.exists(f"{job.url}/{CLAIM_NAME}"), what, needs=[first.daemon], timeout_s=120)
+    with pytest.raises(JobError, match=r"is being written by process \d+ of .* since"):
+        featurize(spark, recipe(undisturbed.images, job.url, mean_backbone))
+    assert first.result()["rows"] == IMAGES - BROKEN
+    job.assert_equal_to(undisturbed)
