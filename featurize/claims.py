@@ -18,6 +18,7 @@ CLAIM_NAME = "_claim.json"
 HEARTBEAT_S = 10.0
 EXPIRY_S = 120.0  # a holder on another host that has not beaten for so long is dead
 _PATIENCE_S = 5.0
+_SETTLING_S = 1.0
 _KEYS = frozenset({"token", "host", "pid", "user", "since", "beat_at"})
 
 
@@ -42,6 +43,7 @@ class Claim:
         Raises:
             JobError: a living job holds it.
         """
+        taken_over = False
         while not storage.create_exclusively(self._url, self._document()):
             holder = _wait_for_holder(self._url)
             if holder is not None and _is_alive(holder):
@@ -49,9 +51,18 @@ class Claim:
                     f"{self._url.removesuffix('/' + CLAIM_NAME)} is being written by process {holder['pid']} of "
                     f"{holder['user']} on {holder['host']} since {holder['since']}. Wait for it to end, or write elsewhere."
                 )
-            storage.remove(self._url)
-            storage.remove_temporaries(self._url.removesuffix("/" + CLAIM_NAME))
+            taken_over = True
+            if holder is None or _read_holder(self._url) == holder:  # or else somebody else has taken it over by now
+                storage.remove(self._url)
+        if taken_over:
+            self._settle()
         self._heart.start()
+
+    def _settle(self) -> None:
+        """After a claim was taken over: waits for others who took the same holder for dead, and of whom the last one wins."""
+        time.sleep(_SETTLING_S)
+        self.verify()
+        storage.remove_temporaries(self._url.removesuffix("/" + CLAIM_NAME))
 
     def verify(self) -> None:
         """Checks, before something is published, that the claim is still this job's.

@@ -1,13 +1,23 @@
-"""HDFS by hdfs-native, as fsspec sees it, with two faults mended. It is opened lazily, once in every process that asks for it."""
+"""HDFS by hdfs-native, as fsspec sees it, with three faults mended. It is opened lazily, once in each process."""
 
 import ctypes
+import errno
 import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 from hdfs_native.fsspec import HdfsFileSystem
 
+from featurize.errors import first_line
+
 
 class ExactHdfsFileSystem(HdfsFileSystem):
-    """Takes every path as it is: hdfs-native would cut one off at its first ``#`` or ``?``, as if it were a web address."""
+    """Takes every path as it is, and fails with OSError.
+
+    hdfs-native would cut a path off at its first ``#`` or ``?``, as if it were a web address, and raises RuntimeError for most of
+    what a NameNode refuses: no permission, safe mode, a quota.
+    """
 
     cachable = False  # by fsspec, which lets go of what it has cached in every forked child: see `open_hdfs`
 
@@ -15,6 +25,24 @@ class ExactHdfsFileSystem(HdfsFileSystem):
     def _strip_protocol(cls, path: str) -> str:
         return path
 
+
+def _failing_with_os_error(method: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(method)
+    def call(self: ExactHdfsFileSystem, path: str, *arguments: Any, **settings: Any) -> Any:
+        try:
+            return method(self, path, *arguments, **settings)
+        except RuntimeError as error:
+            text = first_line(error)
+            if "is not a directory" in text:
+                raise NotADirectoryError(errno.ENOTDIR, text, path) from error
+            refused = "AccessControlException" in str(error)
+            raise OSError(errno.EACCES if refused else errno.EIO, text, path) from error
+
+    return call
+
+
+for _name in ("info", "exists", "ls", "mkdir", "makedirs", "mv", "rm", "rmdir", "rm_file", "_open"):
+    setattr(ExactHdfsFileSystem, _name, _failing_with_os_error(getattr(ExactHdfsFileSystem, _name)))
 
 _opened: dict[tuple[int, str | None, int | None], ExactHdfsFileSystem] = {}
 

@@ -12,11 +12,11 @@ from featurize.splits import SplitRule
 _REPEATED_TEXT = pa.dictionary(pa.int32(), pa.string())
 LISTING_SCHEMA = pa.schema(
     [
-        ("path", pa.string()),
+        ("path", pa.large_string()),  # of all images together they may take more than 2 GiB
         ("label", _REPEATED_TEXT),
         ("own_split", _REPEATED_TEXT),
         ("bytes_size", pa.int64()),
-        ("stamp", pa.string()),
+        ("stamp", pa.large_string()),
         ("container", _REPEATED_TEXT),
         ("position", pa.int64()),
     ]

@@ -62,7 +62,7 @@ def ingest(
 
     Args:
         source: where the data set lies; default: what the card says.
-        max_reject_fraction: of all images; if more cannot be read, the job fails.
+        max_reject_fraction: of the images that are in the table; if more cannot be read, nothing is published.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
 
     Raises:

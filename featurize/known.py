@@ -15,7 +15,6 @@ from featurize.manifests import ShardRecord
 from featurize.shards import INDEX_SCHEMA
 
 _FILES_AT_A_TIME = 16
-_KEYS = pa.large_string()  # paths of millions of images may take more than the 2 GiB of a plain string column
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Comparison:
 
 def compare(listing: pa.Table, index: pa.Table) -> Comparison:
     """Compares a listing with the index of what is known."""
-    keys, known = listing.column("path").cast(_KEYS), index.column("path").cast(_KEYS)
+    keys, known = listing.column("path"), index.column("path")
     place = pc.index_in(keys, value_set=known.combine_chunks()).combine_chunks()
     stamps = index.column("stamp").take(place)
     was_read = pc.is_valid(index.column("image_id").take(place))
@@ -72,7 +71,7 @@ def still_valid(records: Sequence[ShardRecord], index_urls: Sequence[str], listi
         return []
     index = read_index(index_urls)
     owner = np.repeat(np.arange(len(records)), [record.index_file.rows for record in records])
-    keys, known = listing.column("path").cast(_KEYS), index.column("path").cast(_KEYS)
+    keys, known = listing.column("path"), index.column("path")
     place = pc.index_in(known, value_set=keys.combine_chunks()).combine_chunks()
     equal = pc.fill_null(pc.equal(index.column("stamp"), listing.column("stamp").take(place)), False).to_numpy()
     broken = set(owner[~equal].tolist())

@@ -5,8 +5,9 @@ What the manifest does not list is not there.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -16,9 +17,9 @@ from featurize.digests import settings_digest
 from featurize.errors import JobError, UsageError
 from featurize.timings import Timings
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-_RECORDED_LIBRARIES = ("firn", "pyspark", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pillow")
+_RECORDED_LIBRARIES = ("firn", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pillow")
 
 
 class DataFile(BaseModel):
@@ -202,7 +203,11 @@ def differing_settings(there: Mapping[str, Any], asked: Mapping[str, Any]) -> li
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that could change a result."""
-    return {name: version(name) for name in _RECORDED_LIBRARIES}
+    found = {}
+    for name in _RECORDED_LIBRARIES:
+        with suppress(PackageNotFoundError):  # TensorFlow comes under two names
+            found[name] = version(name)
+    return found
 
 
 def utc_now() -> str:

@@ -21,7 +21,7 @@ def in_reading_order(listing: pa.Table) -> pa.Table:
     containers = listing.column("container")
     if containers.null_count == listing.num_rows:
         return listing
-    places = pa.table({"container": containers.cast(pa.string()), "position": listing.column("position")})
+    places = pa.table({"container": containers.cast(pa.large_string()), "position": listing.column("position")})
     return listing.take(pc.sort_indices(places, sort_keys=[("container", "ascending"), ("position", "ascending")]))
 
 

@@ -21,7 +21,7 @@ REJECTS_SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-INDEX_SCHEMA = pa.schema([("path", pa.string()), ("image_id", pa.string()), ("stamp", pa.string())])
+INDEX_SCHEMA = pa.schema([(name, pa.large_string()) for name in ("path", "image_id", "stamp")])
 """What a later run needs to know of the images in a shard, rows and rejects alike: one small file for each shard."""
 _SMALL_ROWS_PER_GROUP = 1 << 16
 

@@ -11,7 +11,7 @@ that come later, from a worker that outlived its driver, are in no state and cou
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -72,14 +72,11 @@ def write_state(url: str, *, settings: Mapping[str, Any], run: str, records: Seq
 
 
 def finished_records(url: str, state: StagingState) -> list[ShardRecord]:
-    """The records of shards that are finished and whole, those of the run under way and those it took over.
-
-    Shards with images that storage failed to give are left out: another try may read them.
-    """
+    """The records of shards that are finished and whole, those of the run under way and those it took over."""
     own = (_read_record(file) for file in _own_commits(url, state))
     records = [*state.records, *(record for record in own if record is not None)]
     sizes = _file_sizes(url)
-    return [record for record in records if not record.unread and _is_whole(record, sizes)]
+    return [record for record in records if _is_whole(record, sizes)]
 
 
 def commit(url: str, run: str, shard: int, record: ShardRecord) -> ShardRecord:
@@ -132,9 +129,10 @@ def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        state = read_state(url)
-        if state is not None and state.run == run and not state.records and not _own_commits(url, state):
-            remove_staging(url)
+        with suppress(OSError):  # of the storage: then nothing is taken away, and what failed first is what counts
+            state = read_state(url)
+            if state is not None and state.run == run and not state.records and not _own_commits(url, state):
+                remove_staging(url)
         raise
 
 

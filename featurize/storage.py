@@ -3,6 +3,7 @@
 A URL is `file:///absolute/path`, a plain path (relative to the working directory), or `hdfs://host:port/path`.
 """
 
+import errno
 import json
 import os
 import posixpath
@@ -89,11 +90,12 @@ def is_folder(url: str) -> bool:
 
 def list_files(url: str) -> list[str]:
     """The URLs of all files under `url`, at any depth, sorted; none where there is no such folder."""
-    filesystem, path = open_filesystem(url)
-    if not filesystem.exists(path):
+    if not exists(url):
         return []
     prefix = absolute_url(url)
-    return sorted(prefix + name[name.index(path) + len(path) :] for name in filesystem.find(path))
+    return sorted(
+        f"{prefix}/{file.inner}" for file in walk_files(url)
+    )  # fsspec's `find` takes a failed listing for an empty one
 
 
 class WalkedFile(NamedTuple):
@@ -147,7 +149,8 @@ def no_empty_folder(url: str) -> Iterator[None]:
     try:
         yield
     finally:
-        remove_if_empty(url)
+        with suppress(OSError):  # of the storage: then nothing is taken away
+            remove_if_empty(url)
 
 
 def remove_if_empty(url: str) -> None:
@@ -180,7 +183,7 @@ def _storage_errors(url: str) -> Iterator[None]:
     except RuntimeError as error:
         if absolute_url(url).startswith("file://"):
             raise
-        raise OSError(f"{url}: {first_line(error)}") from error
+        raise OSError(errno.EIO, first_line(error), url) from error
 
 
 @contextmanager
@@ -193,7 +196,7 @@ def open_input(url: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_output(url: str) -> Iterator[IO[bytes]]:
-    """A binary file at `url` to write to; its folder is made if it is missing. Once closed it outlives a power cut."""
+    """A binary file at `url` to write to; its folder is made if it is missing. Closed, its content is on disk."""
     filesystem, path = open_filesystem(url)
     filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
     with _storage_errors(url), filesystem.open(path, "wb") as file:
@@ -265,8 +268,7 @@ def upload(local: str | Path, url: str) -> None:
 
 def download(url: str, local: str | Path) -> None:
     """Copies the file at `url` to a local path, in pieces of 1 MiB."""
-    filesystem, path = open_filesystem(url)
-    with filesystem.open(path, "rb") as source, open(local, "wb") as target:
+    with open_input(url) as source, open(local, "wb") as target:
         while chunk := source.read(1 << 20):
             target.write(chunk)
 

@@ -107,7 +107,7 @@ def build_table(
         settings: all that determines the values of the rows; its digest is the identity of the table.
         details: the fields of the manifest that are peculiar to its type.
         task: what is done with the images.
-        max_reject_fraction: of the images that are new to the table; if more are rejected, nothing is published.
+        max_reject_fraction: of all images in the table; if more are rejected, nothing is published.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
 
     Raises:
@@ -121,7 +121,7 @@ def build_table(
     with storage.no_empty_folder(url), claim_output(url) as claim:
         existing = _check_target(url, manifest_type, settings)
         run = Run(url=url, name=uuid4().hex[:8], reader=source.reader, decode_timeout_s=decode_timeout_s)
-        work = _find_work(spark, source, run, existing)
+        work = _find_work(spark, source, run, existing, settings)
         published = existing.shards if existing is not None else []
         if existing is not None and not work.todo.num_rows and not work.taken_over:
             staging.remove_others(url, [], published=_all_files(published))
@@ -129,13 +129,14 @@ def build_table(
             seconds = perf_counter() - started
             return BuildResult(existing, skipped=work.skipped, removed=work.removed, seconds=seconds)
         # From here on this run's commits count, and what earlier runs left beside those taken over goes away.
+        claim.verify()
         staging.write_state(url, settings=settings, run=run.name, records=work.taken_over)
         staging.remove_others(url, work.taken_over, published=_all_files(published))
         job_started, job_started_at = perf_counter(), time()
         with staging.removed_if_nothing_is_finished(url, run.name):
             made = _run_shards(spark, run, task, work.todo)
             new = [*work.taken_over, *made]
-            _check_rejects(url, new, max_reject_fraction)
+            _check_rejects(run, settings, work.published, new, max_reject_fraction)
         job_seconds = perf_counter() - job_started
         claim.verify()
         staging.place_files(url, new)
@@ -144,6 +145,7 @@ def build_table(
             **_history(existing, made, perf_counter() - started),
             **details,
         )
+        claim.verify()
         write_manifest(url, manifest)
         staging.remove_others(url, manifest.shards, published=set())  # what the new manifest replaced
         staging.remove_staging(url)
@@ -214,7 +216,9 @@ def _check_free(url: str) -> None:
             raise UsageError(f"{url} is not empty and holds no table of Firn's: {inner}. Write to another URL.")
 
 
-def _find_work(spark: SparkSession, source: ImageSource, run: Run, existing: Manifest | None) -> _Work:
+def _find_work(
+    spark: SparkSession, source: ImageSource, run: Run, existing: Manifest | None, settings: Mapping[str, Any]
+) -> _Work:
     """Compares the source with the table and with what a killed run left."""
     published = existing.shards if existing is not None else []
     index = read_index([storage.join_url(run.url, shard.index_file.path) for shard in published])
@@ -223,7 +227,7 @@ def _find_work(spark: SparkSession, source: ImageSource, run: Run, existing: Man
     outdated = _shards_with(published, index, {source.listing["path"][row].as_py() for row in changed})
     kept = [shard for number, shard in enumerate(published) if number not in outdated]
     missing = _without(source.listing, [storage.join_url(run.url, shard.index_file.path) for shard in kept])
-    taken_over = _take_over(run.url, missing, {shard.index_file.path for shard in published})
+    taken_over = _take_over(run.url, missing, settings, {shard.index_file.path for shard in published})
     todo = _without(missing, [_index_url(run.url, record) for record in taken_over])
     return _Work(
         published=kept,
@@ -262,7 +266,7 @@ def _shards_with(shards: Sequence[ShardRecord], index: pa.Table, paths: set[str]
     return {int(number) for number, path in zip(owner, index["path"].to_pylist(), strict=True) if path in paths}
 
 
-def _take_over(url: str, listing: pa.Table, published: set[str]) -> list[ShardRecord]:
+def _take_over(url: str, listing: pa.Table, settings: Mapping[str, Any], published: set[str]) -> list[ShardRecord]:
     """The shards that a killed run finished, if their images are still what they were, and all in `listing`.
 
     An image may be in one of them and in the table too: one beside it had changed, and has been put back since.
@@ -270,6 +274,8 @@ def _take_over(url: str, listing: pa.Table, published: set[str]) -> list[ShardRe
     state = staging.read_state(url)
     if state is None:
         return []
+    if state.identity != settings_digest(settings) and staging.finished_records(url, state):
+        raise JobError(f"a run with other settings has just finished a shard at {url}; run this again to hear which.")
     records = [
         record
         for record in staging.finished_records(url, state)
@@ -317,20 +323,34 @@ def _collect(frame: DataFrame) -> list[Any]:
         raised = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, flags=re.MULTILINE)
         reason = f"{raised[-1][0]}: {raised[-1][1]}" if raised else text.strip().splitlines()[0]
         raise JobError(
-            f"the Spark job failed: {reason}\nThe shards that it had finished are kept; run it again to go on."
+            f"the Spark job failed: {reason}\nWhat it had finished is kept; run it again to go on."
         ) from error
 
 
-def _check_rejects(url: str, records: Sequence[ShardRecord], max_fraction: float) -> None:
-    """Too many rejects mean that something is wrong with the source: the table stays as it was."""
-    rejects = _add_rejects(records)
-    rejected, rows = sum(rejects.values()), sum(record.row_count for record in records)
-    if rejected and (rejected > max_fraction * (rows + rejected) or not rows):
-        raise JobError(
-            f"{rejected} of {rows + rejected} images could not be read, more than `max_reject_fraction` = {max_fraction:g} "
-            f"allows; nothing was published. They are listed in {storage.join_url(url, staging.STAGING, 'rejects')}:\n"
-            f"{summarize_rejects(rejects)}\nMend or remove them, or allow more; what could be read is kept for the next run."
-        )
+def _check_rejects(
+    run: Run,
+    settings: Mapping[str, Any],
+    published: Sequence[ShardRecord],
+    new: Sequence[ShardRecord],
+    max_fraction: float,
+) -> None:
+    """Too many rejects mean that something is wrong with the source: the table stays as it was.
+
+    The next run takes over what is new, but for shards with images that storage failed to give: it is to ask for them again.
+    """
+    rejected = sum(record.reject_count for record in (*published, *new))
+    images = rejected + sum(record.row_count for record in (*published, *new))
+    if not new or (rejected <= max_fraction * images and rejected < images):
+        return
+    staging.write_state(
+        run.url, settings=settings, run=uuid4().hex[:8], records=[record for record in new if not record.unread]
+    )
+    allowed = f", more than `max_reject_fraction` = {max_fraction:g} allows" if rejected < images else ""
+    raise JobError(
+        f"{rejected} of {images} images could not be read{allowed}; nothing was published. The new ones are listed in "
+        f"{storage.join_url(run.url, staging.STAGING, 'rejects')}:\n{summarize_rejects(_add_rejects(new))}\n"
+        "Mend or remove them, or allow more; what could be read is kept for the next run."
+    )
 
 
 def _contents(records: Sequence[ShardRecord], settings: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:

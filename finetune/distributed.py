@@ -102,7 +102,8 @@ def _give_ranks_py_files(context: "SparkContext") -> None:
     """
     names = [posixpath.basename(path) for path in context.getConf().get("spark.submit.pyFiles", "").split(",") if path]
     if names:
-        context.environment["PYTHONPATH"] = os.pathsep.join(names)
+        before = context.environment.get("PYTHONPATH")
+        context.environment["PYTHONPATH"] = os.pathsep.join([*names, before] if before else names)
 
 
 def _reporting_errors(work: Callable[[], Result]) -> Callable[[], tuple[str | None, Result | None]]:

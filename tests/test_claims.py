@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from featurize import claims
+from featurize import claims, storage
 from featurize.claims import CLAIM_NAME, Claim, claim_output
 from featurize.errors import JobError
 
@@ -168,3 +168,27 @@ def test_a_holder_whose_heart_has_stopped_is_dead_though_its_process_number_live
     (tmp_path / CLAIM_NAME).write_text(holder(pid=os.getpid(), beat_at=time.time() - 1000))
     with claim_output(str(tmp_path)) as claim:
         claim.verify()
+
+
+def test_of_two_that_find_a_dead_holder_one_holds_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first takes the claim over while the second still thinks about the dead holder."""
+    dead = {"token": "x", "host": "elsewhere", "pid": 1, "user": "u", "since": "s", "beat_at": 0.0}
+    storage.write_json(f"{tmp_path}/{claims.CLAIM_NAME}", dead)
+    first, second = claims.Claim(str(tmp_path)), claims.Claim(str(tmp_path))
+    wait = claims._wait_for_holder
+
+    def wait_while_the_other_takes_it(url: str) -> Any:
+        holder = wait(url)
+        monkeypatch.setattr(claims, "_wait_for_holder", wait)
+        first.take()
+        return holder
+
+    monkeypatch.setattr(claims, "_SETTLING_S", 0.0)
+    monkeypatch.setattr(claims, "_wait_for_holder", wait_while_the_other_takes_it)
+    try:
+        with pytest.raises(JobError, match="is being written by process"):
+            second.take()
+        first.verify()
+    finally:
+        second.release()
+        first.release()

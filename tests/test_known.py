@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from listings import listing_of
 
-from featurize.image_source import planned_images
+from featurize.image_source import LISTING_SCHEMA, planned_images
 from featurize.known import compare, read_index, still_valid
 from featurize.manifests import DataFile, ShardRecord
 from featurize.shards import INDEX_SCHEMA
@@ -100,3 +100,10 @@ def test_indices_are_read_in_the_order_of_their_files() -> None:
     shards = [{f"{number}/{index}": "1:1" for index in range(number)} for number in (3, 0, 40, 1)]
     with written(shards) as (_, urls):
         assert read_index(urls)["path"].to_pylist() == [path for shard in shards for path in shard]
+
+
+def test_a_listing_may_hold_more_than_2_gib_of_paths() -> None:
+    """One array of 200 MiB, eleven times over: nothing is copied but what is taken."""
+    long_path = pa.array(["x" * (200 << 20)]).cast(LISTING_SCHEMA.field("path").type)
+    table = pa.table({"path": pa.chunked_array([long_path] * 11), "number": list(range(11))})
+    assert table.take(pa.array([10]))["number"].to_pylist() == [10]

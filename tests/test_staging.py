@@ -1,5 +1,6 @@
 """Staging: each shard is committed once, a killed run can be gone on with, and what is not ours stays."""
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,10 +120,9 @@ def test_a_damaged_shard_is_not_finished_and_the_others_are(
     assert finished(tmp_path) == [records[0], records[2]]
 
 
-def test_shards_without_commit_and_those_with_images_that_storage_did_not_give_are_not_finished(tmp_path: Path) -> None:
+def test_shards_without_commit_are_not_finished(tmp_path: Path) -> None:
     begin(tmp_path, RUN)
     write_shard(tmp_path, RUN, 0)
-    committed(tmp_path, RUN, 1, unread=1)
     assert finished(tmp_path) == []
     assert staging.unfinished_settings(str(tmp_path)) is None
     good = committed(tmp_path, RUN, 2)
@@ -250,3 +250,23 @@ def test_the_folder_of_a_failed_run_stays_only_if_something_can_be_kept(tmp_path
     with pytest.raises(KilledError), staging.removed_if_nothing_is_finished(str(tmp_path), RUN):
         raise KilledError
     assert files_in(tmp_path) == (set() if left == "nothing" else before)
+
+
+def test_finished_shards_stay_when_their_commits_cannot_be_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(tmp_path, RUN)
+    committed(tmp_path, RUN, 0)
+
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    def die() -> None:
+        with staging.removed_if_nothing_is_finished(str(tmp_path), RUN):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", fail)
+        with pytest.raises(KeyboardInterrupt):
+            die()
+    assert len(finished(tmp_path)) == 1

@@ -1,8 +1,10 @@
 """Storage: every spelling of a URL means one place, and what is written is seen whole or not at all."""
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -183,3 +185,28 @@ def test_a_file_created_exclusively_is_never_seen_half_written(tmp_path: Path) -
 
 def _fail(*_: object) -> None:
     raise OSError("no space left on this disk")
+
+
+def failing_once(function: Any) -> Any:
+    """`function`, which fails when it is first called: a store that stumbles."""
+    failures = [OSError(5, "Input/output error")]
+
+    def stumble(*arguments: Any, **settings: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return function(*arguments, **settings)
+
+    return stumble
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing_once(os.scandir))
+        with pytest.raises(OSError, match="Input/output"):
+            storage.remove_if_empty(str(tmp_path))
+    with monkeypatch.context() as patch, storage.no_empty_folder(str(tmp_path)):
+        patch.setattr(os, "scandir", failing_once(os.scandir))
+    assert (tmp_path / "manifest.json").exists()

@@ -235,6 +235,15 @@ def test_too_many_rejects_publish_nothing_and_say_why_and_what_was_read_is_kept(
     assert not (out / STAGING).exists()
 
 
+def test_one_broken_image_may_be_added_to_many(spark: SparkSession, mean_backbone: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    make_photos(images, per_class=4)
+    featurize(spark, recipe(images, out, mean_backbone, max_reject_fraction=0.1))
+    (images / "red" / "x.jpg").write_bytes(b"no picture")
+    result, _ = featurize(spark, recipe(images, out, mean_backbone, max_reject_fraction=0.1))
+    assert (result.manifest.row_count, result.manifest.reject_count) == (12, 1)
+
+
 def test_a_mended_image_is_read_again_after_too_many_rejects(
     spark: SparkSession, mean_backbone: Path, tmp_path: Path
 ) -> None:
@@ -304,7 +313,7 @@ def test_after_a_failure_only_unfinished_shards_are_made_again(
     monkeypatch.setattr("featurize.plan.MAX_SHARD_BYTES", 60 << 10)
     with monkeypatch.context() as patch:
         failing_task(patch, tmp_path / "tries", from_image=40)
-        with pytest.raises(JobError, match="finished are kept"):
+        with pytest.raises(JobError, match="finished is kept"):
             featurize(spark, recipe(photos, tmp_path / "out", mean_backbone))
     assert (tmp_path / "out" / STAGING / "commits").is_dir()
     assert not (tmp_path / "out" / "data").exists()
