@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from featurize.cli import JsonOption, SetOption, console, make_app, print_result, reported_errors, say, warn
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.describe import describe, print_description
 from featurize.errors import UsageError
 from featurize.manifests import read_manifest
@@ -31,10 +32,10 @@ def ingest_command(
     source: Annotated[str | None, typer.Option(help="Where the data set lies; default: what the card says.")] = None,
     max_reject_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
-    ] = 0.05,
+    ] = MAX_REJECT_FRACTION,
     decode_timeout_s: Annotated[
         float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
-    ] = 60.0,
+    ] = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
     """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.decode import DecodeError, ImageInfo, decode_sized, inspect_image
+from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import JobError, first_line
 
-DECODE_TIMEOUT_S: Final = 60.0
 MAX_MEMORY_BYTES: Final = 3 << 30
 """What decoding may take: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
 

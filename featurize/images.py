@@ -8,13 +8,14 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 
 from featurize.cards import Card, describe_card
-from featurize.decoder import DECODE_TIMEOUT_S, Decoder
+from featurize.decoder import Decoder
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.image_source import PlannedImage
 from featurize.manifests import ImagesManifest
 from featurize.shards import ShardWriter
 from featurize.sources import open_card
 from featurize.splits import SplitRule
-from featurize.tables import MAX_REJECT_FRACTION, BuildResult, build_table
+from featurize.tables import BuildResult, build_table
 from featurize.timings import Timings
 from featurize.worker import Loaded
 

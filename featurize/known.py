@@ -36,6 +36,35 @@ class Comparison:
     removed: list[str]
 
 
+@dataclass(frozen=True)
+class KnownShards:
+    """Shards, and what is in them.
+
+    Attributes:
+        records: of the shards.
+        index: INDEX_SCHEMA; the rows of their index files, shard after shard in the order of the records.
+    """
+
+    records: list[ShardRecord]
+    index: pa.Table
+
+    def without(self, rows: NDArray[np.bool_]) -> "KnownShards":
+        """Those of the shards that own none of the rows of the index that `rows`, bool (index_rows,), picks out."""
+        if not rows.any():
+            return self
+        owner = np.repeat(np.arange(len(self.records)), [record.index_file.rows for record in self.records])
+        dropped = np.zeros(len(self.records), dtype=np.bool_)
+        dropped[owner[rows]] = True
+        return KnownShards(
+            records=[self.records[number] for number in np.flatnonzero(~dropped)],
+            index=self.index.filter(pa.array(~dropped[owner])),
+        )
+
+    def without_paths(self, paths: pa.ChunkedArray) -> "KnownShards":
+        """Those of the shards that hold none of `paths`."""
+        return self.without(pc.is_in(self.index.column("path"), value_set=paths.combine_chunks()).to_numpy())
+
+
 def compare(listing: pa.Table, index: pa.Table) -> Comparison:
     """Compares a listing with the index of what is known."""
     keys, known = listing.column("path"), index.column("path")
@@ -54,6 +83,23 @@ def compare(listing: pa.Table, index: pa.Table) -> Comparison:
     )
 
 
+def missing_from(index: pa.Table, listing: pa.Table) -> pa.Table:
+    """The rows of a listing whose paths are not in the index."""
+    if not index.num_rows:
+        return listing
+    is_known = pc.is_in(listing.column("path"), value_set=index.column("path").combine_chunks())
+    return listing.filter(pc.invert(is_known))
+
+
+def read_known(records: Sequence[ShardRecord], index_urls: Sequence[str]) -> KnownShards:
+    """Shards with what is in them.
+
+    Args:
+        index_urls: where the index file of each record lies.
+    """
+    return KnownShards(list(records), read_index(index_urls))
+
+
 def read_index(urls: Sequence[str]) -> pa.Table:
     """The rows of all index files at `urls`."""
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
@@ -61,21 +107,15 @@ def read_index(urls: Sequence[str]) -> pa.Table:
     return pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
 
 
-def still_valid(records: Sequence[ShardRecord], index_urls: Sequence[str], listing: pa.Table) -> list[ShardRecord]:
-    """Those of `records`, of shards not yet published, whose images are all in the listing and unchanged.
-
-    Args:
-        index_urls: where the index file of each record lies.
-    """
-    if not records:
-        return []
-    index = read_index(index_urls)
-    owner = np.repeat(np.arange(len(records)), [record.index_file.rows for record in records])
-    keys, known = listing.column("path"), index.column("path")
+def still_valid(shards: KnownShards, listing: pa.Table) -> KnownShards:
+    """Those of `shards`, which are not yet published, whose images are all in the listing and unchanged."""
+    if not shards.records:
+        return shards
+    keys, known = listing.column("path"), shards.index.column("path")
     place = pc.index_in(known, value_set=keys.combine_chunks()).combine_chunks()
-    equal = pc.fill_null(pc.equal(index.column("stamp"), listing.column("stamp").take(place)), False).to_numpy()
-    broken = set(owner[~equal].tolist())
-    return [record for number, record in enumerate(records) if number not in broken]
+    stamps = listing.column("stamp").take(place)
+    equal = pc.fill_null(pc.equal(shards.index.column("stamp"), stamps), False).to_numpy()
+    return shards.without(~equal)
 
 
 def _read_index_file(url: str) -> pa.Table:

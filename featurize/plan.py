@@ -3,6 +3,8 @@
 Spark only schedules the shards. It would count 4 MB for every file it opens, and put one or two images into a task.
 """
 
+from typing import IO
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -57,12 +59,13 @@ def _shard_images(images: int, slots: int) -> int:
 
 def write_plan(url: str, listing: pa.Table, shards: list[tuple[int, int]]) -> None:
     """Writes the plan to `url`: Parquet with a row group for each shard."""
-    with (
-        storage.open_output(url) as sink,
-        pq.ParquetWriter(pa.PythonFile(sink, mode="w"), LISTING_SCHEMA, compression="zstd") as writer,
-    ):
-        for start, stop in shards:
-            writer.write_table(listing.slice(start, stop - start), row_group_size=stop - start)
+
+    def write(file: IO[bytes]) -> None:
+        with pq.ParquetWriter(pa.PythonFile(file, mode="w"), LISTING_SCHEMA, compression="zstd") as writer:
+            for start, stop in shards:
+                writer.write_table(listing.slice(start, stop - start), row_group_size=stop - start)
+
+    storage.write_file(url, write)
 
 
 def read_planned(url: str, shard: int) -> list[PlannedImage]:

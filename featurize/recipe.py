@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
+from featurize.model_settings import ModelSettings
 from featurize.settings import Settings, apply_overrides, check_settings, read_toml
+from featurize.training_settings import TrainingSettings
 
 SPLITS = ("train", "validation", "test")
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -46,10 +49,13 @@ class ImagesSettings(Settings):
     source: str = Field(min_length=1, description="a folder per class, an images table, or the name of a card")
     split: Split | None = Field(default=None, description="left out: the source's own, or else fractions 0.6/0.2/0.2")
     max_reject_fraction: float = Field(
-        default=0.05, ge=0, le=1, description="of the images; if more cannot be read, nothing is published"
+        default=MAX_REJECT_FRACTION,
+        ge=0,
+        le=1,
+        description="of the images; if more cannot be read, nothing is published",
     )
     decode_timeout_s: float = Field(
-        default=60.0, gt=0, le=3600, description="an image that takes longer to decode is rejected"
+        default=DECODE_TIMEOUT_S, gt=0, le=3600, description="an image that takes longer to decode is rejected"
     )
 
 
@@ -114,46 +120,6 @@ class FeaturesSettings(Settings):
 
     url: str = Field(min_length=1)
     rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
-
-
-class ModelSettings(Settings):
-    """What is trained on the features."""
-
-    name: Literal["softmax_head"] = "softmax_head"
-    url: str = Field(min_length=1, description="the folder the model is written to")
-
-
-def _check_finite(value: float) -> float:
-    if value != value or value in (float("inf"), float("-inf")):
-        raise ValueError(f"must be a finite number. Got {value}.")
-    return value
-
-
-Finite = Annotated[float, AfterValidator(_check_finite)]
-
-
-class TrainingSettings(Settings):
-    """How it is trained. The defaults are the Caltech-256 recipe: SGD with Nesterov momentum."""
-
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    learning_rate: Finite = Field(default=0.01, gt=0)
-    schedule: Literal["constant", "cosine"] = Field(
-        default="constant", description="of the learning rate: cosine falls to zero over all steps"
-    )
-    momentum: Finite = Field(default=0.8, ge=0, lt=1, description="of sgd")
-    nesterov: bool = Field(default=True, description="of sgd")
-    l2: Finite = Field(default=0.0, ge=0, description="times the sum of the squared kernels is added to the mean loss")
-    batch_size: int = Field(default=32, ge=1, description="rows per rank and step")
-    epochs: int = Field(default=30, ge=1)
-    seed: int = Field(default=42, ge=0, lt=2**32)
-
-    @model_validator(mode="after")
-    def _fits_the_optimizer(self) -> "TrainingSettings":
-        unused = {"momentum", "nesterov"} & self.model_fields_set if self.optimizer != "sgd" else set()
-        if unused:
-            keys = " and ".join(f"`{key}`" for key in sorted(unused))
-            raise ValueError(f"{keys} go with the optimizer sgd only. Got optimizer {self.optimizer!r}.")
-        return self
 
 
 class Recipe(Settings):

@@ -10,14 +10,14 @@ that come later, from a worker that outlived its driver, are in no state and cou
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from featurize import storage
-from featurize.digests import settings_digest
 from featurize.errors import JobError
 from featurize.manifests import ShardRecord
 
@@ -36,10 +36,20 @@ class StagingState(BaseModel):
     run: str
     records: list[ShardRecord]
 
-    @property
-    def identity(self) -> str:
-        """Digest of the settings."""
-        return settings_digest(self.settings)
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a run that was killed has left, and that can be kept.
+
+    Attributes:
+        settings: of the table in the making.
+        records: of the shards that are finished and whole: those of that run and those it took over; one at least.
+        index_urls: where the index file of each of them lies, be it that it was published before the run was killed.
+    """
+
+    settings: Mapping[str, Any]
+    records: list[ShardRecord]
+    index_urls: list[str]
 
 
 def read_state(url: str) -> StagingState | None:
@@ -59,24 +69,33 @@ def read_state(url: str) -> StagingState | None:
         ) from error
 
 
+def read_unfinished(url: str) -> Unfinished | None:
+    """What a killed run left at `url`; None where nothing of it can be kept.
+
+    Raises:
+        JobError: as `read_state`.
+    """
+    state = read_state(url)
+    if state is None:
+        return None
+    own = (_read_record(file) for file in _own_commits(url, state))
+    recorded = [*state.records, *(record for record in own if record is not None)]
+    sizes = _file_sizes(url)
+    records = [record for record in recorded if _is_whole(record, sizes)]
+    index_urls = [_index_url(url, record, sizes) for record in records]
+    return Unfinished(state.settings, records, index_urls) if records else None
+
+
 def unfinished_settings(url: str) -> Mapping[str, Any] | None:
     """The settings of a run at `url` that was killed, and of which something can be kept; or else None."""
-    state = read_state(url)
-    return state.settings if state is not None and finished_records(url, state) else None
+    unfinished = read_unfinished(url)
+    return unfinished.settings if unfinished is not None else None
 
 
 def write_state(url: str, *, settings: Mapping[str, Any], run: str, records: Sequence[ShardRecord]) -> None:
     """Begins a run: its own commits and `records` count from now on, and no others."""
     state = StagingState(settings=dict(settings), run=run, records=list(records))
     storage.write_json(storage.join_url(url, STATE_NAME), state.model_dump())
-
-
-def finished_records(url: str, state: StagingState) -> list[ShardRecord]:
-    """The records of shards that are finished and whole, those of the run under way and those it took over."""
-    own = (_read_record(file) for file in _own_commits(url, state))
-    records = [*state.records, *(record for record in own if record is not None)]
-    sizes = _file_sizes(url)
-    return [record for record in records if _is_whole(record, sizes)]
 
 
 def commit(url: str, run: str, shard: int, record: ShardRecord) -> ShardRecord:
@@ -96,6 +115,11 @@ def plan_url(url: str, run: str) -> str:
     return storage.join_url(url, STAGING, f"plan-{run}.parquet")
 
 
+def file_paths(records: Iterable[ShardRecord]) -> set[str]:
+    """The paths, below the table, of all files of `records`."""
+    return {file.path for record in records for file in record.all_files}
+
+
 def place_files(url: str, records: Sequence[ShardRecord]) -> None:
     """Moves the files of `records` to where the manifest will list them; some may be there from a publication cut short.
 
@@ -103,7 +127,7 @@ def place_files(url: str, records: Sequence[ShardRecord]) -> None:
         JobError: a file is in neither place.
     """
     sizes = _file_sizes(url)
-    listed = {file.path for record in records for file in record.all_files}
+    listed = file_paths(records)
     staged = {path.removeprefix(f"{STAGING}/") for path in sizes if path.startswith(f"{STAGING}/")}
     if missing := [path for path in listed if path not in staged and path not in sizes]:
         raise JobError(f"{url}/{STAGING}/{min(missing)} was written and is gone; nothing was published.")
@@ -143,7 +167,7 @@ def remove_staging(url: str) -> None:
 
 def remove_others(url: str, keep: Sequence[ShardRecord], *, published: set[str]) -> None:
     """Removes all that earlier runs left, but for the state, the files of `keep` and those that are `published`."""
-    kept = {file.path for record in keep for file in record.all_files}
+    kept = file_paths(keep)
     for path in _file_sizes(url):
         inner = path.removeprefix(f"{STAGING}/")
         if path != STATE_NAME and inner not in kept and path not in published:
@@ -183,3 +207,9 @@ def _read_record(url: str) -> ShardRecord | None:
 
 def _is_whole(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
     return all(file.bytes in (sizes.get(f"{STAGING}/{file.path}"), sizes.get(file.path)) for file in record.all_files)
+
+
+def _index_url(url: str, record: ShardRecord, sizes: Mapping[str, int]) -> str:
+    """Where the index file of a shard lies: in the staging folder, unless a publication cut short has moved it."""
+    path = record.index_file.path
+    return storage.join_url(url, staged if (staged := f"{STAGING}/{path}") in sizes else path)

@@ -8,9 +8,11 @@ import json
 import os
 import posixpath
 import re
+import shutil
 import socket
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -25,7 +27,8 @@ from featurize.errors import JobError, UsageError, first_line
 
 _CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
-_HDFS_TRIES = 3
+_HDFS_PAUSES_S = (0.5, 2.0, 5.0)  # before a write that failed is tried again
+_PIECE_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 
 
@@ -206,9 +209,13 @@ def open_output(url: str) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
 
 
-def write_bytes(url: str, content: bytes) -> None:
-    """Writes `content` so that a reader of `url` sees all of it or what was there before."""
-    temporary = _write_temporary(url, content)
+def write_file(url: str, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes the file at `url`, so that a reader of it sees all of it or what was there before.
+
+    Args:
+        write: writes the content to the open file it gets. It is called again where HDFS fails, and begins anew then.
+    """
+    temporary = _write_temporary(url, write)
     try:
         replace(temporary, url)
     except BaseException:
@@ -217,19 +224,29 @@ def write_bytes(url: str, content: bytes) -> None:
         raise
 
 
-def _write_temporary(url: str, content: bytes) -> str:
-    """Writes what `url` is to hold beside it. On HDFS a write fails with the DataNode it goes to, and is tried again."""
-    tries = 1 if absolute_url(url).startswith("file://") else _HDFS_TRIES
+def write_bytes(url: str, content: bytes) -> None:
+    """Writes `content`, whole or not at all."""
+    write_file(url, lambda file: file.write(content))
+
+
+def _write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
+    """Writes what `url` is to hold beside it.
+
+    On HDFS a write fails with the DataNode it goes to, and the NameNode offers that one for some seconds more.
+    """
+    pauses = iter(() if absolute_url(url).startswith("file://") else _HDFS_PAUSES_S)
     while True:
-        temporary, tries = _temporary_name(url), tries - 1
+        temporary = _temporary_name(url)
         try:
             with open_output(temporary) as file:
-                file.write(content)
+                write(file)
         except BaseException as error:
             with suppress(OSError):
                 remove(temporary)
-            if not tries or not isinstance(error, OSError):
+            pause = next(pauses, None)
+            if pause is None or not isinstance(error, OSError):
                 raise
+            time.sleep(pause)
         else:
             return temporary
 
@@ -259,18 +276,19 @@ def write_json(url: str, document: Any) -> None:
 
 def upload(local: str | Path, url: str) -> None:
     """Copies a local file to `url`, whole or not at all, in pieces of 1 MiB."""
-    temporary = _temporary_name(url)
-    with open(local, "rb") as source, open_output(temporary) as target:
-        while chunk := source.read(1 << 20):
-            target.write(chunk)
-    replace(temporary, url)
+
+    def copy(target: IO[bytes]) -> None:
+        source.seek(0)
+        shutil.copyfileobj(source, target, _PIECE_BYTES)
+
+    with open(local, "rb") as source:
+        write_file(url, copy)
 
 
 def download(url: str, local: str | Path) -> None:
     """Copies the file at `url` to a local path, in pieces of 1 MiB."""
     with open_input(url) as source, open(local, "wb") as target:
-        while chunk := source.read(1 << 20):
-            target.write(chunk)
+        shutil.copyfileobj(source, target, _PIECE_BYTES)
 
 
 def replace(source: str, target: str) -> None:
@@ -288,7 +306,7 @@ def create_exclusively(url: str, content: bytes) -> bool:
 
     It is there with its content at once: an exclusive open would first show it empty, for ever if its writer dies.
     """
-    temporary = _write_temporary(url, content)
+    temporary = _write_temporary(url, lambda file: file.write(content))
     filesystem, path = open_filesystem(url)
     temporary_path = open_filesystem(temporary)[1]
     try:

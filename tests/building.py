@@ -1,5 +1,6 @@
 """Feature sets built by Spark from small pictures, and ways to look into them; for the tests."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from toml_files import write_toml
 
 from featurize.backbones import PreparedBackbone
 from featurize.manifests import FeaturesManifest, read_features_manifest
@@ -26,19 +28,32 @@ class Built:
     manifest: FeaturesManifest
 
 
-def recipe(source: Path, url: Path, backbone: Path, **changes: Any) -> FeaturizeRecipe:
-    settings: dict[str, Any] = {
-        "images": {
-            "source": str(source),
-            "split": changes.pop("split", SPLIT),
-            "max_reject_fraction": changes.pop("max_reject_fraction", 1.0),
-        },
+def recipe(source: str | Path, url: str | Path, backbone: str | Path, **changes: Any) -> FeaturizeRecipe:
+    """The recipe of a small feature set, which may have any number of rejects. `changes` are single settings, by name."""
+    settings = _settings(source, url, backbone)
+    sections = {"split": "images", "max_reject_fraction": "images", "rows_per_group": "features"}
+    for key, value in {"max_reject_fraction": 1.0, **changes}.items():
+        settings[sections.get(key, "backbone")][key] = value
+    return check_settings(FeaturizeRecipe, settings, origin="test")
+
+
+def write_recipe(
+    path: Path, *, source: str | Path, url: str | Path, backbone: str | Path, **lower: Mapping[str, Any]
+) -> Path:
+    """Writes the recipe of a small feature set, with the default `max_reject_fraction`; returns `path`.
+
+    Args:
+        lower: the sections of the recipe's lower half, by name.
+    """
+    return write_toml(path, {**_settings(source, url, backbone), **lower})
+
+
+def _settings(source: str | Path, url: str | Path, backbone: str | Path) -> dict[str, dict[str, Any]]:
+    return {
+        "images": {"source": str(source), "split": SPLIT},
         "backbone": {"name": str(backbone), "preprocessing": "none", "precision": "float32", "batch_size": 8},
         "features": {"url": str(url), "rows_per_group": 7},
     }
-    for key, value in changes.items():
-        settings["features" if key == "rows_per_group" else "backbone"][key] = value
-    return check_settings(FeaturizeRecipe, settings, origin="test")
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:

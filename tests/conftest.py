@@ -44,6 +44,14 @@ def mean_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A .keras file of a ConvNet for 12 x 12 images, layers `conv`, `pool`, `mean` and `scores`; do not change it."""
+    from networks import small_network
+
+    return small_network(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """60 readable PNG pictures in the folders blue, green and red, and 2 unreadable files; do not change it."""
     folder = tmp_path_factory.mktemp("photos")

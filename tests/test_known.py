@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from listings import listing_of
 
 from featurize.image_source import LISTING_SCHEMA, planned_images
-from featurize.known import compare, read_index, still_valid
+from featurize.known import compare, read_index, read_known, still_valid
 from featurize.manifests import DataFile, ShardRecord
 from featurize.shards import INDEX_SCHEMA
 from featurize.timings import Timings
@@ -90,7 +90,7 @@ def test_shards_with_a_changed_or_missing_image_are_no_longer_valid(
     stamp_of: dict[str, str], shards: list[dict[str, str]]
 ) -> None:
     with written(shards) as (records, urls):
-        valid = still_valid(records, urls, as_listing(stamp_of))
+        valid = still_valid(read_known(records, urls), as_listing(stamp_of)).records
     expected = [number for number, shard in enumerate(shards) if shard.items() <= stamp_of.items()]
     assert [entry.index_file.path for entry in valid] == [f"index/{number}.parquet" for number in expected]
 

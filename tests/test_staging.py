@@ -14,7 +14,7 @@ from worker_runs import no_file_over
 from featurize import staging, storage
 from featurize.errors import JobError
 from featurize.manifests import ShardRecord
-from featurize.staging import STAGING, STATE_NAME, commit, finished_records, place_files, read_state, write_state
+from featurize.staging import STAGING, STATE_NAME, commit, place_files, read_state, read_unfinished, write_state
 
 RUN, NEXT, LAST = "0123abcd", "89abcdef", "76543210"
 SETTINGS = {"table": "test", "seed": 3}
@@ -29,9 +29,9 @@ def committed(table: Path, run: str, shard: int, **options: Any) -> ShardRecord:
 
 
 def finished(table: Path) -> list[ShardRecord]:
-    state = read_state(str(table))
-    assert state is not None
-    return finished_records(str(table), state)
+    assert read_state(str(table)) is not None
+    unfinished = read_unfinished(str(table))
+    return unfinished.records if unfinished is not None else []
 
 
 def commit_file(table: Path, run: str, shard: int) -> Path:

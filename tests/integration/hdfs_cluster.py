@@ -7,7 +7,7 @@ from urllib.request import urlopen
 import pyspark
 
 from featurize import storage
-from integration.processes import LOOPBACK, Daemon, free_ports, java_command, java_environment, wait_until
+from integration.processes import LOOPBACK, Daemon, DaemonGroup, free_ports, java_command, java_environment, wait_until
 
 _SERVER = "org.apache.hadoop.hdfs.server"
 _HEAP = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
@@ -24,7 +24,7 @@ appender.stderr.layout.pattern = %d{HH:mm:ss} %p %c{1}: %m%n
 """
 
 
-class MiniHdfs:
+class MiniHdfs(DaemonGroup):
     """A NameNode and `datanodes` DataNodes, each block on all of them.
 
     A DataNode that is killed is stale after 3 seconds (no new blocks go to it, reads turn to it last) and dead after 11.
@@ -40,42 +40,15 @@ class MiniHdfs:
         self.conf_dir = folder / "client"
         self._write_settings()
         self._run_format()
-        self._namenode = self._start("namenode", f"{_SERVER}.namenode.NameNode")
-        self._datanodes: list[Daemon | None] = [None] * datanodes
-        try:
-            self.heal()
-        except BaseException:
-            self.stop()
-            raise
-
-    def heal(self) -> None:
-        """Starts the DataNodes that do not run, and waits until the NameNode has them all."""
-        for index, daemon in enumerate(self._datanodes):
-            if daemon is None or not daemon.is_running():
-                self.start_datanode(index)
-        self.wait_for_datanodes(len(self._datanodes))
-
-    def start_datanode(self, index: int) -> None:
-        """Starts a DataNode on the blocks it had."""
-        self._datanodes[index] = self._start(f"datanode{index}", f"{_SERVER}.datanode.DataNode")
+        super().__init__(self._start("namenode", f"{_SERVER}.namenode.NameNode"), datanodes)
 
     def kill_datanode(self, index: int) -> None:
-        """SIGKILL to a DataNode."""
-        daemon = self._datanodes[index]
-        assert daemon is not None
-        daemon.kill()
+        """SIGKILL to a DataNode, which keeps its blocks."""
+        self._kill_member(index)
 
     def wait_for_datanodes(self, count: int) -> None:
         """Waits until the NameNode counts `count` DataNodes that are neither dead nor stale."""
-        running = [
-            daemon for daemon in (self._namenode, *self._datanodes) if daemon is not None and daemon.is_running()
-        ]
-        wait_until(lambda: self.healthy_datanodes() == count, f"HDFS with {count} DataNodes", needs=running)
-
-    def healthy_datanodes(self) -> int:
-        """How many DataNodes the NameNode has heard of in the last three seconds, and may put blocks on."""
-        nodes = json.loads(str(self._jmx("NameNodeInfo")["LiveNodes"])).values()
-        return sum(node["capacity"] > 0 and node["lastContact"] < _STALE_S for node in nodes)
+        self._wait_for_members(count)
 
     def upload(self, folder: Path, url: str) -> None:
         """Copies the files of a local folder below `url`."""
@@ -90,11 +63,13 @@ class MiniHdfs:
         addresses = {f"dfs.namenode.rpc-address.{name}.gone": gone, f"dfs.namenode.rpc-address.{name}.here": here}
         _write_site(conf_dir, {"fs.defaultFS": f"hdfs://{name}"}, {**service, **addresses})
 
-    def stop(self) -> None:
-        """Kills all of it."""
-        for daemon in (*self._datanodes, self._namenode):
-            if daemon is not None:
-                daemon.kill()
+    def _start_member(self, index: int) -> Daemon:
+        return self._start(f"datanode{index}", f"{_SERVER}.datanode.DataNode")
+
+    def _count_members(self) -> int:
+        """How many DataNodes the NameNode has heard of in the last three seconds, and may put blocks on."""
+        nodes = json.loads(str(self._jmx("NameNodeInfo")["LiveNodes"])).values()
+        return sum(node["capacity"] > 0 and node["lastContact"] < _STALE_S for node in nodes)
 
     def _jmx(self, name: str) -> dict[str, object]:
         with urlopen(f"{self.webhdfs_url}/jmx?qry=Hadoop:service=NameNode,name={name}", timeout=5) as answer:

@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -83,6 +84,57 @@ class Daemon:
             f"{path}:\n{path.read_text(errors='replace')[-3000:]}" for path in dict.fromkeys((self._output, self.log))
         ]
         return "\n".join((f"{self.name}, the end of what it wrote", *ends))
+
+
+class DaemonGroup(ABC):
+    """A head and the members that report to it; a member that is killed can be started again.
+
+    The constructor starts the members: a subclass calls it last.
+
+    Args:
+        head: runs already.
+        members: how many.
+    """
+
+    def __init__(self, head: Daemon, members: int) -> None:
+        self._head = head
+        self._members: list[Daemon | None] = [None] * members
+        try:
+            self.heal()
+        except BaseException:
+            self.stop()
+            raise
+
+    def heal(self) -> None:
+        """Starts the members that do not run, and waits until the head has them all."""
+        for index, member in enumerate(self._members):
+            if member is None or not member.is_running():
+                self._members[index] = self._start_member(index)
+        self._wait_for_members(len(self._members))
+
+    def stop(self) -> None:
+        """Kills all of it."""
+        for daemon in (*self._members, self._head):
+            if daemon is not None:
+                daemon.kill()
+
+    @abstractmethod
+    def _start_member(self, index: int) -> Daemon:
+        """The member of that number, new or with what it had before it was killed."""
+
+    @abstractmethod
+    def _count_members(self) -> int:
+        """How many members the head knows to be alive. It may raise OSError as long as the head does not answer."""
+
+    def _kill_member(self, index: int) -> None:
+        member = self._members[index]
+        assert member is not None
+        member.kill()
+
+    def _wait_for_members(self, count: int) -> None:
+        running = [daemon for daemon in (self._head, *self._members) if daemon is not None and daemon.is_running()]
+        what = f"{type(self).__name__} with {count} of {len(self._members)} members"
+        wait_until(lambda: self._count_members() == count, what, needs=running)
 
 
 def kill_processes(processes: Iterable[psutil.Process]) -> None:

@@ -13,7 +13,15 @@ from urllib.request import urlopen
 import psutil
 import pyspark
 
-from integration.processes import LOOPBACK, Daemon, free_ports, java_environment, kill_processes, wait_until
+from integration.processes import (
+    LOOPBACK,
+    Daemon,
+    DaemonGroup,
+    free_ports,
+    java_environment,
+    kill_processes,
+    wait_until,
+)
 
 SPARK_HOME = Path(pyspark.__file__).parent
 _MAIN = "org.apache.spark.deploy"
@@ -55,7 +63,7 @@ class Submission:
         return result
 
 
-class SparkCluster:
+class SparkCluster(DaemonGroup):
     """A master and `workers` workers, each with one core.
 
     Args:
@@ -74,34 +82,12 @@ class SparkCluster:
         self._port, self._web_port = free_ports(2)
         self.url = f"spark://{LOOPBACK}:{self._port}"
         self._submissions = 0
-        self._master = self._start(
-            "master", "master.Master", "--port", str(self._port), "--webui-port", str(self._web_port)
-        )
-        self._workers: list[Daemon | None] = [None] * workers
-        try:
-            self.heal()
-        except BaseException:
-            self.stop()
-            raise
-
-    def heal(self) -> None:
-        """Starts the workers that do not run, and waits until the master has them all."""
-        for index, daemon in enumerate(self._workers):
-            if daemon is None or not daemon.is_running():
-                self.start_worker(index)
-        self.wait_for_workers(len(self._workers))
-
-    def start_worker(self, index: int) -> None:
-        """Starts a worker, which the master takes for a new one."""
-        work = self._folder / f"work{index}"
-        options = ["--cores", str(_CORES), "--memory", _MEMORY, "--work-dir", str(work), "--webui-port", "0"]
-        self._workers[index] = self._start(f"worker{index}", "worker.Worker", *options, self.url)
+        master = self._start("master", "master.Master", "--port", str(self._port), "--webui-port", str(self._web_port))
+        super().__init__(master, workers)
 
     def kill_worker(self, index: int) -> None:
         """SIGKILL to a worker, its executors and their Python."""
-        daemon = self._workers[index]
-        assert daemon is not None
-        daemon.kill()
+        self._kill_member(index)
 
     def executors(self) -> list[psutil.Process]:
         """The executors' JVMs on all workers."""
@@ -117,17 +103,6 @@ class SparkCluster:
         """SIGKILL to an executor and its Python; its worker starts another."""
         executor = self.executors()[index]
         kill_processes([executor, *executor.children(recursive=True)])
-
-    def wait_for_workers(self, count: int) -> None:
-        """Waits until the master counts `count` living workers."""
-        running = [daemon for daemon in (self._master, *self._workers) if daemon is not None and daemon.is_running()]
-        wait_until(lambda: self.state()["aliveworkers"] == count, f"Spark with {count} workers", needs=running)
-
-    def state(self) -> dict[str, Any]:
-        """What the master says of itself: `workers`, `aliveworkers`, `activeapps`, `completedapps`."""
-        with urlopen(f"http://{LOOPBACK}:{self._web_port}/json/", timeout=5) as answer:
-            state: dict[str, Any] = json.load(answer)
-        return state
 
     def submit(
         self,
@@ -162,17 +137,22 @@ class SparkCluster:
         )
         return Submission(daemon, output)
 
-    def stop(self) -> None:
-        """Kills all of it."""
-        for daemon in (*self._workers, self._master):
-            if daemon is not None:
-                daemon.kill()
+    def _start_member(self, index: int) -> Daemon:
+        """A worker, which the master takes for a new one."""
+        work = self._folder / f"work{index}"
+        options = ["--cores", str(_CORES), "--memory", _MEMORY, "--work-dir", str(work), "--webui-port", "0"]
+        return self._start(f"worker{index}", "worker.Worker", *options, self.url)
+
+    def _count_members(self) -> int:
+        """How many workers live, by the word of the master."""
+        with urlopen(f"http://{LOOPBACK}:{self._web_port}/json/", timeout=5) as answer:
+            return int(json.load(answer)["aliveworkers"])
 
     def _descendants(self, word: str) -> list[psutil.Process]:
         """What the workers have started, at any depth, with `word` in its command line."""
         found = []
-        for daemon in self._workers:
-            for process in daemon.children() if daemon is not None else ():
+        for worker in self._members:
+            for process in worker.children() if worker is not None else ():
                 try:
                     if any(word in part for part in process.cmdline()):
                         found.append(process)

@@ -6,7 +6,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from building import SPLIT, Built, assert_same_rows
+from building import Built, assert_same_rows, write_recipe
 
 from finetune.evaluate import evaluate_model
 from integration.hdfs_cluster import MiniHdfs
@@ -57,29 +57,15 @@ def site(
     with ZipFile(firn_zip) as archive:
         for package in ("featurize", "finetune"):
             archive.extract(f"{package}/__main__.py", tmp_path)
-    recipe = f"""
-[images]
-source = "hdfs:///{hdfs_photos.removeprefix(hdfs.url + "/")}"
-split = {{ {", ".join(f"{key} = {value}" for key, value in SPLIT.items())} }}
-[backbone]
-name = "{mean_backbone}"
-preprocessing = "none"
-precision = "float32"
-batch_size = 8
-[features]
-url = "hdfs:///cluster/{tmp_path.name}/features"
-rows_per_group = 7
-[model]
-name = "softmax_head"
-url = "hdfs:///cluster/{tmp_path.name}/model"
-[training]
-optimizer = "adam"
-learning_rate = 0.01
-batch_size = 4
-epochs = 20
-seed = 1
-"""
-    (tmp_path / "recipe.toml").write_text(recipe)
+    base = f"hdfs:///cluster/{tmp_path.name}"
+    write_recipe(
+        tmp_path / "recipe.toml",
+        source=f"hdfs://{hdfs_photos.removeprefix(hdfs.url)}",
+        url=f"{base}/features",
+        backbone=mean_backbone,
+        model={"name": "softmax_head", "url": f"{base}/model"},
+        training={"optimizer": "adam", "learning_rate": 0.01, "batch_size": 4, "epochs": 20, "seed": 1},
+    )
     return Site(tmp_path, firn_zip, bare_python, hdfs, cluster)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from building import assert_same_rows, recipe
+from building import assert_same_rows, recipe, write_recipe
 from conftest import ROOT
 from PIL import Image
 from pyspark.sql import SparkSession
@@ -104,22 +104,7 @@ class Job:
 @pytest.fixture
 def job(cluster: SparkCluster, hdfs: MiniHdfs, undisturbed: Undisturbed, mean_backbone: Path, tmp_path: Path) -> Job:
     url = f"{hdfs.url}/kills/{tmp_path.name}"
-    settings = recipe(undisturbed.images, url, mean_backbone)
-    (tmp_path / "recipe.toml").write_text(
-        f"""
-[images]
-source = "{undisturbed.images}"
-split = {{ train = 0.6, validation = 0.2, test = 0.2, seed = 7 }}
-[backbone]
-name = "{mean_backbone}"
-preprocessing = "none"
-precision = "float32"
-batch_size = 8
-[features]
-url = "{settings.features.url}"
-rows_per_group = {settings.features.rows_per_group}
-"""
-    )
+    write_recipe(tmp_path / "recipe.toml", source=undisturbed.images, url=url, backbone=mean_backbone)
     return Job(cluster, url, tmp_path)
 
 

@@ -1,0 +1,49 @@
+"""The Spark side of a build: a plan on storage, a task for each shard of it, and what the tasks give back."""
+
+import re
+from typing import Any
+
+import pyarrow as pa
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+
+from featurize.errors import JobError
+from featurize.plan import in_reading_order, plan_shards, write_plan
+from featurize.progress import task_progress
+from featurize.session import concurrent_tasks
+from featurize.worker import Worker
+
+
+def run_plan(spark: SparkSession, plan_url: str, *, rows: pa.Table, worker: Worker, schema: str) -> list[Any]:
+    """Cuts `rows` of a listing into shards, writes the plan and has Spark give each shard to a task.
+
+    Args:
+        plan_url: where the plan is written; `worker` reads it from there.
+        schema: of the rows that `worker` gives back.
+
+    Raises:
+        JobError: the job failed.
+    """
+    rows = in_reading_order(rows)
+    shards = plan_shards(rows, slots=concurrent_tasks(spark))
+    write_plan(plan_url, rows, shards)
+    with task_progress(spark.sparkContext):
+        return collect(spark.range(0, len(shards), 1, len(shards)).mapInArrow(worker, schema))
+
+
+def collect(frame: DataFrame) -> list[Any]:
+    """The rows of `frame`; a failure inside Spark becomes one message, the worker's own.
+
+    Raises:
+        JobError: the job failed.
+    """
+    try:
+        return frame.collect()
+    except (PySparkException, Py4JJavaError) as error:
+        text = str(error)
+        raised = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, flags=re.MULTILINE)
+        reason = f"{raised[-1][0]}: {raised[-1][1]}" if raised else text.strip().splitlines()[0]
+        raise JobError(
+            f"the Spark job failed: {reason}\nWhat it had finished is kept; run it again to go on."
+        ) from error
