@@ -49,9 +49,10 @@ def write_recipe(
 
 
 def _settings(source: str | Path, url: str | Path, backbone: str | Path) -> dict[str, dict[str, Any]]:
+    network = {"preprocessing": "none", "precision": "float32", "batch_size": 8}
     return {
         "images": {"source": str(source), "split": SPLIT},
-        "backbone": {"name": str(backbone), "preprocessing": "none", "precision": "float32", "batch_size": 8},
+        "backbone": {"name": str(backbone), **({"height": 16, "width": 16} if backbone == "pixels" else network)},
         "features": {"url": str(url), "rows_per_group": 7},
     }
 
@@ -73,7 +74,11 @@ def read_rows(folder: Path) -> pd.DataFrame:
 
 
 def stacked(rows: pd.DataFrame) -> NDArray[np.float32]:
-    return np.stack(rows["features"].to_list())
+    """The features of all rows: float32 (n_images, feature_dim), of pixels too."""
+    values = rows["features"].to_list()
+    return np.stack([np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value for value in values]).astype(
+        np.float32
+    )
 
 
 def assert_same_rows(one: pd.DataFrame, other: pd.DataFrame) -> None:

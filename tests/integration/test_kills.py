@@ -1,6 +1,7 @@
 """Things die in mid-run, on a real cluster and a real HDFS: the table that comes out is that of an undisturbed run, row for row.
 
-FIRN_KILL_ROUNDS=20 repeats every test that often, each time at another moment.
+FIRN_KILL_ROUNDS=20 repeats every test that often, each time at another moment. The first round has a network; the others keep
+the pixels, so that they do not spend most of their time on importing TensorFlow.
 """
 
 import os
@@ -32,6 +33,7 @@ from integration.spark_cluster import SparkCluster, Submission
 pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
 IMAGES, BROKEN = 520, 5
 ROUNDS = range(int(os.environ.get("FIRN_KILL_ROUNDS", "1")))
+in_every_round = pytest.mark.parametrize("undisturbed", ROUNDS, indirect=True)
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,13 @@ class Undisturbed:
     """The images on HDFS, and what an undisturbed run makes of them."""
 
     images: str
+    backbone: str
     manifest: FeaturesManifest
     rows: pd.DataFrame
 
 
 @pytest.fixture(scope="module")
-def undisturbed(
-    _hdfs: MiniHdfs, spark: SparkSession, mean_backbone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Undisturbed:
+def images(_hdfs: MiniHdfs, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Pictures that take some 10 ms each to decode and no space, in shards of about 130 where two tasks run at a time."""
     url = f"{_hdfs.url}/kills/images"
 
@@ -61,10 +62,32 @@ def undisturbed(
     folder = tmp_path_factory.mktemp("kills")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(put, range(IMAGES)))
-    result, _ = featurize(spark, recipe(url, f"{_hdfs.url}/kills/undisturbed", mean_backbone))
-    assert (result.added, result.rejected) == (IMAGES - BROKEN, BROKEN)
-    manifest = read_features_manifest(f"{_hdfs.url}/kills/undisturbed")
-    return Undisturbed(url, manifest, rows_at(f"{_hdfs.url}/kills/undisturbed"))
+    return url
+
+
+@pytest.fixture(scope="module")
+def undisturbed_by_backbone() -> dict[str, Undisturbed]:
+    """What has been made already."""
+    return {}
+
+
+@pytest.fixture
+def undisturbed(
+    request: pytest.FixtureRequest,
+    hdfs: MiniHdfs,
+    spark: SparkSession,
+    images: str,
+    mean_backbone: Path,
+    undisturbed_by_backbone: dict[str, Undisturbed],
+) -> Undisturbed:
+    """Of a round."""
+    backbone = "pixels" if getattr(request, "param", 0) else str(mean_backbone)
+    if backbone not in undisturbed_by_backbone:
+        url = f"{hdfs.url}/kills/undisturbed{len(undisturbed_by_backbone)}"
+        result, _ = featurize(spark, recipe(images, url, backbone))
+        assert (result.added, result.rejected) == (IMAGES - BROKEN, BROKEN)
+        undisturbed_by_backbone[backbone] = Undisturbed(images, backbone, read_features_manifest(url), rows_at(url))
+    return undisturbed_by_backbone[backbone]
 
 
 @dataclass(frozen=True)
@@ -102,14 +125,14 @@ class Job:
 
 
 @pytest.fixture
-def job(cluster: SparkCluster, hdfs: MiniHdfs, undisturbed: Undisturbed, mean_backbone: Path, tmp_path: Path) -> Job:
+def job(cluster: SparkCluster, hdfs: MiniHdfs, undisturbed: Undisturbed, tmp_path: Path) -> Job:
     url = f"{hdfs.url}/kills/{tmp_path.name}"
-    write_recipe(tmp_path / "recipe.toml", source=undisturbed.images, url=url, backbone=mean_backbone)
+    write_recipe(tmp_path / "recipe.toml", source=undisturbed.images, url=url, backbone=undisturbed.backbone)
     return Job(cluster, url, tmp_path)
 
 
-@pytest.mark.parametrize("_round", ROUNDS)
-def test_after_the_driver_was_killed_the_next_run_goes_on(job: Job, undisturbed: Undisturbed, _round: int) -> None:
+@in_every_round
+def test_after_the_driver_was_killed_the_next_run_goes_on(job: Job, undisturbed: Undisturbed) -> None:
     first = job.submit()
     job.wait_for_commits(1, first)
     first.kill()
@@ -121,10 +144,10 @@ def test_after_the_driver_was_killed_the_next_run_goes_on(job: Job, undisturbed:
     job.assert_equal_to(undisturbed)
 
 
-@pytest.mark.parametrize("_round", ROUNDS)
+@in_every_round
 @pytest.mark.parametrize("kill", [SparkCluster.kill_worker, SparkCluster.kill_executor])
 def test_a_job_survives_the_loss_of_a_worker(
-    job: Job, undisturbed: Undisturbed, kill: Callable[[SparkCluster, int], None], _round: int
+    job: Job, undisturbed: Undisturbed, kill: Callable[[SparkCluster, int], None]
 ) -> None:
     submission = job.submit()
     job.wait_for_commits(1, submission)
@@ -133,8 +156,8 @@ def test_a_job_survives_the_loss_of_a_worker(
     job.assert_equal_to(undisturbed)
 
 
-@pytest.mark.parametrize("_round", ROUNDS)
-def test_a_job_survives_the_death_of_all_its_python(job: Job, undisturbed: Undisturbed, _round: int) -> None:
+@in_every_round
+def test_a_job_survives_the_death_of_all_its_python(job: Job, undisturbed: Undisturbed) -> None:
     submission = job.submit()
     job.wait_for_commits(1, submission)
     kill_processes(job.cluster.python_workers())
@@ -142,8 +165,8 @@ def test_a_job_survives_the_death_of_all_its_python(job: Job, undisturbed: Undis
     job.assert_equal_to(undisturbed)
 
 
-@pytest.mark.parametrize("_round", ROUNDS)
-def test_a_job_survives_the_loss_of_a_datanode(job: Job, hdfs: MiniHdfs, undisturbed: Undisturbed, _round: int) -> None:
+@in_every_round
+def test_a_job_survives_the_loss_of_a_datanode(job: Job, hdfs: MiniHdfs, undisturbed: Undisturbed) -> None:
     submission = job.submit()
     job.wait_for_commits(1, submission)
     hdfs.kill_datanode(0)
@@ -152,12 +175,12 @@ def test_a_job_survives_the_loss_of_a_datanode(job: Job, hdfs: MiniHdfs, undistu
 
 
 def test_a_second_job_on_the_same_output_is_refused_by_the_name_of_the_first(
-    job: Job, undisturbed: Undisturbed, spark: SparkSession, mean_backbone: Path
+    job: Job, undisturbed: Undisturbed, spark: SparkSession
 ) -> None:
     first = job.submit()
     what = "the claim of the first job"
     wait_until(lambda: storage.exists(f"{job.url}/{CLAIM_NAME}"), what, needs=[first.daemon], timeout_s=120)
     with pytest.raises(JobError, match=r"is being written by process \d+ of .* since"):
-        featurize(spark, recipe(undisturbed.images, job.url, mean_backbone))
+        featurize(spark, recipe(undisturbed.images, job.url, undisturbed.backbone))
     assert first.result()["rows"] == IMAGES - BROKEN
     job.assert_equal_to(undisturbed)
