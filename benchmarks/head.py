@@ -21,9 +21,11 @@ from sklearn.linear_model import LogisticRegression
 
 from featurize.manifests import read_features_manifest
 from featurize.recipe import FinetuneRecipe, lower_half, read_recipe
-from finetune.fit import fit, predict_probabilities
-from finetune.loader import SplitData, read_split
+from finetune.fit import fit
+from finetune.loader import MemoryData
 from finetune.models import build_model
+from finetune.split_data import SplitData, read_split
+from finetune.steps import predict_probabilities
 
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 SEEDS = 3
@@ -57,7 +59,9 @@ def trained_heads(recipe: FinetuneRecipe, train: SplitData, validation: SplitDat
             seed=seed,
         )
         started = perf_counter()
-        result = fit(model, train, validation, recipe.training.model_copy(update={"seed": seed}))
+        result = fit(
+            model, MemoryData(train), MemoryData(validation), recipe.training.model_copy(update={"seed": seed})
+        )
         seconds.append(round(perf_counter() - started, 1))
         scores.append(accuracy(predict_probabilities(result.model, test.features).argmax(1), test))
     return {

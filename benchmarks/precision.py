@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.images import read_pixels
 from featurize.backbones import BackboneSpec, make_forward
+from featurize.model_settings import ModelSettings
 from featurize.precision import MIN_COSINE, mean_cosine
-from featurize.recipe import ModelSettings, TrainingSettings
+from featurize.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     import keras
@@ -66,14 +68,18 @@ def _features(network: "keras.Model", spec: BackboneSpec, files: Sequence[Path])
 
 def _head_accuracy(features: Features, label_index: Labels, n_classes: int, *, seed: int) -> float:
     """Accuracy of Firn's softmax head by cross-validation: every image is predicted by a head that has not seen it."""
-    from finetune.fit import fit, predict_probabilities
-    from finetune.loader import SplitData
+    from finetune.fit import fit
+    from finetune.loader import MemoryData
     from finetune.models import build_model
+    from finetune.split_data import SplitData
+    from finetune.steps import predict_probabilities
 
     fold = np.arange(len(features)) % _FOLDS  # sorted by class, so each fold has its share of every class
 
-    def rows(where: NDArray[np.bool_]) -> SplitData:
-        return SplitData(features[where], label_index[where], np.flatnonzero(where).astype(str))
+    def rows(where: NDArray[np.bool_]) -> MemoryData:
+        numbers = np.flatnonzero(where)
+        paths = pa.array(numbers.astype(str), pa.large_string())
+        return MemoryData(SplitData(features[where], label_index[where], paths, numbers.astype(np.int64)))
 
     right = 0
     for number in range(_FOLDS):

@@ -2,6 +2,8 @@
 
 import os
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +13,12 @@ if not __package__:  # run by path: the folder above is where the packages are
 import typer
 from rich.console import Console
 
-from featurize.cli import JsonOption, SetOption, make_app, print_result, reported_errors, say
+from featurize.cli import JsonOption, SetOption, make_app, print_result, reported_errors, say, warn
 from featurize.errors import UsageError
 from featurize.recipe import lower_half, read_recipe
 from featurize.storage import absolute_url
 from finetune.model_folder import ModelCard, read_model_card
+from finetune.signals import stop_by_file_on_sigterm
 from finetune.training import TrainingPlan, find_trained, plan_training, train
 
 app = make_app("Features to models, on any number of ranks.")
@@ -29,6 +32,9 @@ def fit_command(
     ] = 1,
     overrides: SetOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces another model at `model.url`.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Goes on from the checkpoint, if this training has left one.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
@@ -38,17 +44,21 @@ def fit_command(
         under_horovodrun = launched_by_horovodrun()
         if under_horovodrun and num_proc != 1:
             raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
+        if str(Path.cwd()) not in sys.path:  # where one's own networks lie, as `python -m finetune` has it
+            sys.path.append(str(Path.cwd()))
         ranks = int(os.environ["HOROVOD_SIZE"]) if under_horovodrun else num_proc
         plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
         card = find_trained(plan, overwrite=overwrite)
         reused = card is not None
-        if card is None and under_horovodrun:
-            card = _train_as_rank(plan, distributed=True, overwrite=overwrite)
-        elif card is None and num_proc > 1:
-            run_on_spark(lambda: _train_as_rank(plan, distributed=True, overwrite=overwrite) is not None, num_proc)
+        run = partial(
+            _train_as_rank, plan, distributed=ranks > 1 or under_horovodrun, overwrite=overwrite, resume=resume
+        )
+        if card is None and num_proc > 1:
+            with stop_by_file_on_sigterm(plan.recipe.model.url):
+                run_on_spark(lambda: run() is not None, num_proc)
             card = read_model_card(plan.recipe.model.url)
         elif card is None:
-            card = _train_as_rank(plan, distributed=False, overwrite=overwrite)
+            card = run()
         if card is not None and os.environ.get("HOROVOD_RANK", "0") == "0":
             _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
 
@@ -70,16 +80,24 @@ def evaluate_command(
         print_result(result, as_json=as_json)
 
 
-def _train_as_rank(plan: TrainingPlan, *, distributed: bool, overwrite: bool) -> ModelCard | None:
+def _train_as_rank(plan: TrainingPlan, *, distributed: bool, overwrite: bool, resume: bool) -> ModelCard | None:
     """Trains in this process, as one of the ranks; rank 0 shows the progress and returns the card."""
+    from finetune.checkpoints import has_checkpoint
     from finetune.distributed import open_ranks
     from finetune.progress import epoch_progress
+    from finetune.signals import stop_on_sigterm
 
-    with open_ranks(distributed=distributed) as ranks:
-        if ranks.rank != 0:
-            return train(plan, ranks, overwrite=overwrite)
-        with epoch_progress(plan.recipe.training.epochs) as on_epoch:
-            return train(plan, ranks, overwrite=overwrite, on_epoch=on_epoch)
+    settings, url = plan.recipe.training, plan.recipe.model.url
+    with (
+        open_ranks(distributed=distributed, timeout_s=settings.timeout_s) as ranks,
+        stop_on_sigterm(url) as is_asked_to_stop,
+        epoch_progress(settings.epochs) if ranks.rank == 0 else nullcontext() as on_epoch,
+    ):
+        if ranks.rank == 0 and not resume and has_checkpoint(url):
+            warn(f"{url} holds the checkpoint of a training that was cut short; this one starts afresh. See --resume.")
+        return train(
+            plan, ranks, overwrite=overwrite, resume=resume, on_epoch=on_epoch, is_asked_to_stop=is_asked_to_stop
+        )
 
 
 def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
@@ -88,7 +106,11 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
         say(f"{url}: trained already, with these settings on these features; nothing to do.")
     else:
         ranks = "1 rank" if card.ranks == 1 else f"{card.ranks} ranks"
-        say(f"{url}: best of {epochs} epochs is {card.best_epoch}; {card.rows_per_second:,.0f} rows/s on {ranks}.")
+        ended = " (stopped early)" if card.is_stopped_early else ""
+        say(
+            f"{url}: best of {epochs} epochs{ended} is {card.best_epoch}; {card.rows_per_second:,.0f} rows/s on {ranks}."
+        )
+        _report_cost_of_ranks(card)
     say("  ".join(f"{name} {value:.4f}" for name, value in card.metrics.items()))
     result = {
         "model": url,
@@ -98,9 +120,24 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
         "best_epoch": card.best_epoch,
         "rows_per_second": card.rows_per_second,
         "ranks": card.ranks,
+        "seconds_of_ranks": card.seconds_of_ranks,
+        "is_stopped_early": card.is_stopped_early,
         "reused": reused,
     }
     print_result(result, as_json=as_json)
+
+
+def _report_cost_of_ranks(card: ModelCard) -> None:
+    """Says so where the ranks took longer to agree than they saved each other."""
+    if card.ranks == 1 or not card.seconds_of_ranks:
+        return
+    computing = sum(seconds["compute_seconds"] for seconds in card.seconds_of_ranks)
+    slowest = max(seconds["compute_seconds"] + seconds["all_reduce_seconds"] for seconds in card.seconds_of_ranks)
+    if slowest > computing:
+        warn(
+            f"{card.ranks} ranks took {slowest / computing:.1f} times as long as one would have: a step of this model on "
+            f"{card.global_batch_size // card.ranks} rows is shorter than its all-reduce. Take larger batches, or one rank."
+        )
 
 
 def main() -> None:

@@ -1,37 +1,58 @@
-"""Ranks through Horovod: under `horovodrun`, or as tasks of a Spark job. The only module that imports Horovod."""
+"""Ranks through Horovod: under `horovodrun`, or as tasks of a Spark job. It and `spark_ranks` alone import Horovod."""
 
 import os
 import posixpath
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from featurize.backbones import set_threads
-from featurize.errors import FirnError, JobError, first_line
-from finetune.fit import Communicator, SingleRank
+from featurize.errors import FirnError, JobError, SharedError, first_line
+from finetune.communicator import Communicator, SingleRank
+from finetune.hub_process import HubProcess
+from finetune.lines import Address, process_name
+from finetune.liveness import STANDSTILL_S
+from finetune.meeting import find_hub, own_host, publish_hub
+from finetune.spark_ranks import SparkRanks
+from finetune.watch import Watch
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
 
 Result = TypeVar("Result")
-_START_TIMEOUT_S = 120
+TIMEOUT_S = 40.0
+_GLOO_LATER_S = 15.0  # Gloo gives up without naming a rank: later than the hub, which names it
 _PEER_GONE = "another rank is gone; its own output says why."
+_HUB = "FIRN_HUB"
 
 
 class HorovodRanks:
-    """The ranks of a Horovod job that has been initialised."""
+    """The ranks of a Horovod job that has been initialised.
 
-    def __init__(self) -> None:
+    Args:
+        watch: of this rank.
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
         import horovod.tensorflow as hvd
 
         self._hvd = hvd
+        self._watch = watch
         self.rank: int = hvd.rank()
         self.size: int = hvd.size()
 
     def sum(self, tensor: Any) -> Any:
         """The sum of `tensor` over all ranks."""
         return self._hvd.allreduce(tensor, op=self._hvd.Sum)
+
+    def minimum(self, tensor: Any) -> Any:
+        """The least value of each element of `tensor` over all ranks."""
+        return self._hvd.allreduce(tensor, op=self._hvd.Min)
+
+    def report(self, doing: str) -> None:
+        """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
+        if self._watch is not None:
+            self._watch.report(doing)
 
 
 def launched_by_horovodrun() -> bool:
@@ -40,58 +61,137 @@ def launched_by_horovodrun() -> bool:
 
 
 @contextmanager
-def open_ranks(*, distributed: bool) -> Iterator[Communicator]:
-    """The communicator of this process, its TensorFlow given the cores that are its share."""
+def open_ranks(
+    *, distributed: bool, timeout_s: float = TIMEOUT_S, standstill_s: float = STANDSTILL_S
+) -> Iterator[Communicator]:
+    """The communicator of this process, its TensorFlow given the cores that are its share.
+
+    When a rank dies, stalls or leaves by an error, the processes of all other ranks are ended, wherever they wait; the hub
+    (see `liveness`) tells the user which rank it was.
+
+    Args:
+        distributed: this process is a rank of several.
+        timeout_s: a rank that is not heard of for so long is stalled.
+        standstill_s: ranks that live and report nothing new for so long are stuck. On Spark `run_on_spark` decides it.
+
+    Raises:
+        JobError: a collective failed, or the ranks do not find each other.
+    """
     cores = len(os.sched_getaffinity(0))
     if not distributed:
         set_threads(cores)
         yield SingleRank()
         return
+    with _watched(timeout_s, standstill_s) as watch:
+        # Before TensorFlow, which takes long to import: a rank that does not get so far is missed.
+        import horovod.tensorflow as hvd
+        import tensorflow as tf
+        from horovod.common.exceptions import HorovodInternalError
+
+        _set_gloo_timeout(timeout_s)
+        try:
+            _initialise(watch)
+            set_threads(max(1, cores // hvd.local_size()))
+            yield HorovodRanks(watch)
+        except (tf.errors.UnknownError, HorovodInternalError) as error:  # what a collective raises when a rank is gone
+            watch.collective_failed(first_line(error))
+            raise JobError(_PEER_GONE) from error
+        except Exception as error:
+            _tell_hub(error, watch)
+            raise
+        except SystemExit as error:
+            watch.blame(f"{process_name(f'rank {watch.rank}')} ended with exit status {error.code}.", says_it=False)
+            raise
+        finally:
+            hvd.shutdown()
+
+
+@contextmanager
+def _watched(timeout_s: float, standstill_s: float) -> Iterator[Watch]:
+    """The watch of this rank, and for rank 0 of horovodrun the hub."""
+    rank, hub = int(os.environ["HOROVOD_RANK"]), None
+    if _HUB in os.environ:
+        address = Address.parse(os.environ[_HUB])
+    elif rank == 0:
+        host = own_host()
+        hub = HubProcess(int(os.environ["HOROVOD_SIZE"]), timeout_s=timeout_s, standstill_s=standstill_s, host=host)
+        address = hub.address
+        publish_hub(address)
+    else:
+        address = find_hub(rank, timeout_s=timeout_s)
+    watch = Watch(rank, address, timeout_s=timeout_s)
+    try:
+        yield watch
+    except SharedError:  # all ranks end by it
+        _part(watch, hub)
+        raise
+    else:
+        _part(watch, hub)
+    # After any other error the hub stays a little longer than this process: it has ranks to end.
+
+
+def _part(watch: Watch, hub: HubProcess | None) -> None:
+    watch.leave()
+    if hub is not None:
+        hub.close()
+
+
+def _tell_hub(error: Exception, watch: Watch) -> None:
+    """Tells the hub by what error this rank ends, unless all ranks end by it."""
+    rank = process_name(f"rank {watch.rank}")
+    if isinstance(error, SharedError):
+        return
+    if isinstance(error, FirnError):
+        watch.blame(str(error), says_it=True)
+    elif isinstance(error, OSError):  # the commands show this one too
+        watch.blame(f"{rank} failed: {error}", says_it=True)
+    else:
+        watch.blame(f"{rank} failed: {type(error).__name__}: {first_line(error)}", says_it=False)
+
+
+def _set_gloo_timeout(timeout_s: float) -> None:
+    """Has Gloo give up later than the hub, or still later if the user says so."""
+    name = "HOROVOD_GLOO_TIMEOUT_SECONDS"
+    os.environ[name] = str(max(int(os.environ.get(name, "0")), round(timeout_s + _GLOO_LATER_S)))
+
+
+def _initialise(watch: Watch) -> None:
     import horovod.tensorflow as hvd
 
-    hvd.init()
-    set_threads(max(1, cores // hvd.local_size()))
-    import tensorflow as tf
-    from horovod.common.exceptions import HorovodInternalError
-
     try:
-        yield HorovodRanks()
-    except (tf.errors.UnknownError, HorovodInternalError) as error:  # what a collective raises when a rank is gone
-        raise JobError(_PEER_GONE) from error
-    finally:
-        hvd.shutdown()
+        hvd.init()
+    except ValueError as error:  # as Horovod reports any failure here: it has written the cause to standard error
+        watch.collective_failed(first_line(error))
+        raise JobError(f"{process_name(f'rank {watch.rank}')}: {first_line(error)}") from error
 
 
-def run_on_spark(work: Callable[[], Result], num_proc: int) -> Result:
+def run_on_spark(
+    work: Callable[[], Result], num_proc: int, *, timeout_s: float = TIMEOUT_S, standstill_s: float = STANDSTILL_S
+) -> Result:
     """Runs `work` on `num_proc` ranks, each a task of a Spark job, and returns what rank 0 returns.
 
-    Raises:
-        JobError: a rank failed; the message is the first failing rank's own.
-    """
-    import horovod.spark
+    SIGTERM to this process is passed on to all ranks; how they end then is theirs to decide.
 
+    Args:
+        work: opens the ranks, with `open_ranks`, before anything else.
+        num_proc: how many ranks.
+        timeout_s: a rank that is not heard of for so long is stalled.
+        standstill_s: ranks that live and report nothing new for so long are stuck.
+
+    Raises:
+        JobError: a rank failed; the message is its own, or says which rank died or stalled.
+    """
     from featurize.session import open_session
 
     with open_session("firn fit", slots=num_proc) as session:
-        _give_ranks_py_files(session.sparkContext)
-        try:
-            results = horovod.spark.run(
-                _reporting_errors(work),
-                num_proc=num_proc,
-                use_gloo=True,
-                executable=session.sparkContext.pythonExec,  # the executors' Python: the driver's own path may not exist there
-                start_timeout=_START_TIMEOUT_S,
-                stdout=sys.stderr,
-                stderr=sys.stderr,
-                verbose=0,
-            )
-        except Exception as error:  # Horovod has no error of its own here: a rank that died, a timeout, too few slots
-            raise JobError(f"a rank failed, and its output is above: {first_line(error)}") from error
+        context = session.sparkContext
+        _give_ranks_py_files(context)
+        ranks = SparkRanks(context, num_proc, timeout_s=timeout_s, standstill_s=standstill_s)
+        results = ranks.run(lambda hub: _reporting_errors(work, hub))
     messages = [message for message, _ in results if message is not None]
     if messages:
         raise JobError(next((message for message in messages if message != _PEER_GONE), messages[0]))
-    result: Result = results[0][1]
-    return result
+    return cast(Result, results[0][1])
 
 
 def _give_ranks_py_files(context: "SparkContext") -> None:
@@ -106,10 +206,11 @@ def _give_ranks_py_files(context: "SparkContext") -> None:
         context.environment["PYTHONPATH"] = os.pathsep.join([*names, before] if before else names)
 
 
-def _reporting_errors(work: Callable[[], Result]) -> Callable[[], tuple[str | None, Result | None]]:
+def _reporting_errors(work: Callable[[], Result], hub: Address) -> Callable[[], tuple[str | None, Result | None]]:
     """`work`, returning the message of an error that Firn raised on purpose: raised, it would arrive as a trace."""
 
     def wrapped() -> tuple[str | None, Result | None]:
+        os.environ[_HUB] = str(hub)
         try:
             return None, work()
         except FirnError as error:

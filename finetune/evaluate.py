@@ -4,6 +4,7 @@ import csv
 import io
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -11,11 +12,11 @@ from rich.table import Table
 from featurize import storage
 from featurize.errors import UsageError
 from featurize.manifests import FeaturesManifest, read_features_manifest
-from finetune.fit import predict_probabilities
-from finetune.loader import read_split
 from finetune.metrics import Evaluation, evaluate_probabilities, most_confused
 from finetune.model_folder import check_features, load_model
 from finetune.plots import plot_confusion_matrix, render_png
+from finetune.split_data import iterate_split
+from finetune.steps import predict_probabilities
 
 _MOST_CLASSES_ON_SCREEN = 12
 
@@ -38,8 +39,12 @@ def evaluate_model(model_url: str, features_url: str | None, split: str, output:
     manifest = read_features_manifest(url)
     check_features(card, url, manifest)
     _check_split(url, manifest, split)
-    data = read_split(url, manifest, split)
-    evaluation = evaluate_probabilities(predict_probabilities(network, data.features), data.label_index, card.classes)
+    parts = [  # file by file: only the probabilities of all rows are in memory together
+        (predict_probabilities(network, part.features), part.label_index)
+        for part in iterate_split(url, manifest, split)
+    ]
+    probabilities, label_index = (np.concatenate(column) for column in zip(*parts, strict=True))
+    evaluation = evaluate_probabilities(probabilities, label_index, card.classes)
     confused = [
         {"true": pair.true_label, "predicted": pair.predicted_label, "count": pair.count, "fraction": pair.fraction}
         for pair in most_confused(evaluation.confusion_matrix, evaluation.classes)

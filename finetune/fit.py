@@ -1,52 +1,57 @@
-"""One rank's training loop. It knows of other ranks only that sums over all of them can be had.
-
-N ranks with batches of B rows take the steps of one rank with batches of N x B rows: every gradient is the sum over the rows
-of the global batch, divided by their number, whatever share of them a rank holds.
-"""
+"""One rank's training loop, epoch by epoch. It knows of other ranks only that sums over all of them can be had."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.errors import FirnError, SharedError
-from featurize.recipe import TrainingSettings
-from finetune.loader import SplitData, iterate_slices, make_batches, plan_epoch
-from finetune.models import logits_of
+from featurize.errors import JobError
+from featurize.training_settings import AugmentationSettings, TrainingSettings
+from finetune.agreement import any_rank, check_agreement, gather_rows, raise_together, share_variables
+from finetune.augmentation import augment
+from finetune.communicator import Communicator, SingleRank
+from finetune.divergence import check_losses, check_validation, check_weights
+from finetune.loader import Data
+from finetune.optimizers import make_optimizer
+from finetune.row_random import row_keys
+from finetune.steps import TrainSteps, make_train_steps
+from finetune.validation import make_validation
 
 if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_EVALUATION_ROWS = 4096
-_AGREEMENT_TOLERANCE = 1e-5
-_MESSAGE_BYTES = 4096
-EpochReport = Callable[[dict[str, float]], None]
+_STEPS_A_CALL = 64
+TIMES = ("data_seconds", "compute_seconds", "all_reduce_seconds", "idle_seconds")
+Weights = list[NDArray[Any]]
+Entry = dict[str, float]
+EpochReport = Callable[[Entry], None]
 
 
-class Communicator(Protocol):
-    """The other ranks, as far as training needs them."""
+@dataclass(frozen=True)
+class TrainingState:
+    """What a training has come to after an epoch: all that is needed to go on with it.
 
-    rank: int
-    size: int
+    There is no random state: every random number is a function of the seed, the epoch and the row.
 
-    def sum(self, tensor: Any) -> Any:
-        """The sum of `tensor` over all ranks: an all-reduce that every rank must enter, in a graph or outside."""
+    Attributes:
+        epoch: the last one that was finished; 0 before the first.
+        weights: of the trainable variables.
+        optimizer: of the optimizer's variables.
+        best_weights: of the trainable variables, after `best_epoch`.
+        history: an entry for each epoch.
+    """
 
-
-class SingleRank:
-    """No other ranks."""
-
-    rank = 0
-    size = 1
-
-    def sum(self, tensor: Any) -> Any:
-        """`tensor` itself."""
-        return tensor
+    epoch: int = 0
+    weights: Weights = field(default_factory=list)
+    optimizer: Weights = field(default_factory=list)
+    best_epoch: int = 0
+    best_weights: Weights = field(default_factory=list)
+    history: list[Entry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -54,228 +59,206 @@ class FitResult:
     """What training gives. The model holds the weights of the best epoch.
 
     Attributes:
-        history: for each epoch `epoch`, `loss`, `accuracy`, `validation_loss`, `validation_accuracy`, `seconds`.
-        best_epoch: of the highest validation accuracy, the later of two that tie; without validation rows, the last.
+        history: for each epoch `epoch`, `loss`, `accuracy`, those of validation, `seconds`, `rows_per_second` and the `TIMES` of
+            this rank.
+        best_epoch: of the best value of `best_by`, the later of two that tie; without validation rows, the last.
+        last_weights: of the trainable variables, after the last epoch.
         rows_per_second: training rows of all ranks, over the time spent in training steps.
+        seconds_of_ranks: for each rank the sums of the `TIMES`.
+        is_stopped_early: whether early stopping ended it.
     """
 
     model: "keras.Model"
-    history: list[dict[str, float]]
+    history: list[Entry]
     best_epoch: int
+    last_weights: Weights
     rows_per_second: float
+    seconds_of_ranks: list[dict[str, float]]
+    is_stopped_early: bool
+
+
+class InterruptedTrainingError(JobError):
+    """A training that was asked to stop, and did so after an epoch, its checkpoint written."""
 
 
 def fit(
     model: "keras.Model",
-    train: SplitData,
-    validation: SplitData,
+    train: Data,
+    validation: Data,
     settings: TrainingSettings,
     *,
+    class_weights: Sequence[float] | None = None,
     ranks: Communicator | None = None,
+    state: TrainingState | None = None,
     on_epoch: EpochReport | None = None,
+    keep: Callable[[TrainingState], None] | None = None,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> FitResult:
     """Trains `model` by synchronous gradient descent.
 
     Args:
-        model: ends in a softmax over a layer `logits`.
-        train: the whole split, the same on every rank.
+        model: ends in a layer `probabilities`, a softmax.
+        train: the same on every rank.
         validation: likewise; may be empty.
+        class_weights: of each class, by index.
         ranks: the other ranks; default: none.
+        state: where to go on; default: from the start.
         on_epoch: called after each epoch with its entry in the history.
+        keep: rank 0 calls it after each epoch; may raise a `JobError`, which ends the training on all ranks.
+        is_asked_to_stop: asked after each epoch.
 
     Raises:
-        SharedError: the loss is no longer finite, or the ranks no longer hold the same weights.
+        SharedError: the loss is no longer finite or has exploded, or the ranks no longer hold the same weights.
+        InterruptedTrainingError: it was asked to stop, here or on another rank.
     """
-    import tensorflow as tf
-
-    ranks = ranks or SingleRank()
-    steps = settings.epochs * math.ceil(train.rows / (settings.batch_size * ranks.size))
-    optimizer = make_optimizer(settings, steps=steps)
+    ranks, state = ranks or SingleRank(), state or TrainingState()
+    global_batch_size = settings.batch_size * ranks.size
+    optimizer = make_optimizer(settings, steps=settings.epochs * train.steps(global_batch_size))
     optimizer.build(model.trainable_variables)
-    share_weights(model, ranks)
-    step, evaluate = (
-        make_train_step(model, optimizer, ranks, l2=settings.l2),
-        _make_evaluation(model, validation, ranks),
-    )
-    with tf.device("CPU:0"):
-        features, labels = tf.constant(train.features), tf.constant(train.label_index)
-    history: list[dict[str, float]] = []
-    best: list[NDArray[Any]] = []
-    best_epoch, training_seconds = 0, 0.0
-    for epoch in range(1, settings.epochs + 1):
+    _restore(model, optimizer, state)
+    share_variables([*model.weights, *optimizer.variables], ranks)
+    steps = make_train_steps(model, optimizer, settings, ranks, class_weights=class_weights)
+    evaluate = make_validation(model, validation, ranks)
+    totals = np.zeros(len(TIMES))
+    training_seconds, done = 0.0, state.epoch
+    while state.epoch < settings.epochs and not _has_stalled(state.history, settings):
         started = perf_counter()
-        plan = plan_epoch(
-            train.rows,
-            seed=settings.seed,
-            epoch=epoch,
-            global_batch_size=settings.batch_size * ranks.size,
-            rank=ranks.rank,
-            size=ranks.size,
-        )
-        sums = np.sum([step(*batch).numpy() for batch in make_batches(features, labels, plan)], axis=0)
-        training_seconds += perf_counter() - started
-        entry = {"epoch": epoch, "loss": float(sums[0]) / train.rows, "accuracy": float(sums[1]) / train.rows}
+        entry, seconds = _train_epoch(steps, train, settings, ranks, epoch=state.epoch + 1, n_classes=_n_classes(model))
+        training_seconds += seconds
         entry |= evaluate() | {"seconds": perf_counter() - started}
-        _check_finite(entry, settings)
-        history.append(entry)
-        if not best or _score(entry) >= _score(history[best_epoch - 1]):
-            best, best_epoch = model.get_weights(), epoch
+        check_validation(entry, settings)
+        totals += [entry[name] for name in TIMES]
+        state = _next_state(state, entry, model, optimizer, settings)
+        _keep(state, keep, ranks)
         if on_epoch is not None:
             on_epoch(entry)
-    _check_weights_finite(model, settings)
+        if any_rank(is_asked_to_stop(), ranks) and state.epoch < settings.epochs:
+            raise InterruptedTrainingError(
+                f"stopped as asked, after epoch {state.epoch} of {settings.epochs}; --resume goes on."
+            )
+    check_weights(model, settings)
     check_agreement(model, ranks)
-    model.set_weights(best)
-    return FitResult(model, history, best_epoch, train.rows * settings.epochs / training_seconds)
+    _assign(model.trainable_variables, state.best_weights)
+    return FitResult(
+        model=model,
+        history=state.history,
+        best_epoch=state.best_epoch,
+        last_weights=state.weights,
+        rows_per_second=train.rows * (state.epoch - done) / training_seconds if training_seconds else 0.0,
+        seconds_of_ranks=[dict(zip(TIMES, row, strict=True)) for row in gather_rows(totals.tolist(), ranks)],
+        is_stopped_early=state.epoch < settings.epochs,
+    )
 
 
-def make_optimizer(settings: TrainingSettings, *, steps: int) -> "keras.optimizers.Optimizer":
-    """The optimizer that `settings` name. The learning rate is the recipe's, whatever the number of ranks.
-
-    Args:
-        steps: of the whole training, over which the cosine schedule falls to zero.
-
-    Source: I. Loshchilov, F. Hutter: SGDR, Stochastic Gradient Descent with Warm Restarts, 2017, equation 5 (no restart).
-    """
-    import keras
-
-    rate: Any = settings.learning_rate
-    if settings.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(settings.learning_rate, steps)
-    if settings.optimizer == "adam":
-        return keras.optimizers.Adam(rate)
-    return keras.optimizers.SGD(rate, momentum=settings.momentum, nesterov=settings.nesterov)
-
-
-def make_train_step(
-    model: "keras.Model", optimizer: "keras.optimizers.Optimizer", ranks: Communicator, *, l2: float = 0.0
-) -> Callable[[Any, Any, Any], "tf.Tensor"]:
-    """One step of all ranks: gradients, one all-reduce of everything at once, the update.
-
-    The function takes this rank's features and labels, none perhaps, and the number of rows of all ranks; it returns
-    ``float32 (2,)``: the loss and the number of right answers, summed over the rows of all ranks. `l2` times the sum of the
-    squared kernels is added to the mean loss that is minimised, and left out of the one that is returned.
-    """
+def _train_epoch(
+    steps: TrainSteps, train: Data, settings: TrainingSettings, ranks: Communicator, *, epoch: int, n_classes: int
+) -> tuple[Entry, float]:
+    """Trains one epoch: its entry in the history, and the seconds that its steps took."""
     import tensorflow as tf
 
-    logits_model = logits_of(model)
-    variables = model.trainable_variables
-    sizes = [int(np.prod(variable.shape)) for variable in variables]
-    signature = [
-        tf.TensorSpec((None, *model.input.shape[1:]), model.input.dtype),
-        tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((), tf.float32),
-    ]
-
-    @tf.function(input_signature=signature, autograph=False)
-    def step(features: Any, labels: Any, global_rows: Any) -> Any:
-        with tf.GradientTape() as tape:
-            logits = logits_model(features, training=True)
-            loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        gradients = tape.gradient(loss, [variable.value for variable in variables])
-        right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float32))
-        flat = tf.concat([tf.reshape(gradient, [-1]) for gradient in gradients] + [tf.stack([loss, right])], 0)
-        *parts, metrics = tf.split(ranks.sum(flat), [*sizes, 2])
-        averaged = [tf.reshape(part, v.shape) / global_rows for part, v in zip(parts, variables, strict=True)]
-        if l2:  # after the sum: the penalty is the model's, not the rows'
-            averaged = [g + 2 * l2 * v.value if _is_kernel(v) else g for g, v in zip(averaged, variables, strict=True)]
-        optimizer.apply(averaged, variables)
-        return metrics
-
-    return step  # type: ignore[no-any-return, unused-ignore]
-
-
-def predict_probabilities(model: "keras.Model", features: NDArray[Any]) -> NDArray[np.float32]:
-    """``float32 (n_images, n_classes)``, computed in slices of 4,096 rows."""
-    slices = iterate_slices(len(features), _EVALUATION_ROWS)
-    parts = [np.asarray(model(features[part], training=False)) for part in slices]
-    return np.concatenate(parts) if parts else np.empty((0, int(model.output.shape[-1])), np.float32)
+    global_batch_size = settings.batch_size * ranks.size
+    batches = train.batches(
+        epoch, seed=settings.seed, global_batch_size=global_batch_size, rank=ranks.rank, size=ranks.size
+    )
+    if settings.augmentation is not None:
+        batches = _augmented(batches, settings.augmentation, seed=settings.seed, epoch=epoch)
+    started, n_steps, parts = perf_counter(), train.steps(global_batch_size), []
+    with train.failures():
+        iterator = iter(batches.prefetch(2))
+        for first in range(0, n_steps, _STEPS_A_CALL):
+            ranks.report(f"epoch {epoch}, step {first + 1}")
+            count = min(_STEPS_A_CALL, n_steps - first)
+            part = steps(iterator, tf.constant(count), tf.constant(epoch, tf.int64)).numpy()
+            check_losses(part[:, 0] / part[:, 2], settings, epoch=epoch, first_step=first + 1, n_classes=n_classes)
+            parts.append(part)
+    seconds = perf_counter() - started
+    loss, right, _, data, compute, reducing = np.concatenate(parts).T
+    idle = reducing - np.asarray(ranks.minimum(tf.constant(reducing)))
+    return {
+        "epoch": epoch,
+        "loss": float(loss.sum()) / train.rows,
+        "accuracy": float(right.sum()) / train.rows,
+        "rows_per_second": train.rows / seconds,
+        "data_seconds": float(data.sum()),
+        "compute_seconds": float(compute.sum()),
+        "all_reduce_seconds": float((reducing - idle).sum()),
+        "idle_seconds": float(idle.sum()),
+    }, seconds
 
 
-def share_weights(model: "keras.Model", ranks: Communicator) -> None:
-    """Gives every rank the weights of rank 0."""
-    for variable in model.weights:
-        value = variable.value
-        variable.assign(ranks.sum(value if ranks.rank == 0 else value * 0))
+def _augmented(
+    batches: "tf.data.Dataset", settings: AugmentationSettings, *, seed: int, epoch: int
+) -> "tf.data.Dataset":
+    """`batches` with their pixels changed at random, by seed, epoch and image."""
+
+    def change(features: Any, labels: Any, row_ids: Any, global_rows: Any) -> Any:
+        return augment(features, row_keys(seed, epoch, row_ids), settings), labels, row_ids, global_rows
+
+    return batches.map(change)
 
 
-def raise_together(error: FirnError | None, ranks: Communicator) -> None:
-    """Raises on every rank when one of them failed, so that none waits in a collective for a rank that is gone.
+def _next_state(
+    state: TrainingState,
+    entry: Entry,
+    model: "keras.Model",
+    optimizer: "keras.optimizers.Optimizer",
+    settings: TrainingSettings,
+) -> TrainingState:
+    weights = [np.asarray(variable.value) for variable in model.trainable_variables]
+    history = [*state.history, entry]
+    after = replace(
+        state,
+        epoch=state.epoch + 1,
+        weights=weights,
+        optimizer=[np.asarray(variable.value) for variable in optimizer.variables],
+        history=history,
+    )
+    if state.best_epoch and _score(entry, settings.best_by) < _score(history[state.best_epoch - 1], settings.best_by):
+        return after
+    return replace(after, best_epoch=after.epoch, best_weights=weights)
 
-    Raises:
-        SharedError: with the message of the first rank that failed.
-    """
-    import tensorflow as tf
 
-    failed = ranks.sum(tf.one_hot(ranks.rank, ranks.size) * (0.0 if error is None else 1.0)).numpy()
-    if not failed.any():
+def _restore(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", state: TrainingState) -> None:
+    if state.epoch:
+        _assign(model.trainable_variables, state.weights)
+        _assign(optimizer.variables, state.optimizer)
+
+
+def _assign(variables: Sequence["keras.Variable"], values: Weights) -> None:
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _keep(state: TrainingState, keep: Callable[[TrainingState], None] | None, ranks: Communicator) -> None:
+    """Has rank 0 keep a state; if it cannot, all ranks end."""
+    if keep is None:
         return
-    message = str(error).encode()[:_MESSAGE_BYTES] if ranks.rank == int(np.argmax(failed)) else b""
-    padded = np.frombuffer(message.ljust(_MESSAGE_BYTES, b"\0"), np.uint8).astype(np.int32)
-    shared = ranks.sum(tf.constant(padded)).numpy().astype(np.uint8).tobytes()
-    raise SharedError(shared.rstrip(b"\0").decode(errors="replace")) from error
+    error: JobError | None = None
+    if ranks.rank == 0:
+        try:
+            keep(state)
+        except JobError as caught:
+            error = caught
+    raise_together(error, ranks)
 
 
-def check_agreement(model: "keras.Model", ranks: Communicator) -> None:
-    """Checks that all ranks hold the same weights: the law that synchronous averaging keeps.
-
-    Raises:
-        SharedError: they do not.
-    """
-    import tensorflow as tf
-
-    flat = tf.concat([tf.reshape(variable.value, [-1]) for variable in model.weights], 0)
-    mean = ranks.sum(flat) / ranks.size
-    apart = ranks.sum(tf.reduce_max(tf.abs(flat - mean)))
-    if not float(apart) <= _AGREEMENT_TOLERANCE * max(1.0, float(tf.reduce_max(tf.abs(mean)))):
-        raise SharedError(
-            f"the ranks hold different weights (up to {float(apart):g} apart): gradients were not averaged."
-        )
+def _has_stalled(history: list[Entry], settings: TrainingSettings) -> bool:
+    """Whether early stopping ends the training."""
+    rule = settings.early_stopping
+    if rule is None or not history:
+        return False
+    best, best_epoch = -math.inf, 0
+    for number, entry in enumerate(history):
+        if _score(entry, rule.metric) > best + rule.min_delta:
+            best, best_epoch = _score(entry, rule.metric), number
+    return len(history) - 1 - best_epoch >= rule.patience
 
 
-def _make_evaluation(model: "keras.Model", data: SplitData, ranks: Communicator) -> Callable[[], dict[str, float]]:
-    """A function that gives loss and accuracy over all of `data`, each rank computing its share."""
-    import tensorflow as tf
-
-    if data.rows == 0:
-        return dict
-    logits_model = logits_of(model)
-
-    @tf.function(autograph=False, reduce_retracing=True)
-    def sums_of(features: Any, labels: Any) -> Any:
-        logits = logits_model(features, training=False)
-        loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        return tf.stack([loss, tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float32))])
-
-    def evaluate() -> dict[str, float]:
-        slices = iterate_slices(data.rows, _EVALUATION_ROWS, rank=ranks.rank, size=ranks.size)
-        own = [sums_of(data.features[part], data.label_index[part]).numpy() for part in slices]
-        loss, right = ranks.sum(tf.constant(np.sum(own, axis=0, dtype=np.float64) if own else np.zeros(2))).numpy()
-        return {"validation_loss": float(loss) / data.rows, "validation_accuracy": float(right) / data.rows}
-
-    return evaluate
+def _score(entry: Entry, metric: str) -> float:
+    """What makes one epoch better than another, more being better; constant where it is not measured, so that the last wins."""
+    value = entry.get(metric, 0.0)
+    return -value if metric.endswith("loss") else value
 
 
-def _is_kernel(variable: Any) -> bool:
-    """Whether a variable is a matrix of weights; biases are not drawn to zero."""
-    return len(variable.shape) > 1
-
-
-def _score(entry: dict[str, float]) -> float:
-    """What makes one epoch better than another; constant without validation, so that the last epoch wins."""
-    return entry.get("validation_accuracy", 0.0)
-
-
-def _check_finite(entry: dict[str, float], settings: TrainingSettings) -> None:
-    for name in ("loss", "validation_loss"):
-        if not math.isfinite(entry.get(name, 0.0)):
-            what = f"the {name.replace('_', ' ')} is {entry[name]} in epoch {entry['epoch']}"
-            raise SharedError(_diverged(what, settings))
-
-
-def _check_weights_finite(model: "keras.Model", settings: TrainingSettings) -> None:
-    if not all(np.isfinite(weights).all() for weights in model.get_weights()):
-        raise SharedError(_diverged("the weights are not finite after the last epoch", settings))
-
-
-def _diverged(what: str, settings: TrainingSettings) -> str:
-    return f"{what}. Lower `training.learning_rate` (now {settings.learning_rate:g}), and check that the features are finite."
+def _n_classes(model: "keras.Model") -> int:
+    return int(model.output.shape[-1])

@@ -1,40 +1,51 @@
-"""A rank's share of a feature set: the whole split in memory, and every epoch's batches by a plan all ranks agree on."""
+"""What the ranks train on: every epoch's batches, by a plan that all ranks agree on, out of memory or out of a stream."""
 
+import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from featurize.errors import JobError
 from featurize.manifests import FeaturesManifest
-from finetune.reading import read_table
+from featurize.training_settings import TrainingSettings
+from finetune.split_data import ALIGNMENT, SplitData, read_split
+from finetune.streams import StreamData
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
+PADDING = -1  # the label of a row that only fills a batch up
+_SLICE_ROWS = 4096
 
-@dataclass(frozen=True)
-class SplitData:
-    """One split of a feature set, in the order of image id and path, whatever files it lay in.
 
-    Attributes:
-        features: float32 ``(n_images, feature_dim)``, or uint8 ``(n_images, height, width, channels)`` of `pixels`.
-        label_index: int32 ``(n_images,)``.
-        paths: ``(n_images,)`` text.
-    """
-
-    features: NDArray[Any]
-    label_index: NDArray[np.int32]
-    paths: NDArray[np.str_]
+class Data(Protocol):
+    """One split, as training and evaluation see it: the same rows on every rank, each rank with its share of every batch."""
 
     @property
     def rows(self) -> int:
-        """Number of images."""
-        return len(self.label_index)
+        """Number of images in the whole split."""
+
+    def steps(self, global_batch_size: int) -> int:
+        """Steps in an epoch."""
+
+    def batches(
+        self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1
+    ) -> "tf.data.Dataset":
+        """One rank's share of the batches of an epoch: a function of seed and epoch, and of no other thing.
+
+        Each element is a step: features ``(b, ...)``; label_index int32 ``(b,)``; row_ids int64 ``(b,)``, by which the random
+        numbers of a row are drawn; global_rows float32 ``()``, the rows of all ranks in this step. b is the same in all steps of
+        a rank: shorter batches are filled up with rows of the label `PADDING`.
+        """
+
+    def failures(self) -> AbstractContextManager[None]:
+        """In which `batches` are iterated: a file that cannot be read is named there, and not in TensorFlow's words."""
+
+    def slices(self, *, rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
+        """A rank's share of the rows, once: features and label_index, some thousand rows at a time, in no order."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +56,12 @@ class BatchPlan:
     of steps, no row is dropped, and none is seen twice.
 
     Attributes:
-        rows: int64, this rank's rows, step after step.
-        ends: int64 ``(n_steps,)``, where each step's rows end in `rows`.
+        rows: int64 ``(n_steps, b)``, this rank's rows in each step; `PADDING` where there are fewer than b.
         global_rows: int64 ``(n_steps,)``, rows of all ranks together in each step: what the gradient is divided by.
     """
 
     rows: NDArray[np.int64]
-    ends: NDArray[np.int64]
     global_rows: NDArray[np.int64]
-
-
-def read_split(url: str, manifest: FeaturesManifest, split: str) -> SplitData:
-    """Reads one split of the feature set at `url` into memory.
-
-    Raises:
-        JobError: files are missing or damaged, or hold other rows or features than the manifest says.
-    """
-    table = read_table(url, manifest, split, ("image_id", "path", "label_index", "features"))
-    image_ids, paths = (np.asarray(table[name].to_pylist(), np.str_) for name in ("image_id", "path"))
-    order = np.lexsort((paths, image_ids))
-    return SplitData(
-        features=_features_of(table, url, manifest)[order],
-        label_index=np.asarray(table["label_index"].to_numpy(), np.int32)[order],
-        paths=paths[order],
-    )
 
 
 def plan_epoch(rows: int, *, seed: int, epoch: int, global_batch_size: int, rank: int = 0, size: int = 1) -> BatchPlan:
@@ -83,46 +76,94 @@ def plan_epoch(rows: int, *, seed: int, epoch: int, global_batch_size: int, rank
     starts = np.arange(0, rows, global_batch_size)
     global_rows = np.minimum(starts + global_batch_size, rows) - starts
     first = starts + global_rows * rank // size
-    last = starts + global_rows * (rank + 1) // size
-    own = np.concatenate([order[begin:end] for begin, end in zip(first, last, strict=True)] or [order[:0]])
-    return BatchPlan(rows=own, ends=np.cumsum(last - first), global_rows=global_rows)
+    counts = starts + global_rows * (rank + 1) // size - first
+    columns = np.arange(-(-min(global_batch_size, rows) // size) if rows else 0)
+    places = first[:, None] + columns
+    own = np.where(columns < counts[:, None], order[np.minimum(places, rows - 1)], PADDING)
+    return BatchPlan(rows=own, global_rows=global_rows)
 
 
-def make_batches(features: "tf.Tensor", label_index: "tf.Tensor", plan: BatchPlan) -> "tf.data.Dataset":
-    """The batches of `plan` as a `tf.data.Dataset` of (features, label_index, global_rows), one element a step."""
+class MemoryData:
+    """A split in memory, once per rank."""
+
+    def __init__(self, data: SplitData) -> None:
+        self._data = data
+        self._tensors: tuple[Any, Any, Any] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of images in the whole split."""
+        return self._data.rows
+
+    def steps(self, global_batch_size: int) -> int:
+        """Steps in an epoch."""
+        return math.ceil(self.rows / global_batch_size)
+
+    def batches(
+        self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1
+    ) -> "tf.data.Dataset":
+        """As `Data.batches`, every epoch in an order of its own over the whole split."""
+        import tensorflow as tf
+
+        features, label_index, row_ids = self._as_tensors()
+        plan = plan_epoch(self.rows, seed=seed, epoch=epoch, global_batch_size=global_batch_size, rank=rank, size=size)
+
+        def gather(rows: Any, global_rows: Any) -> Any:
+            places = tf.maximum(rows, 0)
+            labels = tf.where(rows < 0, PADDING, tf.gather(label_index, places))
+            return tf.gather(features, places), labels, tf.gather(row_ids, places), tf.cast(global_rows, tf.float32)
+
+        return tf.data.Dataset.from_tensor_slices((plan.rows, plan.global_rows)).map(gather)
+
+    def failures(self) -> AbstractContextManager[None]:
+        """There are none: all is read."""
+        return nullcontext()
+
+    def slices(self, *, rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
+        """As `Data.slices`, in the order of the split."""
+        first, last = self.rows * rank // size, self.rows * (rank + 1) // size
+        for start in range(first, last, _SLICE_ROWS):
+            part = slice(start, min(start + _SLICE_ROWS, last))
+            yield self._data.features[part], self._data.label_index[part]
+
+    def _as_tensors(self) -> tuple[Any, Any, Any]:
+        import tensorflow as tf
+
+        if self._tensors is None:
+            with tf.device("CPU:0"):
+                features, label_index = _as_tensor(self._data.features), tf.constant(self._data.label_index)
+                self._tensors = features, label_index, tf.constant(self._data.row_ids)
+        return self._tensors
+
+
+def _as_tensor(array: NDArray[Any]) -> "tf.Tensor":
+    """`array` as a tensor, without a copy where its place in memory allows it; it must not be changed any more."""
     import tensorflow as tf
 
-    rows = tf.constant(plan.rows)
-
-    def gather(start: Any, end: Any, global_rows: Any) -> Any:
-        own = rows[start:end]
-        return tf.gather(features, own), tf.gather(label_index, own), tf.cast(global_rows, tf.float32)
-
-    starts = np.concatenate([np.zeros(1, np.int64), plan.ends])[: len(plan.ends)]
-    steps = tf.data.Dataset.from_tensor_slices((starts, plan.ends, plan.global_rows))
-    return steps.map(gather).prefetch(2)
+    if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous or not array.flags.writeable:
+        return tf.constant(array)
+    return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
 
 
-def iterate_slices(rows: int, batch_size: int, *, rank: int = 0, size: int = 1) -> Iterator[slice]:
-    """Consecutive slices of a rank's share of `rows`, for evaluation."""
-    first, last = rows * rank // size, rows * (rank + 1) // size
-    for start in range(first, last, batch_size):
-        yield slice(start, min(start + batch_size, last))
+def cache_of(settings: TrainingSettings, manifest: FeaturesManifest) -> Literal["memory", "stream"]:
+    """Where training takes its rows from: by recipe and feature set, not by the machine, as their order depends on it."""
+    if settings.cache != "auto":
+        return settings.cache
+    return "memory" if memory_bytes(manifest) <= settings.cache_gb * 1e9 else "stream"
 
 
-def _features_of(table: pa.Table, url: str, manifest: FeaturesManifest) -> NDArray[Any]:
-    """The features of all rows: flat for a network's, an image each for pixels."""
-    size = int(np.prod(manifest.feature_shape))
-    pixels = manifest.feature_dtype == "uint8"
-    shape = (table.num_rows, *manifest.feature_shape) if pixels else (table.num_rows, size)
-    chunks = table["features"].chunks if table.num_rows else []
-    lengths = [pc.binary_length(chunk) if pixels else pc.list_value_length(chunk) for chunk in chunks]
-    if any(pc.min(length).as_py() != size or pc.max(length).as_py() != size for length in lengths):
-        raise JobError(f"{url}: not all rows have {size} features, as the manifest says.")
-    features = np.empty(shape, manifest.feature_dtype)
-    first = 0
-    for chunk in chunks:
-        values = np.frombuffer(b"".join(chunk.to_pylist()), np.uint8) if pixels else chunk.flatten().to_numpy()
-        features[first : first + len(chunk)] = values.reshape(len(chunk), *shape[1:])
-        first += len(chunk)
-    return features
+def memory_bytes(manifest: FeaturesManifest) -> int:
+    """What the features of training and validation take in memory."""
+    rows = manifest.split_rows("train") + manifest.split_rows("validation")
+    return rows * int(np.prod(manifest.feature_shape)) * np.dtype(manifest.feature_dtype).itemsize
+
+
+def open_split(url: str, manifest: FeaturesManifest, split: str, settings: TrainingSettings) -> Data:
+    """One split of the feature set at `url`, in memory or as a stream.
+
+    Raises:
+        JobError: files are missing or damaged, or hold other rows or features than the manifest says.
+    """
+    if cache_of(settings, manifest) == "memory":
+        return MemoryData(read_split(url, manifest, split))
+    return StreamData(url, manifest, split, shuffle_rows=settings.shuffle_rows)

@@ -153,7 +153,17 @@ def class_scores(matrix: IntArray) -> ClassScores:
         The scores of all classes, in index order.
     """
     check_confusion_matrix(matrix)
-    correct, true, predicted = np.diagonal(matrix).astype(np.int64), matrix.sum(axis=1), matrix.sum(axis=0)
+    return scores_of_counts(*_counts(matrix))
+
+
+def scores_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> ClassScores:
+    """As `class_scores`, of what a confusion matrix has on its diagonal and as sums of its rows and columns.
+
+    Args:
+        correct: int (n_classes,), rows of each class that were predicted as it.
+        true: int (n_classes,), rows of each class.
+        predicted: int (n_classes,), rows that were predicted as each class.
+    """
     return ClassScores(
         precision=_divide(correct, predicted),
         recall=_divide(correct, true),
@@ -175,8 +185,14 @@ def macro_average(matrix: IntArray) -> tuple[float, float, float]:
     Returns:
         Macro precision, macro recall and macro F1, each in [0, 1].
     """
-    scores = class_scores(matrix)
-    occurs = (matrix.sum(axis=0) + matrix.sum(axis=1)) > 0
+    check_confusion_matrix(matrix)
+    return macro_of_counts(*_counts(matrix))
+
+
+def macro_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> tuple[float, float, float]:
+    """As `macro_average`, of the counts that `scores_of_counts` takes."""
+    scores = scores_of_counts(correct, true, predicted)
+    occurs = (true + predicted) > 0
     precision, recall, f1 = (values[occurs].mean() for values in (scores.precision, scores.recall, scores.f1))
     return float(precision), float(recall), float(f1)
 
@@ -294,6 +310,11 @@ def _check_index(name: str, index: IntArray, n_classes: int) -> None:
 def _probability_of_label(probabilities: FloatArray, label_index: IntArray) -> FloatArray:
     of_label: FloatArray = probabilities[np.arange(len(label_index)), label_index]
     return of_label
+
+
+def _counts(matrix: IntArray) -> tuple[IntArray, IntArray, IntArray]:
+    """Of each class the rows that are right, true and predicted."""
+    return np.diagonal(matrix).astype(np.int64), matrix.sum(axis=1), matrix.sum(axis=0)
 
 
 def _divide(numerator: IntArray, denominator: IntArray) -> NDArray[np.float64]:

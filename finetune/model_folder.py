@@ -1,10 +1,12 @@
 """The model folder: `model.keras` and `model.json`, everything needed to use the model and to train it again."""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CARD_NAME = "model.json"
-NETWORK_NAME = "model.keras"
+NETWORK_NAME = "model.keras"  # of the best epoch
+LAST_NETWORK_NAME = "last.keras"  # after the last epoch
 _ONLY_DESCRIBE = ("weights", "weights_file_sha256", "bfloat16_cosine")  # where the weights came from, not what they are
 
 
@@ -51,7 +54,11 @@ class ModelCard(BaseModel):
     best_epoch: int
     history: list[dict[str, float]]
     rows_per_second: float
+    seconds_of_ranks: list[dict[str, float]] = []
+    is_stopped_early: bool = False
+    cache: str = "memory"
     network_sha256: str
+    last_network_sha256: str | None = None
     created_at: str
     versions: dict[str, str]
 
@@ -88,19 +95,32 @@ def read_model_card(url: str) -> ModelCard | None:
         raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
 
 
-def save_model(url: str, network: "keras.Model", **fields: Any) -> ModelCard:
+def save_model(url: str, network: "keras.Model", *, last_weights: Sequence[NDArray[Any]], **fields: Any) -> ModelCard:
     """Writes the model folder at `url`; the card comes last and makes the model visible.
 
     Args:
-        fields: those of `ModelCard`, without the digest of the network.
+        network: the model of the best epoch.
+        last_weights: of its trainable variables, after the last epoch.
+        fields: those of `ModelCard`, without the digests of the networks.
     """
-    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
-        local = Path(folder) / NETWORK_NAME
-        network.save(local)
-        card = ModelCard(**fields, network_sha256=sha256_file(local))
-        storage.upload(local, storage.join_url(url, NETWORK_NAME))
+    best_weights = network.get_weights()
+    best = _save_network(url, NETWORK_NAME, network)
+    for variable, weights in zip(network.trainable_variables, last_weights, strict=True):
+        variable.assign(weights)
+    last = _save_network(url, LAST_NETWORK_NAME, network)
+    network.set_weights(best_weights)
+    card = ModelCard(**fields, network_sha256=best, last_network_sha256=last)
     storage.write_json(storage.join_url(url, CARD_NAME), card.model_dump())
     return card
+
+
+def _save_network(url: str, name: str, network: "keras.Model") -> str:
+    """Writes a network into the model folder at `url`, and returns its digest."""
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        local = Path(folder) / name
+        network.save(local)
+        storage.upload(local, storage.join_url(url, name))
+        return sha256_file(local)
 
 
 def load_model(url: str) -> tuple["keras.Model", ModelCard]:

@@ -1,52 +1,107 @@
-"""The networks that are trained on features. Each ends in a layer `logits` and a softmax, `probabilities`."""
+"""The networks that are trained on features. Each ends in a softmax, `probabilities`, over what is trained, the logits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING
 
-from featurize.recipe import ModelSettings
+import numpy as np
+
+from featurize.errors import UsageError
+from featurize.model_settings import ModelSettings
+from finetune.convnets import CONVNETS, apply_convnet, apply_hidden, size_faults
+from finetune.feature_statistics import Statistics
+from finetune.inputs import flatten, input_faults, prepare_input
+from finetune.own_checks import check_own_model
+from finetune.own_models import apply_own, check_function
 
 if TYPE_CHECKING:
     import keras
 
 LOGITS = "logits"
+PROBABILITIES = "probabilities"
+DEFAULT_HIDDEN = (256,)
+"""Units of the hidden layers of `mlp_head` where the recipe leaves them out."""
+_MNIST_HIDDEN = (500, 100)
+
+
+def model_faults(settings: ModelSettings, *, feature_shape: Sequence[int], feature_dtype: str) -> list[str]:
+    """Why the model that `settings` name cannot be trained on such features, a line for each fault. Needs no TensorFlow.
+
+    Raises:
+        UsageError: the user's own function cannot be found or called.
+    """
+    faults = input_faults(settings, feature_dtype)
+    if settings.name in CONVNETS and feature_dtype == "uint8":
+        faults += size_faults(settings.name, feature_shape)
+    if settings.is_own_function:
+        check_function(settings)
+    return faults
 
 
 def build_model(
-    settings: ModelSettings, *, feature_shape: Sequence[int], feature_dtype: str, n_classes: int, seed: int
+    settings: ModelSettings,
+    *,
+    feature_shape: Sequence[int],
+    feature_dtype: str,
+    n_classes: int,
+    seed: int,
+    statistics: Statistics | None = None,
 ) -> "keras.Model":
     """The untrained model that `settings` name.
 
     Input shape: features as the feature set stores them: ``float32 (n_images, feature_dim)``, or
     ``uint8 (n_images, height, width, channels)`` of `pixels`.
     Output shape: probabilities, ``float32 (n_images, n_classes)``.
+
+    Args:
+        seed: of the initial weights, which are Glorot-uniform, each layer's drawn by a seed of its own.
+        statistics: of the training split, where `feature_statistics.needs_statistics`; ignored elsewhere.
+
+    Raises:
+        UsageError: there are `model_faults`; or the network of the user's own function cannot be trained exactly, or saved.
     """
-    builders = {"softmax_head": _softmax_head}
-    return builders[settings.name](feature_shape, feature_dtype, n_classes, seed)
+    import keras
+
+    if faults := model_faults(settings, feature_shape=feature_shape, feature_dtype=feature_dtype):
+        raise UsageError("; ".join(faults) + ".")
+    inputs, prepared = prepare_input(
+        settings, feature_shape=feature_shape, feature_dtype=feature_dtype, statistics=statistics
+    )
+    if settings.is_own_function:
+        logits = apply_own(settings, prepared, feature_shape=feature_shape, n_classes=n_classes, seed=seed)
+    else:
+        seeds = layer_seeds(seed)
+        last = _apply_hidden_layers(settings, prepared, seeds)
+        initializer = keras.initializers.GlorotUniform(seed=next(seeds))
+        logits = keras.layers.Dense(n_classes, kernel_initializer=initializer, name=LOGITS)(last)
+    name = settings.name.replace(":", "_").replace(".", "_")
+    model = keras.Model(inputs, keras.layers.Softmax(name=PROBABILITIES)(logits), name=name)
+    if settings.is_own_function:
+        check_own_model(settings, model, logits_of(model))
+    return model
 
 
 def logits_of(model: "keras.Model") -> "keras.Model":
     """`model` without its softmax, sharing its weights: what is trained, as the loss on logits is exact."""
     import keras
 
-    return keras.Model(model.input, model.get_layer(LOGITS).output)
+    return keras.Model(model.input, model.get_layer(PROBABILITIES).input)
 
 
-def _softmax_head(feature_shape: Sequence[int], feature_dtype: str, n_classes: int, seed: int) -> "keras.Model":
-    """Multinomial logistic regression: one dense layer, Glorot-uniform initialised, and a softmax. Pixels become [0, 1]."""
-    import keras
-
-    if feature_dtype == "uint8":
-        inputs = keras.Input(tuple(feature_shape), dtype="uint8", name="pixels")
-        features = keras.layers.Flatten()(keras.layers.Rescaling(1 / 255)(inputs))
-    else:
-        features = inputs = keras.Input((_product(feature_shape),), name="features")
-    initializer = keras.initializers.GlorotUniform(seed=seed)
-    logits = keras.layers.Dense(n_classes, kernel_initializer=initializer, name=LOGITS)(features)
-    return keras.Model(inputs, keras.layers.Softmax(name="probabilities")(logits), name="softmax_head")
+def layer_seeds(seed: int) -> Iterator[int]:
+    """A seed for each layer that draws random numbers, in order, so that layers of equal shape differ."""
+    return (int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) for number in count())
 
 
-def _product(shape: Sequence[int]) -> int:
-    result = 1
-    for size in shape:
-        result *= size
-    return result
+def _apply_hidden_layers(
+    settings: ModelSettings, prepared: "keras.KerasTensor", seeds: Iterator[int]
+) -> "keras.KerasTensor":
+    """All layers of one of Firn's own networks but the last: ``float32 (n_images, units)``."""
+    if settings.name in CONVNETS:
+        return apply_convnet(settings.name, prepared, seeds)
+    hidden: Sequence[int] = ()
+    if settings.name == "mnist_mlp":
+        hidden = _MNIST_HIDDEN
+    if settings.name == "mlp_head":
+        hidden = settings.hidden or DEFAULT_HIDDEN
+    return apply_hidden(flatten(prepared), hidden, settings.dropout or 0.0, seeds)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from toml_files import write_toml
 
 from featurize.backbones import BackboneSpec
 from featurize.digests import combine_digests, settings_digest
@@ -16,7 +17,8 @@ from featurize.manifests import DataFile, FeaturesManifest, add_counts, library_
 from featurize.shards import ShardWriter
 from featurize.timings import Timings
 from featurize.transform import features_schema
-from finetune.loader import SplitData
+from finetune.loader import PADDING, BatchPlan
+from finetune.split_data import SplitData
 
 Floats = NDArray[np.float32]
 Labels = NDArray[np.int32]
@@ -34,15 +36,23 @@ def make_clusters(
     return features.astype(np.float32), label_index.astype(np.int32)
 
 
-def make_split(rows: int, **options: Any) -> SplitData:
-    """`make_clusters` as a split in memory."""
-    features, label_index = make_clusters(rows, **options)
-    return SplitData(features, label_index, np.array([f"{row:05d}.png" for row in range(rows)]))
+def make_split(rows: int, *, features: NDArray[Any] | None = None, **options: Any) -> SplitData:
+    """`make_clusters` as a split in memory, or other features with its labels."""
+    clusters, label_index = make_clusters(rows, **options)
+    features = clusters if features is None else features
+    paths = pa.array([f"{row:05d}.png" for row in range(rows)], pa.large_string())
+    return SplitData(features, label_index, paths, np.arange(rows, dtype=np.int64))
+
+
+def rows_of_steps(plan: BatchPlan) -> list[NDArray[np.int64]]:
+    """The rows of each step of a plan, without what fills them up."""
+    return [rows[rows != PADDING] for rows in plan.rows]
 
 
 def empty_split(dim: int = 6) -> SplitData:
     """A split without rows."""
-    return SplitData(np.empty((0, dim), np.float32), np.empty(0, np.int32), np.empty(0, np.str_))
+    nothing = np.empty(0, np.int32)
+    return SplitData(np.empty((0, dim), np.float32), nothing, pa.array([], pa.large_string()), nothing.astype(np.int64))
 
 
 def uneven_shards(rows: int, n_shards: int, *, seed: int = 0) -> list[list[int]]:
@@ -164,21 +174,18 @@ def with_files(manifest: FeaturesManifest, files: Sequence[DataFile]) -> Feature
     return manifest.model_copy(update={"shards": shards})
 
 
+def peak_bytes() -> int:
+    """The most that this process has had in memory. (What `resource` says includes the parent's before the program began.)"""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return 1024 * int(status["VmHWM"].split()[0])
+
+
 def write_recipe(path: Path, *, features: str, model: str, **training: Any) -> Path:
     """A recipe's lower half as TOML."""
-    lines = [f"{key} = {_toml(value)}" for key, value in training.items()]
-    text = f'[features]\nurl = "{features}"\n[model]\nurl = "{model}"\n[training]\n' + "\n".join(lines) + "\n"
-    path.write_text(text)
-    return path
+    return write_toml(path, {"features": {"url": features}, "model": {"url": model}, "training": training})
 
 
 def _column(features: NDArray[Any]) -> pa.Array:
     if features.dtype == np.uint8:
         return pa.array([image.tobytes() for image in features], type=pa.binary())
     return pa.array([row.tolist() for row in features], type=pa.list_(pa.float32()))
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else repr(value)

@@ -16,9 +16,11 @@ from rich.console import Console
 from sklearn import metrics as reference
 
 from featurize.errors import UsageError
-from featurize.recipe import FeaturesSettings, FinetuneRecipe, ModelSettings, TrainingSettings
+from featurize.model_settings import ModelSettings
+from featurize.recipe import FeaturesSettings, FinetuneRecipe
+from featurize.training_settings import TrainingSettings
+from finetune.communicator import SingleRank
 from finetune.evaluate import confusion_csv, evaluate_model, print_evaluation
-from finetune.fit import SingleRank
 from finetune.metrics import evaluate_probabilities
 from finetune.training import plan_training, train
 

@@ -15,6 +15,7 @@ from conftest import Firn
 from feature_sets import make_clusters, write_feature_set, write_recipe
 from typer.testing import CliRunner
 
+from featurize.training_settings import METRICS
 from finetune.__main__ import app
 
 FIT_KEYS = {"model", "model_id", "metrics", "epochs", "rows_per_second", "ranks"}
@@ -88,7 +89,7 @@ def test_fit_prints_one_json_object_and_progress_elsewhere(
     result = last_json(one_rank.stdout)
     assert set(result) >= FIT_KEYS
     assert result["model"] == f"file://{folder}/one"
-    assert set(result["metrics"]) == {"loss", "accuracy", "validation_loss", "validation_accuracy"}
+    assert set(result["metrics"]) == set(METRICS)
     assert (result["epochs"], result["ranks"], result["reused"]) == (3, 1, False)
     assert len(re.findall(r"^epoch \d/3  loss", one_rank.stderr, flags=re.MULTILINE)) == 3
     assert (folder / "one" / "model.keras").is_file()

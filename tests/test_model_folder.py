@@ -11,8 +11,10 @@ from feature_sets import make_clusters, spec_of, write_feature_set
 
 from featurize.digests import sha256_file
 from featurize.errors import FirnError, JobError, UsageError
-from featurize.recipe import FeaturesSettings, FinetuneRecipe, ModelSettings, TrainingSettings
-from finetune.fit import SingleRank
+from featurize.model_settings import ModelSettings
+from featurize.recipe import FeaturesSettings, FinetuneRecipe
+from featurize.training_settings import TrainingSettings
+from finetune.communicator import SingleRank
 from finetune.model_folder import CARD_NAME, NETWORK_NAME, check_features, load_model, read_model_card
 from finetune.training import plan_training, train
 

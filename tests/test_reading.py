@@ -8,10 +8,17 @@ import pytest
 from feature_sets import make_clusters, write_feature_set
 
 from featurize.errors import JobError, UsageError
-from finetune.reading import open_petastorm_reader, read_table
+from finetune.reading import (
+    iterate_row_groups,
+    list_row_groups,
+    open_ordered_reader,
+    open_petastorm_reader,
+    read_table,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 
+NAMES = ["my photos", "50% off", "a+b", "été", "split=train", "c#1", "what?", "[a]*"]
 COLUMNS = ("path", "label_index", "features")
 
 
@@ -40,7 +47,7 @@ def test_table_has_every_row_of_the_split_and_no_other(tmp_path: Path) -> None:
     assert read_table(str(tmp_path), manifest, "nothing", COLUMNS).num_rows == 0
 
 
-@pytest.mark.parametrize("name", ["my photos", "50% off", "a+b", "été", "split=train", "c#1", "what?", "[a]*"])
+@pytest.mark.parametrize("name", NAMES)
 def test_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     features, label_index = make_clusters(20)
     manifest = write_feature_set(tmp_path / name, features, label_index, splits=["train"] * 20)
@@ -68,6 +75,65 @@ def test_petastorm_gives_every_row_with_its_features(tmp_path: Path) -> None:
     )
     found = rows_by_petastorm(str(tmp_path), manifest, "train")
     np.testing.assert_array_equal([found[f"photos/{row:05d}.png"] for row in range(64)], features)
+
+
+def order_of(reader: Any, rows: int) -> list[str]:
+    """The paths of so many rows."""
+    paths: list[str] = []
+    while len(paths) < rows:
+        paths += next(reader).path.tolist()
+    return paths
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_petastorm_reads_from_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    features, label_index = make_clusters(20)
+    manifest = write_feature_set(tmp_path / name, features, label_index, splits=["train"] * 20)
+    assert len(rows_by_petastorm(str(tmp_path / name), manifest, "train")) == 20
+
+
+def test_ordered_readers_give_every_row_of_their_part_in_an_order_by_seed(tmp_path: Path) -> None:
+    features, label_index = make_clusters(200)
+    shards = [list(range(90)), list(range(90, 200))]
+    manifest = write_feature_set(
+        tmp_path, features, label_index, splits=["train"] * 200, shards=shards, rows_per_group=5
+    )
+    files = [str(tmp_path / file.path) for file in manifest.files]
+    orders: dict[int, list[list[str]]] = {}
+    for seed in (1, 1, 2):
+        parts = []
+        for part in range(3):
+            rows = [70, 65, 65][part]
+            with open_ordered_reader(files, COLUMNS, seed=seed, part=part, parts=3) as reader:
+                parts.append(order_of(reader, rows))
+        assert [len(part) for part in parts] == [70, 65, 65]
+        assert sorted(parts[0] + parts[1] + parts[2]) == [f"photos/{row:05d}.png" for row in range(200)]
+        assert orders.setdefault(seed, parts) == parts
+    assert orders[1] != orders[2]
+
+
+def test_row_groups_come_in_their_order_and_know_their_file(tmp_path: Path) -> None:
+    features, label_index = make_clusters(60)
+    shards = [list(range(25)), list(range(25, 60))]
+    manifest = write_feature_set(
+        tmp_path, features, label_index, splits=["train"] * 60, shards=shards, rows_per_group=10
+    )
+    groups = list_row_groups(str(tmp_path), manifest, "train")
+    assert [(group.index, group.rows) for group in groups] == [
+        (0, 10),
+        (1, 10),
+        (2, 5),
+        (0, 10),
+        (1, 10),
+        (2, 10),
+        (3, 5),
+    ]
+    tables = list(iterate_row_groups(groups, ("path",)))
+    assert [path for table in tables for path in table["path"].to_pylist()] == [
+        f"photos/{row:05d}.png" for row in range(60)
+    ]
+    with pytest.raises(JobError, match=r"part-.* has no column colour"):
+        next(iterate_row_groups(groups, ("path", "colour")))
 
 
 def test_petastorm_on_a_split_without_rows_is_refused(tmp_path: Path) -> None:

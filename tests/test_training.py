@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+import signal
 import socket
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,20 @@ from typing import Any
 import numpy as np
 import pytest
 from feature_sets import make_clusters, spec_of, write_feature_set
+from sklearn.utils.class_weight import compute_class_weight
 
 from featurize.claims import CLAIM_NAME
 from featurize.errors import JobError, UsageError
 from featurize.manifests import read_features_manifest
-from featurize.recipe import FeaturesSettings, FinetuneRecipe, ModelSettings, TrainingSettings
-from finetune.fit import SingleRank, predict_probabilities
-from finetune.loader import read_split
+from featurize.model_settings import ModelSettings
+from featurize.recipe import FeaturesSettings, FinetuneRecipe
+from featurize.training_settings import METRICS, TrainingSettings
+from finetune.communicator import SingleRank
 from finetune.model_folder import ModelCard, load_model, read_model_card
-from finetune.training import find_trained, plan_training, train
+from finetune.signals import STOP_NAME, stop_by_file_on_sigterm, stop_on_sigterm
+from finetune.split_data import read_split
+from finetune.steps import predict_probabilities
+from finetune.training import find_trained, plan_training, train, weights_of_classes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 
@@ -38,11 +45,18 @@ def model_url(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def make_recipe(features: Path, model: Path, **training: Any) -> FinetuneRecipe:
-    settings = TrainingSettings.model_validate({"epochs": 3, **training})
+def make_recipe(
+    features: Path, model: Path, *, network: dict[str, Any] | None = None, **training: Any
+) -> FinetuneRecipe:
     return FinetuneRecipe(
-        features=FeaturesSettings(url=str(features)), model=ModelSettings(url=str(model)), training=settings
+        features=FeaturesSettings(url=str(features)),
+        model=ModelSettings.model_validate({"url": str(model), **(network or {})}),
+        training=TrainingSettings.model_validate({"epochs": 3, **training}),
     )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def train_alone(recipe: FinetuneRecipe) -> ModelCard:
@@ -65,10 +79,10 @@ def test_model_folder_holds_all_that_is_needed_to_use_and_repeat_it(features: Pa
     assert document["rows"] == {"train": 120, "validation": 40}
     assert [entry["epoch"] for entry in document["history"]] == [1, 2, 3]
     best = document["history"][document["best_epoch"] - 1]
-    assert document["metrics"] == {key: value for key, value in best.items() if key not in ("epoch", "seconds")}
+    assert document["metrics"] == {key: best[key] for key in METRICS}
     assert {"firn", "keras", "numpy"} <= set(document["versions"])
     left = {path.name for path in model_url.iterdir()}
-    assert left == {"model.keras", "model.json", "history.png"}
+    assert left == {"model.keras", "last.keras", "model.json", "history.png", "tensorboard"}
 
 
 def test_metrics_are_those_of_the_saved_network(features: Path, model_url: Path) -> None:
@@ -93,10 +107,10 @@ def test_trained_model_is_found_again(features: Path, model_url: Path) -> None:
 
 def test_another_model_in_the_same_place_is_refused(features: Path, model_url: Path) -> None:
     train_alone(make_recipe(features, model_url))
-    before = {path.name: path.read_bytes() for path in model_url.iterdir()}
+    before = contents(model_url)
     with pytest.raises(UsageError, match=r"holds another model.*--overwrite"):
         find_trained(plan_training(make_recipe(features, model_url, seed=1), ranks=1))
-    assert {path.name: path.read_bytes() for path in model_url.iterdir()} == before
+    assert contents(model_url) == before
 
 
 def test_foreign_folder_is_refused_and_left_alone(features: Path, model_url: Path) -> None:
@@ -157,6 +171,20 @@ CHANGES: list[dict[str, Any]] = [
     {"batch_size": 64},
     {"schedule": "cosine"},
     {"l2": 0.001},
+    {"gradient_normalization": "layer"},
+    {"label_smoothing": 0.1},
+    {"class_weights": "balanced"},
+    {"class_weights": {"bee": 2.0}},
+    {"early_stopping": {"patience": 3}},
+    {"best_by": "validation_loss"},
+    {"cache": "stream"},
+]
+MODEL_CHANGES: list[dict[str, Any]] = [
+    {"standardize": True},
+    {"l2_normalize": True},
+    {"name": "mlp_head"},
+    {"name": "mlp_head", "hidden": [8]},
+    {"name": "mlp_head", "dropout": 0.5},
 ]
 
 
@@ -166,6 +194,132 @@ def test_each_setting_makes_another_model_id(features: Path, change: dict[str, A
         plan_training(make_recipe(features, Path("m"), **training), ranks=1).model_id for training in ({}, change)
     }
     assert len(model_ids) == 2
+
+
+def test_each_setting_of_the_model_makes_another_model_id(features: Path) -> None:
+    networks: list[dict[str, Any]] = [{}, *MODEL_CHANGES]
+    recipes = [make_recipe(features, Path("m"), network=network) for network in networks]
+    assert len({plan_training(recipe, ranks=1).model_id for recipe in recipes}) == len(networks)
+
+
+@pytest.mark.parametrize("change", [{"timeout_s": 99.0}, {"cache_gb": 3.0}, {"cache": "memory"}, {"shuffle_rows": 7}])
+def test_settings_that_change_no_result_make_no_other_model_id(features: Path, change: dict[str, Any]) -> None:
+    recipes = [make_recipe(features, Path("m"), **training) for training in ({}, change)]
+    assert len({plan_training(recipe, ranks=1).model_id for recipe in recipes}) == 1
+
+
+def test_streams_depend_on_the_buffer_and_on_the_shards(features: Path, tmp_path: Path) -> None:
+    values, label_index = make_clusters(200, spread=2.0)
+    write_feature_set(tmp_path / "resharded", values, label_index, shards=[list(range(200))])
+    recipes = [
+        make_recipe(features, Path("m"), cache="stream"),
+        make_recipe(features, Path("m"), cache_gb=1e-9),
+        make_recipe(features, Path("m"), cache="stream", shuffle_rows=50),
+        make_recipe(tmp_path / "resharded", Path("m"), cache="stream"),
+    ]
+    model_ids = [plan_training(recipe, ranks=1).model_id for recipe in recipes]
+    assert model_ids[0] == model_ids[1]
+    assert len(set(model_ids)) == 3
+
+
+def test_own_network_that_was_changed_makes_another_model_id(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = make_recipe(features, Path("m"), network={"name": "own_nets:make"})
+    model_ids = []
+    for units in (3, 4):
+        (tmp_path / "own_nets.py").write_text(f"def make(feature_shape, n_classes, seed): return {units}\n")
+        sys.modules.pop("own_nets", None)
+        model_ids.append(plan_training(recipe, ranks=1).model_id)
+    assert model_ids[0] != model_ids[1]
+
+
+def test_all_that_does_not_go_with_the_features_is_named_at_once(features: Path) -> None:
+    recipe = make_recipe(
+        features,
+        Path("m"),
+        network={"name": "landscapes_convnet", "pixels": "scale"},
+        augmentation={"flip": "both"},
+        class_weights={"bee": 1.0, "wasp": 2.0, "cat": -1.0},
+    )
+    with pytest.raises(UsageError) as raised:
+        plan_training(recipe, ranks=1)
+    for part in ("landscapes_convnet", "model.pixels", "training.augmentation", "'wasp'", "'cat' must weigh 0 or more"):
+        assert part in str(raised.value), part
+    assert "'bee'" not in str(raised.value)
+
+
+def test_early_stopping_without_validation_rows_is_refused(tmp_path: Path) -> None:
+    values, label_index = make_clusters(30)
+    write_feature_set(tmp_path / "set", values, label_index, splits=["train"] * 30)
+    recipe = make_recipe(tmp_path / "set", Path("m"), early_stopping={})
+    with pytest.raises(UsageError, match="no validation rows for validation_loss"):
+        plan_training(recipe, ranks=1)
+
+
+def test_balanced_weights_are_those_of_scikit_learn(features: Path) -> None:
+    manifest = read_features_manifest(str(features))
+    rows = manifest.rows["train"]
+    label_index = np.repeat(np.arange(3), [rows[label] for label in manifest.classes])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=label_index)
+    found = weights_of_classes(TrainingSettings(class_weights="balanced"), manifest)
+    np.testing.assert_allclose(np.asarray(found), expected)
+
+
+def test_weights_by_name_leave_the_others_at_1(features: Path) -> None:
+    manifest = read_features_manifest(str(features))
+    assert weights_of_classes(TrainingSettings(class_weights={"bee": 2.5}), manifest) == [1.0, 2.5, 1.0]
+    assert weights_of_classes(TrainingSettings(), manifest) is None
+
+
+def test_standardised_model_keeps_the_statistics_of_the_training_split(features: Path, model_url: Path) -> None:
+    """Of its training rows it sees mean 0 and deviation 1, and the same whether they are streamed."""
+    networks = []
+    for cache in ("memory", "stream"):
+        train_alone(make_recipe(features, model_url / cache, network={"standardize": True}, cache=cache))
+        networks.append(load_model(str(model_url / cache))[0])
+    data = read_split(str(features), read_features_manifest(str(features)), "train")
+    for network in networks:
+        seen = np.asarray(network.get_layer("standardize")(data.features))
+        np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-5)
+        np.testing.assert_allclose(seen.std(axis=0), 1, rtol=1e-4)
+
+
+def test_event_files_hold_the_history(features: Path, model_url: Path) -> None:
+    import tensorflow as tf
+
+    card = train_alone(make_recipe(features, model_url))
+    (file,) = (model_url / "tensorboard").iterdir()
+    found: dict[int, dict[str, float]] = {}
+    for event in tf.compat.v1.train.summary_iterator(str(file)):
+        for value in event.summary.value:
+            found.setdefault(event.step, {})[value.tag] = float(tf.make_ndarray(value.tensor))
+    assert sorted(found) == [1, 2, 3]
+    for entry in card.history:
+        values = found[int(entry["epoch"])]
+        assert values["loss/training"] == pytest.approx(entry["loss"])
+        assert values["accuracy/validation"] == pytest.approx(entry["validation_accuracy"])
+        assert values["speed/rows_per_second"] == pytest.approx(entry["rows_per_second"])
+
+
+def test_wish_to_stop_that_a_killed_driver_left_is_forgotten(features: Path, model_url: Path) -> None:
+    model_url.mkdir()
+    (model_url / STOP_NAME).write_text("{}")
+    plan = plan_training(make_recipe(features, model_url), ranks=1)
+    with stop_on_sigterm(str(model_url)) as is_asked_to_stop:
+        card = train(plan, SingleRank(), is_asked_to_stop=is_asked_to_stop)
+    assert card is not None
+    assert len(card.history) == 3
+
+
+def test_driver_hands_sigterm_on_to_the_ranks(tmp_path: Path) -> None:
+    with stop_on_sigterm(str(tmp_path)) as is_asked_to_stop, stop_by_file_on_sigterm(str(tmp_path)):
+        assert not is_asked_to_stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert is_asked_to_stop()
+    assert not (tmp_path / STOP_NAME).exists()
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 @pytest.mark.parametrize("changed", ["labels", "splits", "backbone", "row"])

@@ -17,8 +17,8 @@ from featurize.features import featurize
 from featurize.manifests import FeaturesManifest, read_features_manifest
 from featurize.recipe import FinetuneRecipe
 from featurize.settings import check_settings
+from finetune.communicator import SingleRank
 from finetune.evaluate import evaluate_model
-from finetune.fit import SingleRank
 from finetune.reading import open_petastorm_reader
 from finetune.training import plan_training, train
 from integration.hdfs_cluster import MiniHdfs

@@ -14,9 +14,9 @@ from featurize.features import featurize
 from featurize.manifests import read_features_manifest
 from featurize.precision import MIN_COSINE, has_bfloat16, mean_cosine
 from featurize.recipe import SPLITS, Recipe, lower_half, read_recipe, upper_half
+from finetune.communicator import SingleRank
 from finetune.evaluate import evaluate_model
-from finetune.fit import SingleRank
-from finetune.loader import read_split
+from finetune.split_data import read_split
 from finetune.training import plan_training, train
 
 pytestmark = [pytest.mark.realdata, pytest.mark.spark, pytest.mark.slow]

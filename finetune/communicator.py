@@ -1,0 +1,37 @@
+"""The other ranks, as far as training needs them: sums and minima over all of them. Horovod's are in `distributed`."""
+
+from typing import Any, Protocol
+
+
+class Communicator(Protocol):
+    """All ranks of a training. Every rank must enter each collective, in the same order, in a graph or outside."""
+
+    rank: int
+    size: int
+
+    def sum(self, tensor: Any) -> Any:
+        """The sum of `tensor` over all ranks."""
+
+    def minimum(self, tensor: Any) -> Any:
+        """The least value of each element of `tensor` over all ranks."""
+
+    def report(self, doing: str) -> None:
+        """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
+
+
+class SingleRank:
+    """No other ranks."""
+
+    rank = 0
+    size = 1
+
+    def sum(self, tensor: Any) -> Any:
+        """`tensor` itself."""
+        return tensor
+
+    def minimum(self, tensor: Any) -> Any:
+        """`tensor` itself."""
+        return tensor
+
+    def report(self, doing: str) -> None:
+        """Nobody to tell."""

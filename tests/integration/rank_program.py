@@ -1,0 +1,83 @@
+"""What the ranks of `test_rank_faults` do: sums without end, until one of them meets its fault.
+
+``horovodrun -np N --gloo python rank_program.py FOLDER FAULT RANK TIMEOUT_S``, or with the number of ranks behind that, the same
+on Spark. Each rank writes FOLDER/pid-RANK when it starts and FOLDER/ready-RANK when it has summed for a while.
+"""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from featurize.cli import reported_errors
+from featurize.errors import JobError
+from finetune.distributed import open_ranks, run_on_spark
+
+STEPS_BEFORE = 20
+STANDSTILL_S = 10.0
+
+
+def loop(folder: str, fault: str, faulty: int, timeout_s: float) -> int:
+    """Sums until a fault; `fault` is met by rank `faulty`. How many ranks there were, if it ends."""
+    rank = int(os.environ["HOROVOD_RANK"])
+    Path(folder, f"pid-{rank}").write_text(str(os.getpid()))
+    mine = fault if rank == faulty else ""
+    if mine == "not started":
+        time.sleep(1000)
+    if mine == "killed early":
+        os.kill(os.getpid(), signal.SIGKILL)
+    with open_ranks(distributed=True, timeout_s=timeout_s, standstill_s=STANDSTILL_S) as ranks:
+        import tensorflow as tf
+
+        steps = tf.function(ranks.sum)
+        least = float(ranks.minimum(tf.constant(rank + 5.0)))
+        assert least == 5.0
+        for step in range(10**9):
+            ranks.report(f"epoch 3, step {step}")
+            assert float(steps(tf.constant(1.0))) == ranks.size
+            if step == STEPS_BEFORE:
+                Path(folder, f"ready-{rank}").write_text("")
+                if meet(mine):
+                    break
+            time.sleep(0.005)
+        return int(ranks.size)
+
+
+def meet(fault: str) -> bool:
+    """The faults that a rank brings upon itself; whether it then ends as if all were done."""
+    if fault == "raises":
+        raise ValueError("boom")
+    if fault == "exits":
+        sys.exit(3)
+    if fault == "firn error":
+        raise JobError("the features of cats are not finite.")
+    if fault == "disk full":
+        with open("/dev/full", "wb", buffering=0) as device:
+            device.write(b"checkpoint")
+    if fault == "absent":
+        time.sleep(1000)
+    return fault == "done"
+
+
+def main(folder: str, fault: str, faulty: str, timeout_s: str, num_proc: str = "") -> None:
+    arguments: Any = (folder, fault, int(faulty), float(timeout_s))
+    with reported_errors():
+        if num_proc:
+            print(
+                run_on_spark(
+                    lambda: loop(*arguments), int(num_proc), timeout_s=float(timeout_s), standstill_s=STANDSTILL_S
+                )
+            )
+        else:
+            loop(*arguments)
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except typer.Exit as end:
+        sys.exit(end.exit_code)

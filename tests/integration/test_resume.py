@@ -1,0 +1,178 @@
+"""A training that was killed or asked to stop, and gone on with, gives the model of an undisturbed one, to the last bit.
+
+FIRN_RESUME_ROUNDS=10 repeats every test that often, each time at another moment.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from feature_sets import make_clusters, write_feature_set
+from toml_files import write_toml
+
+from featurize.claims import CLAIM_NAME
+from finetune.checkpoints import CHECKPOINT_NAME
+from finetune.model_folder import CARD_NAME, LAST_NETWORK_NAME, NETWORK_NAME
+from integration.processes import kill_processes, wait_until
+
+pytestmark = [pytest.mark.horovod, pytest.mark.slow]
+EPOCHS = 40
+ROUNDS = range(int(os.environ.get("FIRN_RESUME_ROUNDS", "1")))
+HOROVODRUN = [sys.executable, str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--gloo"]
+LAUNCHERS: dict[int, list[str]] = {1: [], 2: HOROVODRUN}
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training of one rank or two, some seconds long, to be started as often as one likes."""
+
+    folder: Path
+    ranks: int
+
+    def command(self, model: str, *options: str) -> list[str]:
+        fit = [sys.executable, "-m", "finetune", "fit", "recipe.toml", "--set", f"model.url={model}", *options]
+        return [*LAUNCHERS[self.ranks], *fit, "--set", f"training.batch_size={128 // self.ranks}"]
+
+    def run(self, model: str, *options: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            self.command(model, *options), cwd=self.folder, capture_output=True, text=True, timeout=240, check=False
+        )
+
+    def start(self, model: str) -> "subprocess.Popen[str]":
+        with (self.folder / f"{model}.log").open("w") as log:
+            return subprocess.Popen(self.command(model), cwd=self.folder, stdout=log, stderr=log, text=True)
+
+    def log(self, model: str) -> str:
+        return (self.folder / f"{model}.log").read_text()
+
+    def wait_for_epoch(self, model: str, process: "subprocess.Popen[str]") -> None:
+        """Waits until some epochs are done, and a random part of another one."""
+
+        def has_begun() -> bool:
+            assert process.poll() is None, self.log(model)
+            return f"epoch 3/{EPOCHS}" in self.log(model)
+
+        wait_until(has_begun, "the third epoch", timeout_s=120)
+        time.sleep(np.random.default_rng().uniform(0, 0.5))
+
+    def assert_equal_to_undisturbed(self, model: str) -> None:
+        found, wanted = (json.loads((self.folder / name / CARD_NAME).read_text()) for name in (model, "undisturbed"))
+        for key in ("model_id", "best_epoch", "metrics", "ranks"):
+            assert found[key] == wanted[key], key
+        for entry, other in zip(found["history"], wanted["history"], strict=True):
+            assert without_seconds(entry) == without_seconds(other)
+        for network in (NETWORK_NAME, LAST_NETWORK_NAME):
+            pairs = (weights_of(self.folder / name / network) for name in (model, "undisturbed"))
+            for weights, expected in zip(*pairs, strict=True):
+                np.testing.assert_array_equal(weights, expected)
+        left = {path.name for path in (self.folder / model).iterdir()}
+        assert not {CHECKPOINT_NAME, CLAIM_NAME} & left
+
+
+def without_seconds(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if "second" not in key}
+
+
+def weights_of(path: Path) -> Sequence[Any]:
+    from keras import saving
+
+    weights: Sequence[Any] = saving.load_model(path, compile=False).get_weights()
+    return weights
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_rank", "two_ranks"])
+def training(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    """With dropout, a schedule and momentum: all that has a state, or seems to."""
+    folder = tmp_path_factory.mktemp("resume")
+    features, label_index = make_clusters(6000, dim=64, n_classes=5, spread=6.0)
+    splits = ["train"] * 5001 + ["validation"] * 999
+    write_feature_set(
+        folder / "set",
+        features,
+        label_index,
+        splits=splits,
+        classes=[f"class {i}" for i in range(5)],
+        rows_per_group=1024,
+    )
+    model = {"name": "mlp_head", "hidden": [128], "dropout": 0.4, "url": "model"}
+    settings = {"epochs": EPOCHS, "learning_rate": 0.02, "schedule": "cosine"}
+    write_toml(folder / "recipe.toml", {"features": {"url": "set"}, "model": model, "training": settings})
+    training = Training(folder, request.param)
+    done = training.run("undisturbed")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return training
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+def test_training_that_was_killed_is_gone_on_with(training: Training, number: int) -> None:
+    model = f"killed{number}"
+    process = training.start(model)
+    training.wait_for_epoch(model, process)
+    kill_processes([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
+    process.wait()
+    assert not (training.folder / model / CARD_NAME).exists()
+    done = training.run(model, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 1/" not in done.stdout + done.stderr
+    training.assert_equal_to_undisturbed(model)
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+def test_training_that_gets_sigterm_keeps_its_epoch_and_is_gone_on_with(training: Training, number: int) -> None:
+    model = f"stopped{number}"
+    process = training.start(model)
+    training.wait_for_epoch(model, process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) not in (0, None)
+    if training.ranks == 1:
+        assert process.returncode == 1
+        assert f"of {EPOCHS}" in training.log(model)
+        assert "--resume" in training.log(model)
+    assert (training.folder / model / CHECKPOINT_NAME).exists()
+    done = training.run(model, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 1/" not in done.stdout + done.stderr
+    training.assert_equal_to_undisturbed(model)
+
+
+@pytest.mark.parametrize("number", ROUNDS)
+def test_rank_that_is_killed_ends_the_training_with_its_name(training: Training, number: int) -> None:
+    if training.ranks == 1:
+        return
+    model = f"rank-killed{number}"
+    process = training.start(model)
+    training.wait_for_epoch(model, process)
+    rank_1 = next(
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if child.environ().get("HOROVOD_RANK") == "1" and "finetune" in child.cmdline()
+    )
+    rank_1.kill()
+    assert process.wait(timeout=60) != 0
+    assert "rank 1" in training.log(model)
+    done = training.run(model, "--resume")
+    assert done.returncode == 0, done.stdout + done.stderr
+    training.assert_equal_to_undisturbed(model)
+
+
+def test_without_resume_a_training_starts_afresh(training: Training) -> None:
+    model = "afresh"
+    process = training.start(model)
+    training.wait_for_epoch(model, process)
+    kill_processes([psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)])
+    process.wait()
+    done = training.run(model)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "epoch 1/" in done.stdout + done.stderr
+    assert "--resume" in done.stdout + done.stderr
+    training.assert_equal_to_undisturbed(model)
