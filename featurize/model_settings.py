@@ -10,13 +10,16 @@ from featurize.settings import Settings
 HEADS = ("softmax_head", "mlp_head")
 PIXEL_MODELS = ("mnist_mlp", "mnist_convnet", "landscapes_convnet")
 MODEL_NAMES = (*HEADS, *PIXEL_MODELS)
+UNFROZEN = "unfrozen"
 _OWN_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+_NAMES_IN_WORDS = f"{', '.join((*MODEL_NAMES, UNFROZEN))}, or one's own as module:function"
 
 
 def _check_name(name: str) -> str:
-    if name in MODEL_NAMES or _OWN_FUNCTION.fullmatch(name):
+    if name in (*MODEL_NAMES, UNFROZEN) or _OWN_FUNCTION.fullmatch(name):
         return name
-    raise ValueError(f"must be one of {', '.join(MODEL_NAMES)}, or one's own as module:function. Got {name!r}.")
+    raise ValueError(f"must be one of {_NAMES_IN_WORDS}. Got {name!r}.")
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
@@ -25,7 +28,7 @@ Name = Annotated[str, AfterValidator(_check_name)]
 class ModelSettings(Settings):
     """What is trained on the features."""
 
-    name: Name = Field(default="softmax_head", description=f"{', '.join(MODEL_NAMES)}, or one's own as module:function")
+    name: Name = Field(default="softmax_head", description=_NAMES_IN_WORDS)
     url: str = Field(min_length=1, description="the folder the model is written to")
     pixels: Literal["scale", "standardize", "binarize"] | None = Field(
         default=None,
@@ -38,6 +41,14 @@ class ModelSettings(Settings):
     hidden: list[int] | None = Field(default=None, description="units of each hidden layer of mlp_head")
     dropout: float | None = Field(default=None, ge=0, lt=1, description="after each hidden layer of mlp_head")
     options: dict[str, Any] = Field(default={}, description="keyword arguments of one's own function")
+    head: str | None = Field(
+        default=None,
+        min_length=1,
+        description="unfrozen: the folder of a trained head, which is trained on with its backbone",
+    )
+    unfreeze_from: str | None = Field(
+        default=None, min_length=1, description="unfrozen: the first layer of the backbone that is trained, by its name"
+    )
 
     @model_validator(mode="after")
     def _fits_the_name(self) -> "ModelSettings":
@@ -61,4 +72,13 @@ def _faults(settings: ModelSettings) -> list[str]:
         faults.append("`options` are for one's own function only")
     of_features = [key for key in ("standardize", "l2_normalize") if getattr(settings, key) and name in PIXEL_MODELS]
     faults += [f"`{key}` is for features, not for {name}; see `pixels`" for key in of_features]
-    return faults
+    return faults + _faults_of_unfreezing(settings)
+
+
+def _faults_of_unfreezing(settings: ModelSettings) -> list[str]:
+    keys = ("head", "unfreeze_from")
+    if settings.name != UNFROZEN:
+        return [f"`{key}` is for {UNFROZEN} only" for key in keys if getattr(settings, key) is not None]
+    faults = [f"`{key}` is needed with {UNFROZEN}" for key in keys if getattr(settings, key) is None]
+    given = [key for key in ("pixels", "standardize", "l2_normalize") if getattr(settings, key)]
+    return faults + [f"`{key}` has no use with {UNFROZEN}: backbone and head prepare as they did" for key in given]

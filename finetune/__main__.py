@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -17,9 +17,11 @@ from featurize.cli import JsonOption, SetOption, make_app, print_result, reporte
 from featurize.errors import UsageError
 from featurize.recipe import lower_half, read_recipe
 from featurize.storage import absolute_url
+from finetune.checkpoints import has_checkpoint
 from finetune.model_folder import ModelCard, read_model_card
-from finetune.signals import stop_by_file_on_sigterm
-from finetune.training import TrainingPlan, find_trained, plan_training, train
+from finetune.plans import TrainingPlan, find_trained, plan_training
+from finetune.progress import epoch_progress
+from finetune.training import train
 
 app = make_app("Features to models, on any number of ranks.")
 
@@ -49,17 +51,24 @@ def fit_command(
         ranks = int(os.environ["HOROVOD_SIZE"]) if under_horovodrun else num_proc
         plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
         card = find_trained(plan, overwrite=overwrite)
-        reused = card is not None
+        reused, is_rank_0 = card is not None, os.environ.get("HOROVOD_RANK", "0") == "0"
+        if card is None and is_rank_0 and not resume and has_checkpoint(plan.recipe.model.url):
+            warn("a training that was cut short has left its checkpoint; this one starts afresh. To go on: --resume.")
         run = partial(
             _train_as_rank, plan, distributed=ranks > 1 or under_horovodrun, overwrite=overwrite, resume=resume
         )
         if card is None and num_proc > 1:
-            with stop_by_file_on_sigterm(plan.recipe.model.url):
-                run_on_spark(lambda: run() is not None, num_proc)
+            with epoch_progress(plan.recipe.training.epochs) as on_epoch:
+                run_on_spark(
+                    lambda: run(on_spark=True) is not None,
+                    num_proc,
+                    timeout_s=plan.recipe.training.timeout_s,
+                    on_told=on_epoch,
+                )
             card = read_model_card(plan.recipe.model.url)
         elif card is None:
             card = run()
-        if card is not None and os.environ.get("HOROVOD_RANK", "0") == "0":
+        if card is not None and is_rank_0:
             _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
 
 
@@ -80,21 +89,22 @@ def evaluate_command(
         print_result(result, as_json=as_json)
 
 
-def _train_as_rank(plan: TrainingPlan, *, distributed: bool, overwrite: bool, resume: bool) -> ModelCard | None:
-    """Trains in this process, as one of the ranks; rank 0 shows the progress and returns the card."""
-    from finetune.checkpoints import has_checkpoint
+def _train_as_rank(
+    plan: TrainingPlan, *, distributed: bool, overwrite: bool, resume: bool, on_spark: bool = False
+) -> ModelCard | None:
+    """Trains in this process, as one of the ranks; rank 0 shows the progress, or has the driver show it, and returns the card."""
     from finetune.distributed import open_ranks
-    from finetune.progress import epoch_progress
     from finetune.signals import stop_on_sigterm
 
-    settings, url = plan.recipe.training, plan.recipe.model.url
+    settings = plan.recipe.training
     with (
         open_ranks(distributed=distributed, timeout_s=settings.timeout_s) as ranks,
-        stop_on_sigterm(url) as is_asked_to_stop,
-        epoch_progress(settings.epochs) if ranks.rank == 0 else nullcontext() as on_epoch,
+        stop_on_sigterm() as is_asked_to_stop,
+        ExitStack() as shown,
     ):
-        if ranks.rank == 0 and not resume and has_checkpoint(url):
-            warn(f"{url} holds the checkpoint of a training that was cut short; this one starts afresh. See --resume.")
+        on_epoch = None
+        if ranks.rank == 0:
+            on_epoch = ranks.tell if on_spark else shown.enter_context(epoch_progress(settings.epochs))
         return train(
             plan, ranks, overwrite=overwrite, resume=resume, on_epoch=on_epoch, is_asked_to_stop=is_asked_to_stop
         )

@@ -1,5 +1,6 @@
 """The other ranks, as far as training needs them: sums and minima over all of them. Horovod's are in `distributed`."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 
@@ -18,6 +19,9 @@ class Communicator(Protocol):
     def report(self, doing: str) -> None:
         """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
 
+    def tell(self, facts: Mapping[str, float]) -> None:
+        """Hands something for the user to the process that has started the ranks on Spark."""
+
 
 class SingleRank:
     """No other ranks."""
@@ -34,4 +38,7 @@ class SingleRank:
         return tensor
 
     def report(self, doing: str) -> None:
+        """Nobody to tell."""
+
+    def tell(self, facts: Mapping[str, float]) -> None:
         """Nobody to tell."""

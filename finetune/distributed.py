@@ -2,7 +2,7 @@
 
 import os
 import posixpath
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -53,6 +53,11 @@ class HorovodRanks:
         """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
         if self._watch is not None:
             self._watch.report(doing)
+
+    def tell(self, facts: Mapping[str, float]) -> None:
+        """Tells the driver, where this is a rank on Spark: Horovod hands on what a rank prints by 64 KiB, which is too late."""
+        if self._watch is not None:
+            self._watch.tell(facts)
 
 
 def launched_by_horovodrun() -> bool:
@@ -166,7 +171,12 @@ def _initialise(watch: Watch) -> None:
 
 
 def run_on_spark(
-    work: Callable[[], Result], num_proc: int, *, timeout_s: float = TIMEOUT_S, standstill_s: float = STANDSTILL_S
+    work: Callable[[], Result],
+    num_proc: int,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    standstill_s: float = STANDSTILL_S,
+    on_told: Callable[[dict[str, float]], None] | None = None,
 ) -> Result:
     """Runs `work` on `num_proc` ranks, each a task of a Spark job, and returns what rank 0 returns.
 
@@ -177,6 +187,7 @@ def run_on_spark(
         num_proc: how many ranks.
         timeout_s: a rank that is not heard of for so long is stalled.
         standstill_s: ranks that live and report nothing new for so long are stuck.
+        on_told: called with what ranks `tell`.
 
     Raises:
         JobError: a rank failed; the message is its own, or says which rank died or stalled.
@@ -186,7 +197,7 @@ def run_on_spark(
     with open_session("firn fit", slots=num_proc) as session:
         context = session.sparkContext
         _give_ranks_py_files(context)
-        ranks = SparkRanks(context, num_proc, timeout_s=timeout_s, standstill_s=standstill_s)
+        ranks = SparkRanks(context, num_proc, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
         results = ranks.run(lambda hub: _reporting_errors(work, hub))
     messages = [message for message, _ in results if message is not None]
     if messages:

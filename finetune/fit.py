@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.errors import JobError
+from featurize.errors import JobError, SharedError
 from featurize.training_settings import AugmentationSettings, TrainingSettings
 from finetune.agreement import any_rank, check_agreement, gather_rows, raise_together, share_variables
 from finetune.augmentation import augment
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_STEPS_A_CALL = 64
+_MAX_STEPS_A_CALL = 64
+_CALL_S = 2.0  # about so long a call of many steps may take, after which a rank can say where it is
 TIMES = ("data_seconds", "compute_seconds", "all_reduce_seconds", "idle_seconds")
 Weights = list[NDArray[Any]]
 Entry = dict[str, float]
@@ -77,7 +78,7 @@ class FitResult:
     is_stopped_early: bool
 
 
-class InterruptedTrainingError(JobError):
+class InterruptedTrainingError(SharedError):
     """A training that was asked to stop, and did so after an epoch, its checkpoint written."""
 
 
@@ -128,6 +129,7 @@ def fit(
         entry |= evaluate() | {"seconds": perf_counter() - started}
         check_validation(entry, settings)
         totals += [entry[name] for name in TIMES]
+        ranks.report(f"the checkpoint of epoch {state.epoch + 1}")
         state = _next_state(state, entry, model, optimizer, settings)
         _keep(state, keep, ranks)
         if on_epoch is not None:
@@ -164,13 +166,16 @@ def _train_epoch(
         batches = _augmented(batches, settings.augmentation, seed=settings.seed, epoch=epoch)
     started, n_steps, parts = perf_counter(), train.steps(global_batch_size), []
     with train.failures():
-        iterator = iter(batches.prefetch(2))
-        for first in range(0, n_steps, _STEPS_A_CALL):
-            ranks.report(f"epoch {epoch}, step {first + 1}")
-            count = min(_STEPS_A_CALL, n_steps - first)
+        iterator, done, count = iter(batches.prefetch(2)), 0, 1
+        while done < n_steps:
+            ranks.report(f"epoch {epoch}, step {done + 1}")
+            called = perf_counter()
             part = steps(iterator, tf.constant(count), tf.constant(epoch, tf.int64)).numpy()
-            check_losses(part[:, 0] / part[:, 2], settings, epoch=epoch, first_step=first + 1, n_classes=n_classes)
+            check_losses(part[:, 0] / part[:, 2], settings, epoch=epoch, first_step=done + 1, n_classes=n_classes)
             parts.append(part)
+            done += count
+            wanted = int(count * _CALL_S / (perf_counter() - called))
+            count = max(1, min(wanted, _MAX_STEPS_A_CALL, n_steps - done))
     seconds = perf_counter() - started
     loss, right, _, data, compute, reducing = np.concatenate(parts).T
     idle = reducing - np.asarray(ranks.minimum(tf.constant(reducing)))

@@ -79,10 +79,11 @@ class Hub:
         on_verdict: Callable[[str, bool], None],
         host: str = "",
         standstill_s: float = STANDSTILL_S,
+        on_told: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.verdict: str | None = None
         self._size, self._name, self._timeout_s, self._on_verdict = size, name, timeout_s, on_verdict
-        self._standstill_s, self._last_report = standstill_s, monotonic()
+        self._standstill_s, self._last_report, self._on_told = standstill_s, monotonic(), on_told
         self._token = secrets.token_hex(16)
         self._listener = socket.create_server((host, 0), backlog=max(128, size))
         self._listener.setblocking(False)
@@ -180,6 +181,8 @@ class Hub:
 
     def _take(self, rank: _Rank, message: dict[str, Any]) -> None:
         rank.heard = monotonic()
+        if "told" in message and self._on_told is not None:
+            self._on_told(message["told"])
         if message.get("reports", 0) > rank.reports:
             rank.doing, rank.reports, self._last_report = message["doing"], message["reports"], rank.heard
         if "broken" in message:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featurize.errors import UsageError
-from featurize.model_settings import ModelSettings
+from featurize.model_settings import UNFROZEN, ModelSettings
 from finetune.convnets import CONVNETS, apply_convnet, apply_hidden, size_faults
 from finetune.feature_statistics import Statistics
 from finetune.inputs import flatten, input_faults, prepare_input
@@ -62,6 +62,8 @@ def build_model(
     """
     import keras
 
+    if settings.name == UNFROZEN:
+        raise ValueError(f"{UNFROZEN} is built by finetune.unfreezing.build_unfrozen, from a trained head.")
     if faults := model_faults(settings, feature_shape=feature_shape, feature_dtype=feature_dtype):
         raise UsageError("; ".join(faults) + ".")
     inputs, prepared = prepare_input(

@@ -11,8 +11,8 @@ class Rows(NamedTuple):
     """Some rows of a split: features ``(n, *row_shape)``, label_index int32 ``(n,)``, row_ids int64 ``(n,)``."""
 
     features: NDArray[Any]
-    label_index: NDArray[np.int32]
-    row_ids: NDArray[np.int64]
+    label_index: NDArray[Any]
+    row_ids: NDArray[Any]
 
     @property
     def n_rows(self) -> int:

@@ -30,16 +30,30 @@ class SparkRanks:
         num_proc: how many ranks.
         timeout_s: a rank that is not heard of for so long is stalled.
         standstill_s: ranks that live and report nothing new for so long are stuck.
+        on_told: called with what ranks tell the driver.
     """
 
-    def __init__(self, context: "SparkContext", num_proc: int, *, timeout_s: float, standstill_s: float) -> None:
+    def __init__(
+        self,
+        context: "SparkContext",
+        num_proc: int,
+        *,
+        timeout_s: float,
+        standstill_s: float,
+        on_told: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
         self._context, self._num_proc = context, num_proc
         self._abort = threading.Event()
         self._finished = threading.Event()
         self._spark_error: BaseException | None = None
         name = process_name("the driver")
         self._hub = Hub(
-            num_proc, name=name, timeout_s=timeout_s, standstill_s=standstill_s, on_verdict=self._on_verdict
+            num_proc,
+            name=name,
+            timeout_s=timeout_s,
+            standstill_s=standstill_s,
+            on_verdict=self._on_verdict,
+            on_told=on_told,
         )
 
     def run(self, make_work: Callable[[Address], Callable[[], Result]]) -> list[Result]:

@@ -24,7 +24,8 @@ def make_validation(model: "keras.Model", data: Data, ranks: Communicator) -> Ca
 
     def evaluate() -> dict[str, float]:
         own = np.zeros(1 + 3 * n_classes)
-        for features, label_index in data.slices(rank=ranks.rank, size=ranks.size):
+        for number, (features, label_index) in enumerate(data.slices(rank=ranks.rank, size=ranks.size), 1):
+            ranks.report(f"slice {number} of its validation rows")
             loss, predicted = (np.asarray(value) for value in evaluate_slice(features, label_index))
             counted = (label_index[predicted == label_index], label_index, predicted)
             own += np.concatenate([[loss], *(np.bincount(part, minlength=n_classes) for part in counted)])

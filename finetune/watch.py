@@ -4,7 +4,7 @@ import os
 import selectors
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import monotonic
 from typing import Any
 
@@ -54,6 +54,10 @@ class Watch:
         """
         self._doing = doing
         self._reports += 1
+
+    def tell(self, facts: Mapping[str, float]) -> None:
+        """Tells the hub something for the user."""
+        self._lines.send({"told": dict(facts)})
 
     def collective_failed(self, error: str) -> None:
         """Tells the hub and waits for its verdict, which ends this process. Returns if there is no verdict to come."""

@@ -22,7 +22,8 @@ from featurize.training_settings import TrainingSettings
 from finetune.communicator import SingleRank
 from finetune.evaluate import confusion_csv, evaluate_model, print_evaluation
 from finetune.metrics import evaluate_probabilities
-from finetune.training import plan_training, train
+from finetune.plans import plan_training
+from finetune.training import train
 
 CLASSES = ("ant", "bee, wild", 'cat "tom"', "dog", "eel", "fox", "grün")
 DESIGNED = {"accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss", "rows", "confusion_matrix", "classes"}

@@ -16,7 +16,8 @@ from featurize.recipe import FeaturesSettings, FinetuneRecipe
 from featurize.training_settings import TrainingSettings
 from finetune.communicator import SingleRank
 from finetune.model_folder import CARD_NAME, NETWORK_NAME, check_features, load_model, read_model_card
-from finetune.training import plan_training, train
+from finetune.plans import plan_training
+from finetune.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 

@@ -23,10 +23,11 @@ from featurize.recipe import FeaturesSettings, FinetuneRecipe
 from featurize.training_settings import METRICS, TrainingSettings
 from finetune.communicator import SingleRank
 from finetune.model_folder import ModelCard, load_model, read_model_card
-from finetune.signals import STOP_NAME, stop_by_file_on_sigterm, stop_on_sigterm
+from finetune.plans import find_trained, plan_training, weights_of_classes
+from finetune.signals import stop_on_sigterm
 from finetune.split_data import read_split
 from finetune.steps import predict_probabilities
-from finetune.training import find_trained, plan_training, train, weights_of_classes
+from finetune.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 
@@ -303,23 +304,13 @@ def test_event_files_hold_the_history(features: Path, model_url: Path) -> None:
         assert values["speed/rows_per_second"] == pytest.approx(entry["rows_per_second"])
 
 
-def test_wish_to_stop_that_a_killed_driver_left_is_forgotten(features: Path, model_url: Path) -> None:
-    model_url.mkdir()
-    (model_url / STOP_NAME).write_text("{}")
-    plan = plan_training(make_recipe(features, model_url), ranks=1)
-    with stop_on_sigterm(str(model_url)) as is_asked_to_stop:
-        card = train(plan, SingleRank(), is_asked_to_stop=is_asked_to_stop)
-    assert card is not None
-    assert len(card.history) == 3
-
-
-def test_driver_hands_sigterm_on_to_the_ranks(tmp_path: Path) -> None:
-    with stop_on_sigterm(str(tmp_path)) as is_asked_to_stop, stop_by_file_on_sigterm(str(tmp_path)):
+def test_sigterm_is_a_wish_within_the_block_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_sigterm() as is_asked_to_stop:
         assert not is_asked_to_stop()
         os.kill(os.getpid(), signal.SIGTERM)
         assert is_asked_to_stop()
-    assert not (tmp_path / STOP_NAME).exists()
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("changed", ["labels", "splits", "backbone", "row"])

@@ -19,8 +19,9 @@ from featurize.recipe import FinetuneRecipe
 from featurize.settings import check_settings
 from finetune.communicator import SingleRank
 from finetune.evaluate import evaluate_model
+from finetune.plans import plan_training
 from finetune.reading import open_petastorm_reader
-from finetune.training import plan_training, train
+from finetune.training import train
 from integration.hdfs_cluster import MiniHdfs
 from integration.rows import rows_at
 

@@ -16,8 +16,9 @@ from featurize.precision import MIN_COSINE, has_bfloat16, mean_cosine
 from featurize.recipe import SPLITS, Recipe, lower_half, read_recipe, upper_half
 from finetune.communicator import SingleRank
 from finetune.evaluate import evaluate_model
+from finetune.plans import plan_training
 from finetune.split_data import read_split
-from finetune.training import plan_training, train
+from finetune.training import train
 
 pytestmark = [pytest.mark.realdata, pytest.mark.spark, pytest.mark.slow]
 
