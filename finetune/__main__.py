@@ -21,6 +21,7 @@ from finetune.checkpoints import has_checkpoint
 from finetune.model_folder import ModelCard, read_model_card
 from finetune.plans import TrainingPlan, find_trained, plan_training
 from finetune.progress import epoch_progress
+from finetune.streams import N_STREAMS
 from finetune.training import train
 
 app = make_app("Features to models, on any number of ranks.")
@@ -138,9 +139,13 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
 
 
 def _report_cost_of_ranks(card: ModelCard) -> None:
-    """Says so where the ranks took longer to agree than they saved each other."""
+    """Says so where ranks had nothing to do, or took longer to agree than they saved each other."""
     if card.ranks == 1 or not card.seconds_of_ranks:
         return
+    if card.cache == "stream" and card.ranks > N_STREAMS:
+        warn(
+            f"{card.ranks - N_STREAMS} of {card.ranks} ranks got no rows: a stream is read by {N_STREAMS} ranks at most."
+        )
     computing = sum(seconds["compute_seconds"] for seconds in card.seconds_of_ranks)
     slowest = max(seconds["compute_seconds"] + seconds["all_reduce_seconds"] for seconds in card.seconds_of_ranks)
     if slowest > computing:
