@@ -1,8 +1,9 @@
 """Shards: what one Spark task writes. Files go to a staging folder; a record of them commits the shard (see `staging`)."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from typing import Any
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,7 +36,7 @@ class ParquetFile:
         self._pending_rows = 0
         self._rows = 0
         self._stack = ExitStack()
-        sink = self._stack.enter_context(storage.open_output(url))
+        sink = self._stack.enter_context(_open_sink(url))
         dictionary = [name for name in schema.names if name not in plain_columns]
         self._writer = self._stack.enter_context(
             pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd", use_dictionary=dictionary)
@@ -62,8 +63,8 @@ class ParquetFile:
 
     def abandon(self) -> None:
         """Removes what was written. It never fails: the reason for abandoning is the one to hear of."""
-        with suppress(OSError):
-            self._stack.close()
+        with suppress(OSError, _AbandonedError), self._stack:
+            raise _AbandonedError
         with suppress(OSError):
             storage.remove(self._url)
 
@@ -73,6 +74,26 @@ class ParquetFile:
         self._stack.close()
         filesystem, inner = storage.open_filesystem(self._url)
         return DataFile(path=path, rows=self._rows, bytes=int(filesystem.size(inner)), split=split)
+
+
+class _AbandonedError(Exception):
+    """Ends the writing of a file that is not wanted any more."""
+
+
+@contextmanager
+def _open_sink(url: str) -> Iterator[IO[bytes]]:
+    """A file that is written for minutes; for HDFS it is finished on the local disk and copied there when it is closed.
+
+    A stream to HDFS breaks with the DataNode it goes to, and with it the shard; a copy is tried again.
+    """
+    if storage.absolute_url(url).startswith("file://"):
+        with storage.open_output(url) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="firn-") as spool:
+        yield spool.file
+        spool.flush()
+        storage.upload(spool.name, url)
 
 
 class ShardWriter:

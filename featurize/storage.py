@@ -27,7 +27,7 @@ from featurize.errors import JobError, UsageError, first_line
 
 _CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
-_HDFS_PAUSES_S = (0.5, 2.0, 5.0)  # before a write that failed is tried again
+_HDFS_PAUSES_S = (0.5, 2.0, 5.0, 10.0, 20.0)  # before a write that failed is tried again
 _PIECE_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 
