@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.errors import JobError, first_line
-from finetune.fit import TrainingState
+from finetune.training_state import TrainingState
 
 CHECKPOINT_NAME = "checkpoint.npz"
 _GROUPS = ("weights", "optimizer", "best_weights")

@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from featurize import storage
-from finetune.fit import Entry, EpochReport
+from finetune.fit import EpochReport
+from finetune.training_state import Entry
 
 EVENTS_FOLDER = "tensorboard"
 

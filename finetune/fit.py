@@ -1,13 +1,11 @@
 """One rank's training loop, epoch by epoch. It knows of other ranks only that sums over all of them can be had."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featurize.errors import JobError, SharedError
 from featurize.training_settings import AugmentationSettings, TrainingSettings
@@ -19,6 +17,7 @@ from finetune.loader import Data
 from finetune.optimizers import make_optimizer
 from finetune.row_random import row_keys
 from finetune.steps import TrainSteps, make_train_steps
+from finetune.training_state import Entry, TrainingState, Weights, has_stalled, next_state
 from finetune.validation import make_validation
 
 if TYPE_CHECKING:
@@ -28,31 +27,7 @@ if TYPE_CHECKING:
 _MAX_STEPS_A_CALL = 64
 _CALL_S = 2.0  # about so long a call of many steps may take, after which a rank can say where it is
 TIMES = ("data_seconds", "compute_seconds", "all_reduce_seconds", "idle_seconds")
-Weights = list[NDArray[Any]]
-Entry = dict[str, float]
 EpochReport = Callable[[Entry], None]
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """What a training has come to after an epoch: all that is needed to go on with it.
-
-    There is no random state: every random number is a function of the seed, the epoch and the row.
-
-    Attributes:
-        epoch: the last one that was finished; 0 before the first.
-        weights: of the trainable variables.
-        optimizer: of the optimizer's variables.
-        best_weights: of the trainable variables, after `best_epoch`.
-        history: an entry for each epoch.
-    """
-
-    epoch: int = 0
-    weights: Weights = field(default_factory=list)
-    optimizer: Weights = field(default_factory=list)
-    best_epoch: int = 0
-    best_weights: Weights = field(default_factory=list)
-    history: list[Entry] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -122,7 +97,7 @@ def fit(
     evaluate = make_validation(model, validation, ranks)
     totals = np.zeros(len(TIMES))
     training_seconds, done = 0.0, state.epoch
-    while state.epoch < settings.epochs and not _has_stalled(state.history, settings):
+    while state.epoch < settings.epochs and not has_stalled(state.history, settings):
         started = perf_counter()
         entry, seconds = _train_epoch(steps, train, settings, ranks, epoch=state.epoch + 1, n_classes=_n_classes(model))
         training_seconds += seconds
@@ -130,7 +105,13 @@ def fit(
         check_validation(entry, settings)
         totals += [entry[name] for name in TIMES]
         ranks.report(f"the checkpoint of epoch {state.epoch + 1}")
-        state = _next_state(state, entry, model, optimizer, settings)
+        state = next_state(
+            state,
+            entry,
+            settings,
+            weights=_values(model.trainable_variables),
+            optimizer=_values(optimizer.variables),
+        )
         _keep(state, keep, ranks)
         if on_epoch is not None:
             on_epoch(entry)
@@ -202,31 +183,14 @@ def _augmented(
     return batches.map(change)
 
 
-def _next_state(
-    state: TrainingState,
-    entry: Entry,
-    model: "keras.Model",
-    optimizer: "keras.optimizers.Optimizer",
-    settings: TrainingSettings,
-) -> TrainingState:
-    weights = [np.asarray(variable.value) for variable in model.trainable_variables]
-    history = [*state.history, entry]
-    after = replace(
-        state,
-        epoch=state.epoch + 1,
-        weights=weights,
-        optimizer=[np.asarray(variable.value) for variable in optimizer.variables],
-        history=history,
-    )
-    if state.best_epoch and _score(entry, settings.best_by) < _score(history[state.best_epoch - 1], settings.best_by):
-        return after
-    return replace(after, best_epoch=after.epoch, best_weights=weights)
-
-
 def _restore(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", state: TrainingState) -> None:
     if state.epoch:
         _assign(model.trainable_variables, state.weights)
         _assign(optimizer.variables, state.optimizer)
+
+
+def _values(variables: Sequence["keras.Variable"]) -> Weights:
+    return [np.asarray(variable.value) for variable in variables]
 
 
 def _assign(variables: Sequence["keras.Variable"], values: Weights) -> None:
@@ -245,24 +209,6 @@ def _keep(state: TrainingState, keep: Callable[[TrainingState], None] | None, ra
         except JobError as caught:
             error = caught
     raise_together(error, ranks)
-
-
-def _has_stalled(history: list[Entry], settings: TrainingSettings) -> bool:
-    """Whether early stopping ends the training."""
-    rule = settings.early_stopping
-    if rule is None or not history:
-        return False
-    best, best_epoch = -math.inf, 0
-    for number, entry in enumerate(history):
-        if _score(entry, rule.metric) > best + rule.min_delta:
-            best, best_epoch = _score(entry, rule.metric), number
-    return len(history) - 1 - best_epoch >= rule.patience
-
-
-def _score(entry: Entry, metric: str) -> float:
-    """What makes one epoch better than another, more being better; constant where it is not measured, so that the last wins."""
-    value = entry.get(metric, 0.0)
-    return -value if metric.endswith("loss") else value
 
 
 def _n_classes(model: "keras.Model") -> int:

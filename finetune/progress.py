@@ -8,7 +8,8 @@ from rich.live import Live
 from rich.table import Table
 
 from featurize.cli import console, say
-from finetune.fit import TIMES, Entry, EpochReport
+from finetune.fit import TIMES, EpochReport
+from finetune.training_state import Entry
 
 _ROWS = 12
 

@@ -73,7 +73,7 @@ def make_train_steps(
             weights *= tf.gather(weights_of_classes, known)
         with tf.GradientTape() as tape, dropout.keyed(row_keys(settings.seed, epoch, row_ids)):
             logits = training_model(features, training=True)
-            losses = _cross_entropy(logits, known, settings.label_smoothing)
+            losses = cross_entropy(logits, known, settings.label_smoothing)
             loss = tf.reduce_sum(weights * losses)
         gradients = tape.gradient(loss, [variable.value for variable in variables])
         right = tf.reduce_sum(tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float32))
@@ -172,7 +172,7 @@ def make_evaluation(model: "keras.Model") -> Callable[[Any, Any], tuple["tf.Tens
     @tf.function(autograph=False, reduce_retracing=True)
     def evaluate(features: Any, labels: Any) -> Any:
         logits = logits_model(features, training=False)
-        return tf.reduce_sum(_cross_entropy(logits, labels, 0.0)), tf.argmax(logits, 1, tf.int32)
+        return tf.reduce_sum(cross_entropy(logits, labels, 0.0)), tf.argmax(logits, 1, tf.int32)
 
     return evaluate  # type: ignore[no-any-return, unused-ignore]
 
@@ -189,12 +189,15 @@ def is_compiled(model: "keras.Model") -> bool:
     return all(type(layer).__name__ in _COMPILED_LAYERS for layer in model._flatten_layers(include_self=False))
 
 
-def _cross_entropy(logits: Any, labels: Any, smoothing: float) -> Any:
-    """Of each row. Smoothing: C. Szegedy et al., Rethinking the Inception Architecture, 2016, section 7."""
+def cross_entropy(logits: Any, labels: Any, smoothing: float) -> Any:
+    """Of each row; classes are the last axis of `logits`.
+
+    Source of the smoothing: C. Szegedy et al., Rethinking the Inception Architecture, 2016, section 7.
+    """
     import tensorflow as tf
 
     plain = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if not smoothing:
         return plain
-    of_all = tf.reduce_logsumexp(logits, 1) - tf.reduce_mean(logits, 1)
+    of_all = tf.reduce_logsumexp(logits, -1) - tf.reduce_mean(logits, -1)
     return (1 - smoothing) * plain + smoothing * of_all

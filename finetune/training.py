@@ -15,11 +15,12 @@ from finetune.checkpoints import read_checkpoint, remove_checkpoint, write_check
 from finetune.communicator import Communicator
 from finetune.event_files import event_files, remove_event_files
 from finetune.feature_statistics import collect_statistics, needs_statistics
-from finetune.fit import Entry, EpochReport, FitResult, TrainingState, fit
+from finetune.fit import EpochReport, FitResult, fit
 from finetune.loader import Data, cache_of, open_split
 from finetune.model_folder import ModelCard, refer_to_features, save_model
 from finetune.models import build_model
 from finetune.plans import TrainingPlan, find_trained, weights_of_classes
+from finetune.training_state import Entry, TrainingState
 from finetune.unfreezing import build_unfrozen
 
 if TYPE_CHECKING:

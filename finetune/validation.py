@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from finetune.communicator import Communicator
 from finetune.loader import Data
@@ -27,17 +28,31 @@ def make_validation(model: "keras.Model", data: Data, ranks: Communicator) -> Ca
         for number, (features, label_index) in enumerate(data.slices(rank=ranks.rank, size=ranks.size), 1):
             ranks.report(f"slice {number} of its validation rows")
             loss, predicted = (np.asarray(value) for value in evaluate_slice(features, label_index))
-            counted = (label_index[predicted == label_index], label_index, predicted)
-            own += np.concatenate([[loss], *(np.bincount(part, minlength=n_classes) for part in counted)])
-        sums = np.asarray(ranks.sum(tf.constant(own)))
-        correct, true, predicted_rows = sums[1:].reshape(3, n_classes).astype(np.int64)
-        precision, recall, f1 = macro_of_counts(correct, true, predicted_rows)
-        return {
-            "validation_loss": float(sums[0]) / data.rows,
-            "validation_accuracy": float(correct.sum()) / data.rows,
-            "validation_precision": precision,
-            "validation_recall": recall,
-            "validation_f1": f1,
-        }
+            own += np.concatenate([[loss], count_rows(label_index, predicted, n_classes=n_classes)])
+        return scores_of(np.asarray(ranks.sum(tf.constant(own))))
 
     return evaluate
+
+
+def count_rows(label_index: NDArray[np.int32], predicted: NDArray[np.int32], *, n_classes: int) -> NDArray[np.float64]:
+    """Of each class the rows that are right, that are there and that are predicted, ``float64 (3 n_classes,)``."""
+    counted = (label_index[predicted == label_index], label_index, predicted)
+    return np.concatenate([np.bincount(part, minlength=n_classes) for part in counted]).astype(np.float64)
+
+
+def scores_of(sums: NDArray[np.float64]) -> dict[str, float]:
+    """The scores of a split.
+
+    Args:
+        sums: the cross-entropy summed over all rows, and then what `count_rows` gives for them.
+    """
+    correct, true, predicted = sums[1:].reshape(3, -1).astype(np.int64)
+    precision, recall, f1 = macro_of_counts(correct, true, predicted)
+    rows = int(true.sum())
+    return {
+        "validation_loss": float(sums[0]) / rows,
+        "validation_accuracy": float(correct.sum()) / rows,
+        "validation_precision": precision,
+        "validation_recall": recall,
+        "validation_f1": f1,
+    }

@@ -8,7 +8,7 @@ import pytest
 
 from featurize.errors import JobError
 from finetune.checkpoints import CHECKPOINT_NAME, read_checkpoint, remove_checkpoint, write_checkpoint
-from finetune.fit import TrainingState
+from finetune.training_state import TrainingState
 
 
 def make_state(epoch: int = 3) -> TrainingState:

@@ -17,7 +17,8 @@ from featurize.model_settings import ModelSettings
 from featurize.training_settings import METRICS, EarlyStopping, TrainingSettings
 from finetune.agreement import check_agreement, share_variables
 from finetune.communicator import SingleRank
-from finetune.fit import TIMES, FitResult, InterruptedTrainingError, TrainingState, fit
+from finetune.fit import TIMES, FitResult, InterruptedTrainingError, fit
+from finetune.training_state import TrainingState
 from finetune.loader import MemoryData, plan_epoch
 from finetune.models import build_model
 from finetune.split_data import SplitData
