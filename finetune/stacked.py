@@ -21,7 +21,7 @@ from finetune.fit import TIMES, FitResult
 from finetune.loader import Data
 from finetune.models import logits_of
 from finetune.optimizers import make_optimizer
-from finetune.steps import cross_entropy
+from finetune.steps import cross_entropy, n_threads
 from finetune.training_state import Entry, TrainingState, Weights, has_stalled, next_state
 from finetune.validation import count_rows, scores_of
 
@@ -227,20 +227,21 @@ class _Stack:
     def _make_run(self) -> Callable[..., Any]:
         import tensorflow as tf
 
-        update = tf.function(self._update, jit_compile=True, autograph=False)
+        @tf.function(jit_compile=n_threads() > 1, autograph=False)
+        def step(features: Any, labels: Any, global_rows: Any) -> Any:
+            gradients, sums = self._gradients(features, labels)
+            self._update(gradients, global_rows)
+            return tf.concat([sums, tf.fill((self._n_models, 1), global_rows)], 1)
 
         def body(iterator: Any, number: Any, rows: Any) -> Any:
             features, labels, _, global_rows = iterator.get_next()
-            gradients, sums = self._gradients(features, labels)
-            with tf.control_dependencies(gradients):
-                update(gradients, global_rows)
-            return number + 1, rows.write(number, tf.concat([sums, tf.fill((self._n_models, 1), global_rows)], 1))
+            return number + 1, rows.write(number, step(features, labels, global_rows))
 
         @tf.function(autograph=False)
         def run(iterator: Any, n_steps: Any) -> Any:
             rows = tf.TensorArray(tf.float32, n_steps, element_shape=(self._n_models, 3))
-            step = partial(body, iterator)
-            done = tf.while_loop(lambda number, _: number < n_steps, step, (0, rows), parallel_iterations=1)
+            take = partial(body, iterator)
+            done = tf.while_loop(lambda number, _: number < n_steps, take, (0, rows), parallel_iterations=1)
             return tf.cast(done[1].stack(), tf.float64)
 
         return run  # type: ignore[no-any-return, unused-ignore]

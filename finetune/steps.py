@@ -4,6 +4,7 @@ N ranks with batches of B rows take the steps of one rank with batches of N x B 
 of the global batch, divided by their number, whatever share of them a rank holds.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -185,8 +186,20 @@ def predict_probabilities(model: "keras.Model", features: NDArray[Any]) -> NDArr
 
 
 def is_compiled(model: "keras.Model") -> bool:
-    """Whether XLA compiles the steps: where all is dense it fuses them; its gradients of convolutions are slow on processors."""
-    return all(type(layer).__name__ in _COMPILED_LAYERS for layer in model._flatten_layers(include_self=False))
+    """Whether XLA compiles the steps.
+
+    Where all is dense and there are several threads it saves a fifth of a step; with one thread it costs a tenth, and its
+    gradients of convolutions are slow on processors.
+    """
+    layers = model._flatten_layers(include_self=False)
+    return n_threads() > 1 and all(type(layer).__name__ in _COMPILED_LAYERS for layer in layers)
+
+
+def n_threads() -> int:
+    """The threads that an operation has."""
+    import tensorflow as tf
+
+    return tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
 
 
 def cross_entropy(logits: Any, labels: Any, smoothing: float) -> Any:

@@ -14,7 +14,7 @@ from finetune.loader import PADDING
 from finetune.models import build_model
 from finetune.optimizers import group_by_layer, make_optimizer, normalize_gradients
 from finetune.split_data import SplitData
-from finetune.steps import COLUMNS, is_compiled, make_evaluation, make_train_steps
+from finetune.steps import COLUMNS, is_compiled, make_evaluation, make_train_steps, n_threads
 
 PLAIN = {"learning_rate": 0.5, "momentum": 0.0, "nesterov": False}
 
@@ -133,8 +133,9 @@ def test_step_with_normalized_gradients_moves_every_layer_by_the_learning_rate()
     np.testing.assert_allclose(lengths, PLAIN["learning_rate"], rtol=1e-4)
 
 
-def test_dense_networks_are_compiled_and_convolutions_are_not() -> None:
-    assert is_compiled(make_model("mlp_head", hidden=[5], dropout=0.5, standardize=False, l2_normalize=True))
+def test_dense_networks_are_compiled_for_several_threads_and_convolutions_are_not() -> None:
+    dense = make_model("mlp_head", hidden=[5], dropout=0.5, standardize=False, l2_normalize=True)
+    assert is_compiled(dense) == (n_threads() > 1)
     assert not is_compiled(make_model("mnist_convnet", shape=(28, 28, 1), dtype="uint8"))
 
 
