@@ -10,6 +10,7 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
 from featurize.model_settings import ModelSettings
 from featurize.settings import Settings, apply_overrides, check_settings, read_toml
+from featurize.sweep_settings import SweepSettings
 from featurize.training_settings import TrainingSettings
 
 SPLITS = ("train", "validation", "test")
@@ -130,6 +131,7 @@ class Recipe(Settings):
     features: FeaturesSettings | None = None
     model: ModelSettings | None = None
     training: TrainingSettings = TrainingSettings()
+    sweep: SweepSettings | None = None
 
 
 class FeaturizeRecipe(Settings):

@@ -22,9 +22,11 @@ from finetune.model_folder import ModelCard, read_model_card
 from finetune.plans import TrainingPlan, find_trained, plan_training
 from finetune.progress import epoch_progress
 from finetune.streams import N_STREAMS
+from finetune.sweep_command import sweep_command
 from finetune.training import train
 
 app = make_app("Features to models, on any number of ranks.")
+app.command("sweep")(sweep_command)
 
 
 @app.command("fit")

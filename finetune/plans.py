@@ -34,14 +34,17 @@ class TrainingPlan:
     head: TrainedHead | None = None  # where unfreezing starts from
 
 
-def plan_training(recipe: FinetuneRecipe, *, ranks: int) -> TrainingPlan:
+def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManifest | None = None) -> TrainingPlan:
     """Reads the manifest of the feature set and checks that a model can be trained on it.
+
+    Args:
+        manifest: that of the feature set, if it has been read already.
 
     Raises:
         UsageError: there is no feature set, or nothing to learn from it.
     """
     recipe = _with_absolute_urls(recipe)
-    manifest = read_features_manifest(recipe.features.url)
+    manifest = manifest or read_features_manifest(recipe.features.url)
     present = [label for label, rows in manifest.rows.get("train", {}).items() if rows]
     if len(present) < 2:
         found = f"only {present[0]}" if present else "none"

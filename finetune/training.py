@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featurize import storage
 from featurize.claims import Claim, claim_output
@@ -70,15 +70,43 @@ def train(
         if claim is not None:
             write_events = held.enter_context(event_files(url))
             report = _both(write_events, on_epoch)
-        network, result = _fit(plan, inputs, ranks, report, is_asked_to_stop)
+        result = _fit(plan, inputs, ranks, report, is_asked_to_stop)
         if claim is None:
             return None
         claim.verify()
-        _remove_evaluations(url)
-        card = save_model(url, network, last_weights=result.last_weights, **_card_fields(plan, inputs, ranks, result))
+        card = publish(plan, result, train_rows=inputs.train.rows, validation_rows=inputs.validation.rows)
         _save_history_plot(url, card)
         remove_checkpoint(url)
         return card
+
+
+def publish(plan: TrainingPlan, result: FitResult, *, train_rows: int, validation_rows: int) -> ModelCard:
+    """Writes the model folder of `plan`; whoever calls holds the claim on it."""
+    manifest, recipe, url = plan.manifest, plan.recipe, plan.recipe.model.url
+    best = result.history[result.best_epoch - 1]
+    _remove_evaluations(url)
+    return save_model(
+        url,
+        result.model,
+        last_weights=result.last_weights,
+        model_id=plan.model_id,
+        features=refer_to_features(recipe.features.url, manifest),
+        classes=manifest.classes,
+        recipe=recipe.model_dump(),
+        seed=recipe.training.seed,
+        ranks=plan.ranks,
+        global_batch_size=recipe.training.batch_size * plan.ranks,
+        rows={"train": train_rows, "validation": validation_rows},
+        metrics={key: value for key, value in best.items() if key in METRICS},
+        best_epoch=result.best_epoch,
+        history=result.history,
+        rows_per_second=round(result.rows_per_second, 1),
+        seconds_of_ranks=result.seconds_of_ranks,
+        is_stopped_early=result.is_stopped_early,
+        cache=cache_of(recipe.training, manifest),
+        created_at=utc_now(),
+        versions=library_versions(),
+    )
 
 
 @dataclass(frozen=True)
@@ -97,10 +125,11 @@ def _read_inputs(plan: TrainingPlan, *, resume: bool) -> _Inputs:
         open_split(recipe.features.url, manifest, split, recipe.training) for split in ("train", "validation")
     )
     state = read_checkpoint(recipe.model.url, plan.model_id) if resume else None
-    return _Inputs(train_data, validation_data, state, _build_network(plan, train_data))
+    return _Inputs(train_data, validation_data, state, build_network(plan, train_data))
 
 
-def _build_network(plan: TrainingPlan, train_data: Data) -> "keras.Model":
+def build_network(plan: TrainingPlan, train_data: Data) -> "keras.Model":
+    """The untrained network of `plan`, by the statistics of its training rows where it needs any."""
     manifest, settings = plan.manifest, plan.recipe.model
     if plan.head is not None and settings.unfreeze_from is not None:
         return build_unfrozen(plan.head, unfreeze_from=settings.unfreeze_from)
@@ -123,10 +152,9 @@ def _fit(
     ranks: Communicator,
     on_epoch: EpochReport | None,
     is_asked_to_stop: Callable[[], bool],
-) -> tuple["keras.Model", FitResult]:
-    """The network of the best epoch, and how it was come to."""
+) -> FitResult:
     recipe = plan.recipe
-    result = fit(
+    return fit(
         inputs.network,
         inputs.train,
         inputs.validation,
@@ -138,32 +166,6 @@ def _fit(
         keep=lambda state: write_checkpoint(recipe.model.url, plan.model_id, state),
         is_asked_to_stop=is_asked_to_stop,
     )
-    return result.model, result
-
-
-def _card_fields(plan: TrainingPlan, inputs: _Inputs, ranks: Communicator, result: FitResult) -> dict[str, Any]:
-    """The fields of the card, without the digests of the networks."""
-    manifest, recipe = plan.manifest, plan.recipe
-    best = result.history[result.best_epoch - 1]
-    return {
-        "model_id": plan.model_id,
-        "features": refer_to_features(recipe.features.url, manifest),
-        "classes": manifest.classes,
-        "recipe": recipe.model_dump(),
-        "seed": recipe.training.seed,
-        "ranks": ranks.size,
-        "global_batch_size": recipe.training.batch_size * ranks.size,
-        "rows": {"train": inputs.train.rows, "validation": inputs.validation.rows},
-        "metrics": {key: value for key, value in best.items() if key in METRICS},
-        "best_epoch": result.best_epoch,
-        "history": result.history,
-        "rows_per_second": round(result.rows_per_second, 1),
-        "seconds_of_ranks": result.seconds_of_ranks,
-        "is_stopped_early": result.is_stopped_early,
-        "cache": cache_of(recipe.training, manifest),
-        "created_at": utc_now(),
-        "versions": library_versions(),
-    }
 
 
 def _both(first: EpochReport, second: EpochReport | None) -> EpochReport:

@@ -18,11 +18,11 @@ from featurize.training_settings import METRICS, EarlyStopping, TrainingSettings
 from finetune.agreement import check_agreement, share_variables
 from finetune.communicator import SingleRank
 from finetune.fit import TIMES, FitResult, InterruptedTrainingError, fit
-from finetune.training_state import TrainingState
 from finetune.loader import MemoryData, plan_epoch
 from finetune.models import build_model
 from finetune.split_data import SplitData
 from finetune.steps import predict_probabilities
+from finetune.training_state import TrainingState
 
 Weights = list[NDArray[Any]]
 NOTHING = empty_split()
