@@ -16,8 +16,10 @@ import typer
 from featurize.cli import reported_errors
 from featurize.errors import JobError
 from finetune.distributed import open_ranks, run_on_spark
+from finetune.lines import beat_interval
 
-STEPS_BEFORE = 20
+BEATS_BEFORE = 3  # after which the hub has heard what a rank does
+STEPS_BETWEEN = 100  # between being ready and the fault, so that all are ready
 STANDSTILL_S = 10.0
 
 
@@ -36,13 +38,15 @@ def loop(folder: str, fault: str, faulty: int, timeout_s: float) -> int:
         steps = tf.function(ranks.sum)
         least = float(ranks.minimum(tf.constant(rank + 5.0)))
         assert least == 5.0
+        ready_at, meets_at = time.monotonic() + BEATS_BEFORE * beat_interval(timeout_s), None
         for step in range(10**9):
             ranks.report(f"epoch 3, step {step}")
             assert float(steps(tf.constant(1.0))) == ranks.size
-            if step == STEPS_BEFORE:
+            if meets_at is None and time.monotonic() > ready_at:
                 Path(folder, f"ready-{rank}").write_text("")
-                if meet(mine):
-                    break
+                meets_at = step + STEPS_BETWEEN
+            if step == meets_at and meet(mine):
+                break
             time.sleep(0.005)
         return int(ranks.size)
 

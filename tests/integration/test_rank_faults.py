@@ -148,7 +148,7 @@ def test_horovodrun_a_rank_lives_and_does_not_come(jobs: list[Job], tmp_path: Pa
     job = horovodrun(jobs, tmp_path, "absent", 1)
     job.wait_for("ready", range(3))
     message = the_error(job.wait_for_end())
-    wanted = r", last in epoch 3, step 20 has not got on for 10 s, and the other ranks wait: stalled\."
+    wanted = r", last in epoch 3, step \d+ has not got on for 10 s, and the other ranks wait: stalled\."
     assert re.fullmatch(rf"rank 1 \(process \d+ on {HOST}\){wanted}", message)
 
 
@@ -205,8 +205,6 @@ def test_cluster_an_executor_is_killed(cluster: SparkCluster, tmp_path: Path) ->
     cluster.kill_executor(0)
     assert submission.wait(timeout_s=LIMIT_S) == 1
     message = the_error(submission.output.read_text())  # spark-submit puts the driver's two outputs in one
-    assert message.startswith(
-        f"rank {ranks[lost]} (process {lost} on {socket.gethostname()}), last in epoch 3, step 17"
-    )
-    assert message.endswith("is gone: killed or crashed.")
+    wanted = rf"rank {ranks[lost]} \(process {lost} on {HOST}\), last in epoch 3, step \d+ is gone: killed or crashed\."
+    assert re.fullmatch(wanted, message)
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in ranks), "the end of the ranks", timeout_s=LIMIT_S)
