@@ -36,6 +36,7 @@ from finetune.loader import Data, MemoryData
 from finetune.models import build_model
 from finetune.split_data import read_split
 from finetune.stacked import fit_stack
+from finetune.stacks import Stacks
 from finetune.sweep import MOST_TOGETHER
 
 HEAD_RATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1)
@@ -103,11 +104,12 @@ def run_alone(experiment: Experiment, jobs: Sequence[Job]) -> tuple[float, list[
 
 def run_together(experiment: Experiment, most: int) -> tuple[float, list[FitResult | FirnError]]:
     """Seconds of all trainings in stacks of up to `most`."""
-    started, results = perf_counter(), list[FitResult | FirnError]()
+    started, results, stacks = perf_counter(), list[FitResult | FirnError](), Stacks()
     for group in experiment.groups:
         for first in range(0, len(group), most):
             part = group[first : first + most]
-            results += fit_stack([experiment.build(job) for job in part], *experiment.data(), [job[1] for job in part])
+            models, settings = [experiment.build(job) for job in part], [job[1] for job in part]
+            results += fit_stack(models, *experiment.data(), settings, stacks=stacks)
     return perf_counter() - started, results
 
 

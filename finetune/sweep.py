@@ -16,6 +16,7 @@ from finetune.loader import Data, cache_of, open_split
 from finetune.model_folder import ModelCard, read_model_card, refer_to_features
 from finetune.plans import TrainingPlan, weights_of_classes
 from finetune.stacked import fit_stack
+from finetune.stacks import Stacks
 from finetune.sweep_folder import CARD_NAME, SweepCard, Trial, read_sweep
 from finetune.sweep_plan import PlannedTrial, SweepPlan, group_trials
 from finetune.training import build_network, publish
@@ -84,6 +85,7 @@ class Trainer:
     def __init__(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._data: dict[tuple[str, int], tuple[Data, Data]] = {}
+        self._stacks = Stacks()
 
     def train(self, group: Sequence[PlannedTrial]) -> tuple[list[Trial], list[PlannedTrial]]:
         """Trains a group as `group_trials` makes them.
@@ -110,7 +112,7 @@ class Trainer:
         plans = [trial.plan for trial, _ in claimed]
         train_data, validation_data = self._open(plans[0].recipe.training)
         started = time.perf_counter()
-        results = _fit_together(plans, train_data, validation_data)
+        results = _fit_together(plans, train_data, validation_data, self._stacks)
         seconds = (time.perf_counter() - started) / len(plans)
         trials = []
         for (trial, claim), result in zip(claimed, results, strict=True):
@@ -155,7 +157,7 @@ def write_card(plan: SweepPlan, trials: Sequence[Trial]) -> SweepCard:
 
 
 def _fit_together(
-    plans: Sequence[TrainingPlan], train_data: Data, validation_data: Data
+    plans: Sequence[TrainingPlan], train_data: Data, validation_data: Data, stacks: Stacks
 ) -> Sequence[FitResult | FirnError]:
     """Trains what `group_trials` has put together: many as a stack, one alone, from its checkpoint if it has left one."""
     plan, settings = plans[0], [plan.recipe.training for plan in plans]
@@ -163,7 +165,7 @@ def _fit_together(
     try:
         models = [build_network(plan, train_data) for plan in plans]
         if len(plans) > 1:
-            return fit_stack(models, train_data, validation_data, settings, class_weights=weights)
+            return fit_stack(models, train_data, validation_data, settings, class_weights=weights, stacks=stacks)
         url = plan.recipe.model.url
         result = fit(
             models[0],

@@ -131,7 +131,7 @@ def _copied(table: dict[str, Any]) -> dict[str, Any]:
 
 def group_trials(trials: Sequence[PlannedTrial], *, most: int) -> Iterator[list[PlannedTrial]]:
     """The trials in groups that can be trained together, of up to `most`; one that can be trained only alone is a group."""
-    from finetune.stacked import stack_key
+    from finetune.stacks import stack_key
 
     groups = dict[Any, list[PlannedTrial]]()
     for number, trial in enumerate(trials):

@@ -15,7 +15,8 @@ from featurize.training_settings import TrainingSettings
 from finetune.fit import FitResult, fit
 from finetune.loader import MemoryData
 from finetune.models import build_model
-from finetune.stacked import find_chain, fit_stack, stack_key
+from finetune.stacked import fit_stack
+from finetune.stacks import Stacks, find_chain, stack_key
 
 if TYPE_CHECKING:
     import keras
@@ -182,3 +183,18 @@ def test_trainings_are_stacked_that_differ_in_rate_penalty_and_choice_alone() ->
     assert key not in {stack_key(make_settings(**changes)) for changes in shared}
     assert stack_key(make_settings(gradient_normalization="layer")) is None
     assert stack_key(make_settings(augmentation={"flip": "both"})) is None
+
+
+def test_a_stack_that_is_used_again_has_forgotten_the_networks_before() -> None:
+    train, validation, stacks = make_data(150), make_data(67, seed=1), Stacks()
+    for seed, model_seed in ((5, 3), (6, 4)):
+        settings = [
+            make_settings(optimizer="adam", learning_rate=rate, l2=l2, seed=seed)
+            for rate, l2 in ((0.01 * seed, 0.01 * (seed - 5)), (0.05, 0.0))
+        ]
+        models = [make_model(MLP, seed=model_seed) for _ in settings]
+        stacked = fit_stack(models, train, validation, settings, stacks=stacks)
+        for found, own in zip(stacked, settings, strict=True):
+            assert isinstance(found, FitResult)
+            assert_equal(found, fit(make_model(MLP, seed=model_seed), train, validation, own))
+    assert len(stacks._stacks) == 1
