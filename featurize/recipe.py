@@ -123,6 +123,28 @@ class FeaturesSettings(Settings):
     rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
 
 
+class RegistrySettings(Settings):
+    """Where MLflow logs what is trained and evaluated. It changes no result, and no model keeps it."""
+
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="MLflow's tracking URI; left out: MLFLOW_TRACKING_URI, or else sqlite:///runs/mlflow.db",
+    )
+    experiment: str = Field(default="firn", min_length=1)
+    name: str | None = Field(
+        default=None, min_length=1, description="the registered model of which every trained model becomes a version"
+    )
+    artifacts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder for files, where `url` is a database; left out: mlartifacts beside the SQLite file",
+    )
+    backbone: bool = Field(
+        default=True, description="whether a logged head comes with its backbone, and so takes images"
+    )
+
+
 class Recipe(Settings):
     """A whole run. A command takes the half it needs: `upper_half` or `lower_half`."""
 
@@ -131,6 +153,7 @@ class Recipe(Settings):
     features: FeaturesSettings | None = None
     model: ModelSettings | None = None
     training: TrainingSettings = TrainingSettings()
+    registry: RegistrySettings | None = None
     sweep: SweepSettings | None = None
 
 
@@ -148,6 +171,7 @@ class FinetuneRecipe(Settings):
     features: FeaturesSettings
     model: ModelSettings
     training: TrainingSettings = TrainingSettings()
+    registry: RegistrySettings | None = Field(default=None, exclude=True)  # the same model wherever it is logged
 
 
 def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -178,7 +202,9 @@ def lower_half(recipe: Recipe, *, origin: str) -> FinetuneRecipe:
     """
     if recipe.features is None or recipe.model is None:
         raise UsageError(_missing_sections(recipe, ("features", "model"), origin=origin))
-    return FinetuneRecipe(features=recipe.features, model=recipe.model, training=recipe.training)
+    return FinetuneRecipe(
+        features=recipe.features, model=recipe.model, training=recipe.training, registry=recipe.registry
+    )
 
 
 def _missing_sections(recipe: Recipe, names: Sequence[str], *, origin: str) -> str:

@@ -17,15 +17,21 @@ from featurize.cli import JsonOption, SetOption, make_app, print_result, reporte
 from featurize.errors import UsageError
 from featurize.recipe import lower_half, read_recipe
 from featurize.storage import absolute_url
+from finetune.check_command import check_command
 from finetune.checkpoints import has_checkpoint
 from finetune.model_folder import ModelCard, read_model_card
+from finetune.models_command import models_app, report_logged
 from finetune.plans import TrainingPlan, find_trained, plan_training
 from finetune.progress import epoch_progress
+from finetune.report_command import report_command
 from finetune.streams import N_STREAMS
 from finetune.sweep_command import sweep_command
 from finetune.training import train
 
 app = make_app("Features to models, on any number of ranks.")
+app.add_typer(models_app, name="models")
+app.command("check")(check_command)
+app.command("report")(report_command)
 app.command("sweep")(sweep_command)
 
 
@@ -73,11 +79,14 @@ def fit_command(
             card = run()
         if card is not None and is_rank_0:
             _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
+            from finetune.registry_logging import log_fit
+
+            report_logged(log_fit(plan.recipe.model.url, plan.recipe.registry))
 
 
 @app.command("evaluate")
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="The folder of a model.")],
+    model: Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")],
     features: Annotated[str | None, typer.Option(help="A feature set; default: the one it was trained on.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     output: Annotated[str | None, typer.Option(help="Folder for scores, table and plot; default: the model's.")] = None,
@@ -86,10 +95,14 @@ def evaluate_command(
     """Evaluates a model: accuracy, precision, recall, F1, confusion matrix as table and plot."""
     with reported_errors():
         from finetune.evaluate import evaluate_model, print_evaluation
+        from finetune.registry_logging import log_evaluation
+        from finetune.registry_models import resolve_model
 
-        result = evaluate_model(model, features, split, output)
+        folder = resolve_model(model)
+        result = evaluate_model(folder, features, split, output)
         print_evaluation(result, Console(stderr=as_json))
         print_result(result, as_json=as_json)
+        report_logged(log_evaluation(folder, result))
 
 
 def _train_as_rank(

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurize import storage
-from featurize.backbones import Preprocessing, prepare_backbone
+from featurize.backbones import Preprocessing
 from featurize.errors import JobError, UsageError
 from featurize.manifests import FeaturesManifest, read_features_manifest
 from featurize.model_settings import ModelSettings
 from featurize.recipe import BackboneSettings
-from featurize.settings import check_settings
 from finetune.dropout import with_keyed_dropout
 from finetune.model_folder import ModelCard, check_features, load_model, read_model_card
 from finetune.models import PROBABILITIES, logits_of
+from finetune.trained_backbones import backbone_settings, prepare_again
 
 if TYPE_CHECKING:
     import keras
@@ -73,7 +73,7 @@ def find_head(settings: ModelSettings, manifest: FeaturesManifest) -> TrainedHea
     return TrainedHead(
         url=url,
         card=card,
-        backbone=_backbone_settings(features_url, features),
+        backbone=backbone_settings(features_url, features),
         spec=features.backbone,
         preparation_id=features.preparation_id,
     )
@@ -144,38 +144,14 @@ def _shortened(names: Sequence[str]) -> str:
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
-def _backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
-    """How the backbone of `features` was made, so that it can be made again."""
-    origin = f"the recipe in the manifest of {url}"
-    if "backbone" not in features.recipe:
-        raise UsageError(
-            f"{origin} does not say how the backbone was made. Make the features anew with `featurize run`."
-        )
-    settings = check_settings(BackboneSettings, features.recipe["backbone"], origin=origin)
-    changes: dict[str, Any] = {"precision": features.backbone["precision"]}
-    for key in ("name", "weights"):
-        value = getattr(settings, key)
-        if value is not None and value.endswith((".keras", ".h5")):
-            changes[key] = storage.absolute_url(value)  # ranks on Spark have their own working directory
-    return settings.model_copy(update=changes)
-
-
 def _load_backbone(head: TrainedHead) -> "keras.Model":
     """The backbone up to the layer whose output are the features, as it was when they were made."""
     from keras import saving
 
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
-        try:
-            prepared = prepare_backbone(head.backbone, folder)
-        except UsageError as error:
-            raise UsageError(f"the backbone of `model.head` cannot be had as it was: {error}") from error
-        if prepared.path is None or prepared.spec.preparation_id != head.preparation_id:
-            found = {key: value for key, value in prepared.spec.as_dict().items() if key not in ("name", "weights")}
-            differing = ", ".join(key for key, value in found.items() if value != head.spec.get(key))
-            raise UsageError(
-                f"the backbone {head.backbone.name} is not the one any more that made the features of `model.head`: "
-                f"its {differing} differ."
-            )
+        prepared = prepare_again(
+            head.backbone, folder, spec=head.spec, preparation_id=head.preparation_id, whose="`model.head`"
+        )
         return saving.load_model(prepared.path, compile=False, safe_mode=True)
 
 
