@@ -1,6 +1,8 @@
 """The Spark side of a build: a plan on storage, a task for each shard of it, and what the tasks give back."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -38,8 +40,19 @@ def collect(frame: DataFrame) -> list[Any]:
     Raises:
         JobError: the job failed.
     """
-    try:
+    with job_errors():
         return frame.collect()
+
+
+@contextmanager
+def job_errors() -> Iterator[None]:
+    """Makes one message, the worker's own, of a failure inside Spark.
+
+    Raises:
+        JobError: the job failed.
+    """
+    try:
+        yield
     except (PySparkException, Py4JJavaError) as error:
         text = str(error)
         raised = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, flags=re.MULTILINE)

@@ -25,7 +25,7 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
     one network in memory and a thread for each core of the task, so one task has all the cores.
 
     Args:
-        slots: run this many one-core tasks at a time, whatever the cores: for ranks, which wait for each other.
+        slots: run this many tasks at a time, whatever the cores, each with its share of them: ranks wait for each other.
 
     Raises:
         JobError: no Java is to be found.
@@ -39,7 +39,8 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
         if slots is None:
             builder = builder.master(f"local[{cores},{_TASK_TRIES}]").config("spark.task.cpus", cores)
         else:
-            builder = builder.master(f"local[{slots}]").config("spark.task.cpus", 1)
+            share = max(1, cores // slots)
+            builder = builder.master(f"local[{slots * share}]").config("spark.task.cpus", share)
         builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
         builder = builder.config("spark.driver.host", "127.0.0.1").config(
             "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"

@@ -1,6 +1,5 @@
 """What `featurize run` does on a worker: decode to the network's size, fill batches, run the network, write features."""
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +10,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pyspark import SparkFiles
 
-from featurize.backbones import BackboneSpec, load_backbone, set_threads
+from featurize.backbones import BackboneSpec, load_backbone
 from featurize.decoder import Decoder
 from featurize.image_source import PlannedImage
 from featurize.precision import Forward
 from featurize.shards import ShardWriter
 from featurize.splits import SplitRule
 from featurize.timings import Timings
-from featurize.worker import Loaded, assigned_gpus, log, worker_threads
+from featurize.worker import Loaded, assigned_gpus, log, use_task_resources
 
 _MAX_AHEAD_BYTES = 256 << 20  # of decoded pixels, where images are large
 _loaded: dict[str, Forward] = {}  # one backbone per worker process, kept from task to task
@@ -124,15 +123,13 @@ def _backbone(task: FeaturizeTask, timings: Timings) -> Forward:
 
 
 def _load_backbone(task: FeaturizeTask) -> Forward:
-    spec, threads = task.spec, worker_threads()
+    spec = task.spec
     if task.backbone_file is None:
         return load_backbone(spec, None, sha256=None)
-    if (gpus := assigned_gpus()) is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    set_threads(threads)
+    threads = use_task_resources()
     forward = load_backbone(spec, Path(SparkFiles.get(task.backbone_file)), sha256=task.backbone_sha256)
     forward(np.zeros((task.batch_size, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
-    log(f"{spec.name} in {spec.precision}, {threads} threads, GPUs {', '.join(gpus or ['not assigned'])}")
+    log(f"{spec.name} in {spec.precision}, {threads} threads, GPUs {', '.join(assigned_gpus() or ['not assigned'])}")
     return forward
 
 

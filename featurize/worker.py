@@ -12,6 +12,7 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from featurize import staging, storage
+from featurize.backbones import set_threads
 from featurize.decode import DecodeError
 from featurize.decoder import Decoder, DecoderPool
 from featurize.image_source import ContentReader, Fetch, ImageReadError, PlannedImage
@@ -146,6 +147,19 @@ def assigned_gpus() -> list[str] | None:
     context = TaskContext.get()
     gpus = context.resources().get("gpu") if context is not None else None
     return list(gpus.addresses) if gpus is not None else None
+
+
+def use_task_resources() -> int:
+    """Gives TensorFlow in this process the cores and GPUs of its task, before it computes anything.
+
+    Returns:
+        The threads.
+    """
+    threads = worker_threads()
+    if (gpus := assigned_gpus()) is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    set_threads(threads)
+    return threads
 
 
 def log(text: str) -> None:

@@ -21,6 +21,7 @@ from finetune.check_command import check_command
 from finetune.checkpoints import has_checkpoint
 from finetune.model_folder import ModelCard, read_model_card
 from finetune.models_command import models_app, report_logged
+from finetune.own_models import see_working_folder
 from finetune.plans import TrainingPlan, find_trained, plan_training
 from finetune.progress import epoch_progress
 from finetune.report_command import report_command
@@ -55,8 +56,7 @@ def fit_command(
         under_horovodrun = launched_by_horovodrun()
         if under_horovodrun and num_proc != 1:
             raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
-        if str(Path.cwd()) not in sys.path:  # where one's own networks lie, as `python -m finetune` has it
-            sys.path.append(str(Path.cwd()))
+        see_working_folder()
         ranks = int(os.environ["HOROVOD_SIZE"]) if under_horovodrun else num_proc
         plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
         card = find_trained(plan, overwrite=overwrite)

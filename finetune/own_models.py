@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurize.digests import sha256_bytes
@@ -17,6 +19,12 @@ if TYPE_CHECKING:
 
 _GIVEN = ("feature_shape", "n_classes", "seed")
 _RESERVED_NAMES = (*INPUT_LAYERS, "shape", "probabilities")
+
+
+def see_working_folder() -> None:
+    """Lets modules of the working directory be imported, where one's own networks lie, as with ``python -m finetune``."""
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
 
 
 def source_digest(name: str) -> str:

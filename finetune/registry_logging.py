@@ -88,6 +88,16 @@ def log_to(model_url: str, registry: RegistrySettings) -> LoggedModel:
     return _log(model_url, registry, what="finetune models promote")
 
 
+def is_logged(model_url: str, registry: RegistrySettings, *, model_id: str) -> bool:
+    """Whether the folder of a model says that it was logged to this registry, which is not asked."""
+    try:
+        record = storage.read_json(storage.join_url(model_url, RECORD_NAME))
+    except (FileNotFoundError, ValueError):
+        return False
+    wanted = _record_of(registry, model_id=model_id)
+    return isinstance(record, dict) and {key: record.get(key) for key in wanted} == wanted
+
+
 def registry_of_model(model_url: str) -> RegistrySettings | None:
     """Where the model was logged, or else the registry of the environment, if any."""
     try:
@@ -207,15 +217,17 @@ def _one_at_a_time(url: str) -> Iterator[None]:
 
 def write_record(url: str, registry: RegistrySettings, *, model_id: str, run_id: str) -> None:
     """Writes where the model was logged, so that its evaluations go there too; never the password of a database."""
-    kept = registry.url if shown(registry.url) == registry.url else None
-    record = {
-        "model_id": model_id,
-        "url": kept,
-        "experiment": registry.experiment,
-        "name": registry.name,
-        "backbone": registry.backbone,
-        "run_id": run_id,
-    }
+    record = {**_record_of(registry, model_id=model_id), "run_id": run_id}
     record_url = storage.join_url(url, RECORD_NAME)
     if not storage.exists(record_url) or storage.read_json(record_url) != record:
         storage.write_json(record_url, record)
+
+
+def _record_of(registry: RegistrySettings, *, model_id: str) -> dict[str, Any]:
+    return {
+        "model_id": model_id,
+        "url": registry.url if shown(registry.url) == registry.url else None,
+        "experiment": registry.experiment,
+        "name": registry.name,
+        "backbone": registry.backbone,
+    }

@@ -1,46 +1,88 @@
 """`finetune sweep`: the command."""
 
+import os
 from collections.abc import Sequence
-from typing import Annotated, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
+from featurize.backbones import set_threads
 from featurize.cli import JsonOption, SetOption, print_result, reported_errors, say
 from featurize.errors import JobError
 from featurize.recipe import read_recipe
-from finetune.sweep_folder import Setting, SweepCard, Trial, rank_settings
+from featurize.session import open_session
+from finetune.own_models import see_working_folder
+from finetune.registry import shown
+from finetune.sweep_folder import Setting, SweepCard, rank_settings
+
+if TYPE_CHECKING:
+    from finetune.sweep import SweepResult
+    from finetune.sweep_plan import SweepPlan
 
 _SETTINGS_SHOWN = 10
 
 
 def sweep_command(
     recipe: Annotated[str, typer.Argument(help="The recipe, a TOML file with a table [sweep].")],
+    tasks: Annotated[
+        int | None, typer.Option(min=1, help="Trains on Spark, so many tasks at a time; left out: in this process.")
+    ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Trains a model for every setting and seed of a sweep, many at once, and ranks the settings. What is done is kept."""
     with reported_errors():
-        from finetune.sweep import run_sweep
+        see_working_folder()
         from finetune.sweep_plan import plan_sweep
 
         plan = plan_sweep(read_recipe(recipe, overrides or ()), origin=recipe)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("models", total=len(plan.trials))
-
-            def advance(trials: Sequence[Trial]) -> None:
-                progress.advance(task, len(trials))
-
-            result = run_sweep(plan, on_trials=advance)
+        result = _run(plan, tasks)
         ranked = rank_settings(result.card)
         say(f"{plan.url}: {result.trained} models trained, {result.reused} there already, {result.failed} failed.")
         Console(stderr=True).print(_table(result.card, ranked))
         print_result(_as_json(plan.url, result.card, ranked, result.trained, result.reused), as_json=as_json)
+        _log(plan, result.card)
         if result.failed:
             raise JobError(_failures(result.card))
+
+
+def _run(plan: "SweepPlan", tasks: int | None) -> "SweepResult":
+    from finetune.sweep import run_sweep
+    from finetune.trials import InProcess, TrialRunner
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with ExitStack() as opened:
+        runner: TrialRunner
+        if tasks is None:
+            set_threads(len(os.sched_getaffinity(0)))
+            runner = InProcess()
+        else:
+            from finetune.sweep_tasks import OnSpark
+
+            session = opened.enter_context(open_session("firn sweep", slots=tasks))
+            runner = OnSpark(session.sparkContext, tasks=tasks)
+        progress = opened.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
+        bar = progress.add_task("models", total=plan.most_models)
+        return run_sweep(plan, runner=runner, on_trials=lambda trials: progress.advance(bar, len(trials)))
+
+
+def _log(plan: "SweepPlan", card: SweepCard) -> None:
+    """Logs the models of the sweep that are not in the registry, if one is named."""
+    from finetune.registry import used_registry
+    from finetune.registry_logging import is_logged, log_fit
+
+    registry = used_registry(plan.recipe.registry)
+    if registry is None:
+        return
+    done = [trial for trial in card.trials if trial.state == "done"]
+    todo = [trial for trial in done if not is_logged(trial.url, registry, model_id=trial.model_id)]
+    for trial in track(todo, "to the registry", console=Console(stderr=True), transient=True):
+        log_fit(trial.url, registry)
+    say(f"logged: {len(todo)} models, {len(done) - len(todo)} there already, in {shown(registry.url)}")
 
 
 def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.errors import JobError, first_line
+from featurize.sweep_settings import EPOCHS
 from finetune.model_folder import FeaturesReference
 
 SCHEMA_VERSION = 1
@@ -57,6 +58,7 @@ class SweepCard(BaseModel):
     keys: list[str]  # what was varied
     seeds: list[int]
     metric: str  # by which settings are ranked, such as validation_accuracy
+    is_halving: bool = False  # then those that were trained for more epochs come first
     trials: list[Trial]
     created_at: str
     updated_at: str
@@ -82,13 +84,28 @@ def read_sweep(url: str) -> SweepCard | None:
 
 
 def rank_settings(card: SweepCard) -> list[Setting]:
-    """The settings of a sweep, best mean first (least, where the metric is a loss), those without a trial that is done last."""
+    """The settings of a sweep, best mean first (least, where the metric is a loss), those without a trial that is done last.
+
+    Of successive halving those come first that got farther.
+    """
     groups = dict[str, list[Trial]]()
     for trial in card.trials:
         groups.setdefault(repr(sorted(trial.values.items())), []).append(trial)
     settings = [_summarize(trials, card.metric) for trials in groups.values()]
-    sign = 1 if card.metric.endswith("loss") else -1
-    return sorted(settings, key=lambda setting: math.inf if setting.mean is None else sign * setting.mean)
+    sign, all_epochs = 1 if card.metric.endswith("loss") else -1, card.recipe["training"]["epochs"]
+
+    def place(setting: Setting) -> tuple[float, float]:
+        if setting.mean is None:
+            return math.inf, math.inf
+        return (-setting.values.get(EPOCHS, all_epochs) if card.is_halving else 0), sign * setting.mean
+
+    return sorted(settings, key=place)
+
+
+def mean_of(trials: Sequence[Trial], metric: str) -> float | None:
+    """The mean of a metric over those of `trials` that are done; None: none is."""
+    found = _values_of(trials, metric)
+    return fmean(found) if found else None
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -100,12 +117,16 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _summarize(trials: list[Trial], metric: str) -> Setting:
-    found = [trial.metrics[metric] for trial in trials if trial.state == "done" and metric in trial.metrics]
+    found = _values_of(trials, metric)
     several = len(found) > 1
     return Setting(
         values=trials[0].values,
         trials=trials,
-        mean=fmean(found) if found else None,
+        mean=mean_of(trials, metric),
         sd=stdev(found) if several else None,
         interval=confidence_interval(found) if several else None,
     )
+
+
+def _values_of(trials: Sequence[Trial], metric: str) -> list[float]:
+    return [trial.metrics[metric] for trial in trials if trial.state == "done" and metric in trial.metrics]

@@ -1,20 +1,17 @@
 """Which models a sweep is of: every setting with every seed, each checked and given its identity before anything is trained."""
 
-import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from featurize import storage
 from featurize.errors import UsageError
 from featurize.manifests import FeaturesManifest, read_features_manifest
 from featurize.recipe import FinetuneRecipe, Recipe
 from featurize.settings import check_settings
-from featurize.sweep_settings import SweepSettings
+from featurize.sweep_settings import SweepSettings, ValueRange
 from finetune.plans import TrainingPlan, plan_training
+from finetune.search import Search, Values, count_settings, start_search
 from finetune.sweep_folder import MODELS_FOLDER
 
 _ID_DIGITS = 16  # of the model's identity, in the name of its folder
@@ -29,7 +26,7 @@ class PlannedTrial:
         plan: its `recipe.model.url` is the model's folder in the sweep.
     """
 
-    values: dict[str, Any]
+    values: Values
     plan: TrainingPlan
 
     @property
@@ -44,17 +41,57 @@ class SweepPlan:
 
     Attributes:
         recipe: of every trial, but for its values and its seed.
+        document: the sections of the recipe that say what is trained, as they were written.
+        origin: what to call the recipe in errors.
+        most_models: how many the sweep will have, at most.
     """
 
     url: str
     settings: SweepSettings
     recipe: FinetuneRecipe
     manifest: FeaturesManifest
-    trials: list[PlannedTrial]
+    document: dict[str, Any]
+    origin: str
+    most_models: int
+
+    def search(self) -> Search:
+        """The search of this sweep, from its start."""
+        return start_search(self.settings, epochs=self.recipe.training.epochs)
+
+    def plan_trials(self, settings: Sequence[Values]) -> list[PlannedTrial]:
+        """The trials of `settings`, each with every seed.
+
+        Raises:
+            UsageError: a setting is wrong; of many the first few.
+        """
+        trials, faults = list[PlannedTrial](), list[str]()
+        for values in settings:
+            try:
+                trials += [self._plan_trial(values, seed) for seed in self.seeds]
+            except UsageError as error:
+                faults.append(str(error))
+        if faults:
+            more = f"\n... and {len(faults) - 3} more settings." if len(faults) > 3 else ""
+            raise UsageError("\n".join(faults[:3]) + more)
+        return trials
+
+    @property
+    def seeds(self) -> list[int]:
+        """With which every setting is trained."""
+        return self.settings.seeds_from(self.recipe.training.seed)
+
+    def _plan_trial(self, values: Values, seed: int) -> PlannedTrial:
+        changed = _changed(self.document, {**values, "training.seed": seed})
+        recipe = check_settings(FinetuneRecipe, changed, origin=f"{self.origin} with {in_words(values)}")
+        plan = plan_training(recipe, ranks=1, manifest=self.manifest)
+        folder = storage.join_url(self.url, MODELS_FOLDER, plan.model_id[:_ID_DIGITS])
+        model = plan.recipe.model.model_copy(update={"url": folder})
+        own = replace(plan, recipe=plan.recipe.model_copy(update={"model": model}))
+        return PlannedTrial(values=values, plan=own)
 
 
 def plan_sweep(recipe: Recipe, *, origin: str) -> SweepPlan:
-    """The trials of the sweep that `recipe` asks for.
+    """The sweep that `recipe` asks for. What it will try is checked as far as it is known before anything is trained.
 
     Args:
         origin: what to call the recipe in errors.
@@ -65,52 +102,36 @@ def plan_sweep(recipe: Recipe, *, origin: str) -> SweepPlan:
     if recipe.sweep is None or recipe.features is None or recipe.model is None:
         missing = [f"[{name}]" for name in ("features", "model", "sweep") if getattr(recipe, name) is None]
         raise UsageError(f"{origin}: the section{'s' if len(missing) > 1 else ''} {', '.join(missing)} is missing.")
-    sweep, url = recipe.sweep, storage.absolute_url(recipe.sweep.url)
+    sweep = recipe.sweep
     document = recipe.model_dump(include={"features", "model", "training", "registry"}, exclude_unset=True)
     base = check_settings(FinetuneRecipe, document, origin=origin)
-    manifest = read_features_manifest(recipe.features.url)
-    trials, faults = list[PlannedTrial](), list[str]()
-    for values in list_settings(sweep):
-        try:
-            for seed in sweep.seeds_from(base.training.seed):
-                changed = _changed(document, {**values, "training.seed": seed})
-                own = check_settings(FinetuneRecipe, changed, origin=f"{origin} with {in_words(values)}")
-                trials.append(_plan_trial(own, values, url=url, manifest=manifest))
-        except UsageError as error:
-            faults.append(str(error))
-    if faults:
-        more = f"\n... and {len(faults) - 3} more settings." if len(faults) > 3 else ""
-        raise UsageError("\n".join(faults[:3]) + more)
-    return SweepPlan(url=url, settings=sweep, recipe=base, manifest=manifest, trials=trials)
+    n_settings = count_settings(sweep, epochs=base.training.epochs)
+    plan = SweepPlan(
+        url=storage.absolute_url(sweep.url),
+        settings=sweep,
+        recipe=base,
+        manifest=read_features_manifest(recipe.features.url),
+        document=document,
+        origin=origin,
+        most_models=n_settings * len(sweep.seeds_from(base.training.seed)),
+    )
+    plan.plan_trials(_each_value(sweep) if sweep.search == "bayesian" else next(plan.search()))
+    return plan
 
 
-def list_settings(sweep: SweepSettings) -> list[dict[str, Any]]:
-    """The combinations of values that are tried, in the order of the recipe: all, or some drawn at random without repetition."""
-    values = sweep.values_by_key()
-    total = math.prod(len(each) for each in values.values())
-    if sweep.n_settings is None or sweep.n_settings >= total:
-        return [dict(zip(values, each, strict=True)) for each in itertools.product(*values.values())]
-    random = np.random.default_rng(sweep.search_seed)
-    places = random.permutation(total)[: sweep.n_settings]  # so that more settings are these and others
-    shape = tuple(len(each) for each in values.values())
-    return [
-        {key: each[place] for (key, each), place in zip(values.items(), np.unravel_index(number, shape), strict=True)}
-        for number in places
-    ]
+def _each_value(sweep: SweepSettings) -> list[Values]:
+    """Settings among which is every value, and both ends of every range, for what will be tried is not known yet."""
+    ends = {
+        key: [each.low, each.high] if isinstance(each, ValueRange) else each
+        for key, each in sweep.values_by_key().items()
+    }
+    longest = max(len(each) for each in ends.values())
+    return [{key: each[min(number, len(each) - 1)] for key, each in ends.items()} for number in range(longest)]
 
 
-def in_words(values: dict[str, Any]) -> str:
+def in_words(values: Values) -> str:
     """A setting for people: ``training.learning_rate = 0.1, training.l2 = 0``."""
     return ", ".join(f"{key} = {value}" for key, value in values.items())
-
-
-def _plan_trial(
-    recipe: FinetuneRecipe, values: dict[str, Any], *, url: str, manifest: FeaturesManifest
-) -> PlannedTrial:
-    plan = plan_training(recipe, ranks=1, manifest=manifest)
-    folder = storage.join_url(url, MODELS_FOLDER, plan.model_id[:_ID_DIGITS])
-    model = plan.recipe.model.model_copy(update={"url": folder})
-    return PlannedTrial(values=values, plan=replace(plan, recipe=plan.recipe.model_copy(update={"model": model})))
 
 
 def _changed(document: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from finetune.model_folder import load_model
 from finetune.plans import plan_training
 from finetune.sweep import run_sweep
 from finetune.sweep_folder import Trial, confidence_interval, rank_settings, read_sweep
-from finetune.sweep_plan import group_trials, list_settings, plan_sweep
+from finetune.sweep_plan import PlannedTrial, SweepPlan, group_trials, plan_sweep
 from finetune.training import train
 
 RATES = {"training.learning_rate": [0.01, 0.1], "training.l2": [0.0, 0.01]}
@@ -58,8 +58,9 @@ def sweep(features: Path, url: Path, values: dict[str, Any], **changes: Any) -> 
     return result.trained, result.reused, result.failed
 
 
-def settings_of(values: dict[str, Any], **changes: Any) -> SweepSettings:
-    return check_settings(SweepSettings, {"url": "sweep", "values": values, **changes}, origin="test")
+def trials_of(plan: SweepPlan) -> list[PlannedTrial]:
+    """Of the first round."""
+    return plan.plan_trials(next(plan.search()))
 
 
 @pytest.mark.parametrize(
@@ -69,38 +70,33 @@ def settings_of(values: dict[str, Any], **changes: Any) -> SweepSettings:
         ({"values": {"training.seed": [1]}}, "seeds are `sweep.seeds`"),
         ({"values": {"model.url": ["a"]}}, "`sweep.url` says where models go"),
         ({"values": {"images.source": ["a"]}}, "images.source must be a key of [model] or [training]"),
-        ({"values": {"training.l2": 0.1}}, "training.l2 must have a list of values. Got 0.1"),
+        (
+            {"values": {"training.l2": 0.1}},
+            "training.l2 must have a list of values, or a range with low and high. Got 0.1",
+        ),
         ({"values": {"training.l2": []}}, "must have a list of values"),
         ({"values": {"training.l2": [0.1, 0.1]}}, "training.l2 has a value twice"),
         ({"seeds": 0}, "`seeds` must be 1 or more. Got 0"),
         ({"seeds": [1, 1]}, "different numbers"),
-        ({"search": "random"}, "`n_settings` goes with `search` random"),
-        ({"n_settings": 3}, "`n_settings` goes with `search` random"),
+        ({"search": "random"}, "`n_settings` goes with `search` random or bayesian"),
+        ({"search": "bayesian"}, "`n_settings` goes with `search` random or bayesian"),
+        ({"n_settings": 3}, "`n_settings` goes with `search` random or bayesian"),
+        ({"values": {"training.l2": {"low": 0.1, "high": 0.2}}}, "goes with `search` random or bayesian"),
+        ({"values": {"training.l2": {"low": 0.2, "high": 0.1}}}, "the first less than the other. Got 0.2 and 0.1"),
+        ({"values": {"training.l2": {"low": 0.2}}}, "must have numbers low and high"),
+        ({"values": {"training.l2": {"low": 0.0, "high": 0.1, "log": True}}}, "must have a low greater than 0"),
+        ({"values": {"training.l2": {"low": 0.0, "high": 0.1, "step": 1}}}, "low, high and log alone. Got step"),
+        ({"search": "bayesian", "n_settings": 9, "halving": 3}, "`halving` goes with `search` grid or random"),
+        (
+            {"values": {"training.epochs": [1, 2]}, "halving": 3},
+            "training.epochs cannot be varied, as `halving` varies",
+        ),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UsageError) as raised:
         check_settings(SweepSettings, {"url": "sweep", "values": RATES, **changes}, origin="test")
     assert words in str(raised.value)
-
-
-def test_a_grid_has_every_combination_once_however_the_keys_are_written() -> None:
-    combined = list_settings(settings_of(RATES))
-    assert combined == [
-        {"training.learning_rate": rate, "training.l2": l2} for rate in (0.01, 0.1) for l2 in (0.0, 0.01)
-    ]
-    assert list_settings(settings_of({"training": {"learning_rate": [0.01, 0.1], "l2": [0.0, 0.01]}})) == combined
-
-
-def test_a_random_search_draws_from_the_grid_and_more_of_it_keeps_what_was_drawn() -> None:
-    values = {"training.learning_rate": [0.1 * n for n in range(1, 8)], "training.l2": [0.0, 0.1, 0.2]}
-    grid = list_settings(settings_of(values))
-    few, more = (list_settings(settings_of(values, search="random", n_settings=n)) for n in (5, 9))
-    assert few == more[:5]
-    assert len({repr(setting) for setting in more}) == 9
-    assert all(setting in grid for setting in more)
-    assert list_settings(settings_of(values, search="random", n_settings=5, search_seed=1)) != few
-    assert len(list_settings(settings_of(values, search="random", n_settings=99))) == 21
 
 
 def test_wrong_values_are_refused_before_anything_is_trained(features: Path, tmp_path: Path) -> None:
@@ -121,8 +117,8 @@ def test_a_recipe_without_a_sweep_is_refused(features: Path, tmp_path: Path) -> 
 
 def test_identities_are_those_of_models_trained_alone(features: Path, tmp_path: Path) -> None:
     plan = plan_sweep(make_recipe(features, tmp_path / "sweep", RATES), origin="test")
-    assert len({trial.plan.model_id for trial in plan.trials}) == 8
-    for trial in plan.trials:
+    assert len({trial.plan.model_id for trial in trials_of(plan)}) == 8
+    for trial in trials_of(plan):
         assert plan_training(trial.plan.recipe, ranks=1).model_id == trial.plan.model_id
         assert trial.plan.recipe.model.url == f"file://{tmp_path}/sweep/models/{trial.plan.model_id[:16]}"
 
@@ -130,7 +126,7 @@ def test_identities_are_those_of_models_trained_alone(features: Path, tmp_path: 
 def test_what_sees_the_same_batches_is_trained_together(features: Path, tmp_path: Path) -> None:
     values = RATES | {"training.batch_size": [8, 16], "model.name": ["softmax_head", "mlp_head"]}
     plan = plan_sweep(make_recipe(features, tmp_path / "sweep", values), origin="test")
-    groups = list(group_trials(plan.trials, most=3))
+    groups = list(group_trials(trials_of(plan), most=3))
     assert sorted(len(group) for group in groups) == [1] * 8 + [3] * 8
     for group in groups:
         shared = {(t.seed, t.values["training.batch_size"], t.values["model.name"]) for t in group}
@@ -138,7 +134,7 @@ def test_what_sees_the_same_batches_is_trained_together(features: Path, tmp_path
     dropout = plan_sweep(
         make_recipe(features, tmp_path / "s", RATES, model={"name": "mlp_head", "dropout": 0.1}), origin="t"
     )
-    assert [len(group) for group in group_trials(dropout.trials, most=3)] == [1] * 8
+    assert [len(group) for group in group_trials(trials_of(dropout), most=3)] == [1] * 8
 
 
 @pytest.mark.slow
@@ -147,7 +143,7 @@ def test_each_model_is_the_one_that_fit_trains(features: Path, tmp_path: Path, m
     changes = {"model": model, "training": {"class_weights": "balanced"}}
     plan = plan_sweep(make_recipe(features, tmp_path / "sweep", RATES, **changes), origin="test")
     card = run_sweep(plan).card
-    for number, planned in enumerate(plan.trials):
+    for number, planned in enumerate(trials_of(plan)):
         url = str(tmp_path / f"alone-{number}")
         settings = planned.plan.recipe.model.model_copy(update={"url": url})
         recipe = planned.plan.recipe.model_copy(update={"model": settings})
@@ -160,7 +156,7 @@ def test_each_model_is_the_one_that_fit_trains(features: Path, tmp_path: Path, m
             np.testing.assert_allclose(one, other, atol=1e-5)
     by_id = {trial.model_id: trial for trial in card.trials}
     assert {trial.state for trial in card.trials} == {"done"}
-    assert all(by_id[planned.plan.model_id].values == planned.values for planned in plan.trials)
+    assert all(by_id[planned.plan.model_id].values == planned.values for planned in trials_of(plan))
 
 
 @pytest.mark.slow
@@ -176,6 +172,91 @@ def test_nothing_is_computed_twice(features: Path, tmp_path: Path) -> None:
     assert card is not None
     assert len(card.trials) == 16
     assert card.seeds == [5, 6, 7]
+
+
+@pytest.mark.slow
+def test_a_bayesian_search_goes_on_from_what_is_there(features: Path, tmp_path: Path) -> None:
+    values = {"training.learning_rate": {"low": 1e-4, "high": 1.0, "log": True}}
+    changes = {"sweep": {"search": "bayesian", "n_settings": 10}}
+    assert sweep(features, tmp_path / "sweep", values, **changes) == (20, 0, 0)
+    before = read_sweep(str(tmp_path / "sweep"))
+    assert sweep(features, tmp_path / "sweep", values, **changes) == (0, 20, 0)
+    after = read_sweep(str(tmp_path / "sweep"))
+    assert before is not None
+    assert after is not None
+    assert {trial.model_id for trial in after.trials} == {trial.model_id for trial in before.trials}
+    assert len({trial.values["training.learning_rate"] for trial in after.trials}) == 10
+
+
+def test_wrong_ends_of_a_range_are_refused_before_anything_is_trained(features: Path, tmp_path: Path) -> None:
+    values = {"training.momentum": {"low": 0.5, "high": 3.0}}
+    changes = {"sweep": {"search": "bayesian", "n_settings": 10}}
+    with pytest.raises(UsageError, match=r"my\.toml with training\.momentum = 3\.0"):
+        plan_sweep(make_recipe(features, tmp_path / "sweep", values, **changes), origin="my.toml")
+
+
+@pytest.mark.slow
+def test_successive_halving_trains_the_best_for_all_epochs(features: Path, tmp_path: Path) -> None:
+    values = {"training.learning_rate": [1e-6, 1e-5, 0.05, 0.1]}
+    changes = {"training": {"epochs": 4}, "sweep": {"halving": 2}}
+    assert sweep(features, tmp_path / "sweep", values, **changes) == (14, 0, 0)
+    card = read_sweep(str(tmp_path / "sweep"))
+    assert card is not None
+    ranked = rank_settings(card)
+    assert [setting.values["training.epochs"] for setting in ranked] == [4, 2, 2, 1, 1, 1, 1]
+    assert ranked[0].values["training.learning_rate"] in (0.05, 0.1)
+    assert {setting.values["training.learning_rate"] for setting in ranked[1:3]} == {0.05, 0.1}
+    assert sweep(features, tmp_path / "sweep", values, **changes) == (0, 14, 0)
+
+
+@pytest.mark.slow
+def test_on_spark_the_models_are_those_of_one_process(features: Path, tmp_path: Path) -> None:
+    values = RATES | {"model.name": ["softmax_head", "mlp_head"]}
+    expected = run_sweep(plan_sweep(make_recipe(features, tmp_path / "here", values), origin="test")).card
+    write_toml(tmp_path / "sweep.toml", document(features, tmp_path / "sweep", values))
+    command = [sys.executable, "-m", "finetune", "sweep", "sweep.toml", "--tasks", "2", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["trained"], result["reused"]) == (16, 0)
+    found = read_sweep(str(tmp_path / "sweep"))
+    assert found is not None
+    by_id = {trial.model_id: trial for trial in found.trials}
+    for trial in expected.trials:
+        assert by_id[trial.model_id].metrics == pytest.approx(trial.metrics, abs=1e-5)
+        models = (load_model(url)[0].get_weights() for url in (trial.url, by_id[trial.model_id].url))
+        for one, other in zip(*models, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert sweep(features, tmp_path / "sweep", values) == (0, 16, 0)
+
+
+@pytest.mark.slow
+def test_a_failed_task_ends_the_sweep_with_its_message(features: Path, tmp_path: Path) -> None:
+    write_toml(tmp_path / "sweep.toml", document(features, tmp_path / "sweep", RATES))
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "models").write_text("no folder")
+    command = [sys.executable, "-m", "finetune", "sweep", "sweep.toml", "--tasks", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "models" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_is_logged_once(features: Path, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    whole = document(features, tmp_path / "sweep", RATES) | {
+        "registry": {"url": f"sqlite:///{tmp_path}/mlflow.db", "experiment": "rates", "backbone": False}
+    }
+    write_toml(tmp_path / "sweep.toml", whole)
+    command = [sys.executable, "-m", "finetune", "sweep", "sweep.toml"]
+    for words in ("logged: 8 models, 0 there already", "logged: 0 models, 8 there already"):
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+        assert words in done.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("rates")
+    assert experiment is not None
+    assert len(client.search_runs([experiment.experiment_id])) == 8
 
 
 @pytest.mark.slow
@@ -229,11 +310,11 @@ def test_two_sweeps_at_once_share_the_work(features: Path, tmp_path: Path) -> No
 def test_a_model_that_another_job_gives_up_is_trained_here(features: Path, tmp_path: Path) -> None:
     values = {"training.learning_rate": [0.1]}
     plan = plan_sweep(make_recipe(features, tmp_path / "sweep", values), origin="test")
-    held = claim_output(plan.trials[0].plan.recipe.model.url)
+    held = claim_output(trials_of(plan)[0].plan.recipe.model.url)
     held.__enter__()
 
     def give_up(trials: Sequence[Trial]) -> None:
-        if trials[0].seed != plan.trials[0].seed:
+        if trials[0].seed != trials_of(plan)[0].seed:
             held.__exit__(None, None, None)
 
     result = run_sweep(plan, on_trials=give_up)
