@@ -12,6 +12,7 @@ from featurize.errors import UsageError
 from featurize.manifests import FeaturesManifest, read_features_manifest
 from finetune.model_folder import CARD_NAME, ModelCard, check_features, load_model, read_model_card
 from finetune.report_numbers import wilson_interval
+from finetune.setting_names import as_text, describe_values
 from finetune.split_data import iterate_split
 from finetune.steps import predict_probabilities
 from finetune.sweep_folder import CARD_NAME as SWEEP_CARD_NAME
@@ -138,12 +139,6 @@ def judge(target: Target, split: str) -> Judgement:
     return Judgement(url, manifest, split, np.concatenate(probabilities), label_index, paths, models)
 
 
-def describe_values(values: dict[str, Any], keys: Sequence[str]) -> str:
-    """What a setting has under `keys`, such as ``learning_rate 0.1, l2 0.01``."""
-    names = short_names(keys)
-    return ", ".join(f"{names[key]} {as_text(values[key])}" for key in keys if key in values) or "the recipe's own"
-
-
 def varying_keys(sweep: SweepCard) -> list[str]:
     """The keys that have more than one value among the trials."""
     return [
@@ -151,17 +146,6 @@ def varying_keys(sweep: SweepCard) -> list[str]:
         for key in sweep.keys
         if len({as_text(trial.values[key]) for trial in sweep.trials if key in trial.values}) > 1
     ]
-
-
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """The last part of each key, where no other key ends the same."""
-    last = [_last_of_key(key) for key in keys]
-    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
-
-
-def as_text(value: Any) -> str:
-    """A value of a recipe, numbers as short as they can be."""
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 def best_trial(setting: Setting, metric: str) -> Trial | None:
@@ -199,7 +183,3 @@ def _judged(
 
 def _last_part(url: str) -> str:
     return storage.absolute_url(url).rpartition("/")[2]
-
-
-def _last_of_key(key: str) -> str:
-    return key.rpartition(".")[2]

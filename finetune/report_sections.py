@@ -9,7 +9,7 @@ from markupsafe import Markup
 from featurize.manifests import FeaturesManifest
 from finetune.metrics import ConfusedPair, Evaluation, class_scores, evaluate_probabilities, most_confused
 from finetune.model_folder import ModelCard
-from finetune.report_models import Judgement, as_text
+from finetune.report_models import Judgement
 from finetune.report_numbers import (
     calibration_bins,
     expected_calibration_error,
@@ -19,6 +19,7 @@ from finetune.report_numbers import (
     wilson_interval,
 )
 from finetune.report_svg import Line, calibration_plot, line_plot, percent
+from finetune.setting_names import as_text
 
 MAX_MISTAKES = 24
 MAX_PAIRS = 20

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from finetune.report_models import JudgedModel, Judgement, as_text, describe_values, short_names, varying_keys
+from finetune.report_models import JudgedModel, Judgement, varying_keys
 from finetune.report_sections import duration
 from finetune.report_svg import Dot, Format, percent, sweep_plot
+from finetune.setting_names import as_text, describe_values, short_names
 from finetune.stability import class_stability, mcnemar_test, row_stability
 from finetune.sweep_folder import Setting, SweepCard, Trial
 

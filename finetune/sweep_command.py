@@ -17,6 +17,7 @@ from featurize.recipe import read_recipe
 from featurize.session import open_session
 from finetune.own_models import see_working_folder
 from finetune.registry import shown
+from finetune.setting_names import as_text, short_names
 from finetune.sweep_folder import Setting, SweepCard, rank_settings
 
 if TYPE_CHECKING:
@@ -86,14 +87,17 @@ def _log(plan: "SweepPlan", card: SweepCard) -> None:
 
 
 def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:
-    table = Table(*card.keys, card.metric, "sd", "95 % interval", "models", box=None, padding=(0, 1))
+    names = short_names(card.keys)
+    table = Table(box=None, padding=(0, 1))
+    for name in (*names.values(), card.metric, "sd", "95 % interval", "models"):
+        table.add_column(name, no_wrap=True)
     for setting in ranked[:_SETTINGS_SHOWN]:
         interval = "" if setting.interval is None else f"{setting.interval[0]:.4f} to {setting.interval[1]:.4f}"
         mean, sd = ("" if value is None else f"{value:.4f}" for value in (setting.mean, setting.sd))
-        values = [str(setting.values.get(key, "")) for key in card.keys]
+        values = [as_text(setting.values.get(key, "")) for key in card.keys]
         table.add_row(*values, mean, sd, interval, str(sum(trial.state == "done" for trial in setting.trials)))
     if len(ranked) > _SETTINGS_SHOWN:
-        table.add_row(f"... and {len(ranked) - _SETTINGS_SHOWN} more")
+        table.caption = f"... and {len(ranked) - _SETTINGS_SHOWN} more settings"
     return table
 
 
