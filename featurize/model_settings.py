@@ -44,7 +44,7 @@ class ModelSettings(Settings):
     head: str | None = Field(
         default=None,
         min_length=1,
-        description="unfrozen: the folder of a trained head, which is trained on with its backbone",
+        description="unfrozen: a trained head (folder, run id or name@alias), which is trained on with its backbone",
     )
     unfreeze_from: str | None = Field(
         default=None, min_length=1, description="unfrozen: the first layer of the backbone that is trained, by its name"

@@ -69,10 +69,15 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
 
 
 def _with_absolute_urls(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """`recipe` as it means the same in any working directory: ranks on Spark have their own."""
+    """`recipe` as it means the same in any working directory, as ranks on Spark have their own, and whatever moves an alias."""
     features = recipe.features.model_copy(update={"url": storage.absolute_url(recipe.features.url)})
-    urls = {key: value for key in ("url", "head") if (value := getattr(recipe.model, key)) is not None}
-    model = recipe.model.model_copy(update={key: storage.absolute_url(value) for key, value in urls.items()})
+    changes = {"url": storage.absolute_url(recipe.model.url)}
+    if recipe.model.head is not None:
+        from finetune.registry_models import resolve_model
+
+        registry = recipe.registry.url if recipe.registry is not None else None
+        changes["head"] = storage.absolute_url(resolve_model(recipe.model.head, registry=registry))
+    model = recipe.model.model_copy(update=changes)
     return recipe.model_copy(update={"features": features, "model": model})
 
 

@@ -21,7 +21,7 @@ from featurize.errors import JobError, UsageError
 from featurize.features import featurize
 from featurize.manifests import read_features_manifest, write_manifest
 from featurize.model_settings import ModelSettings
-from featurize.recipe import BackboneSettings, FinetuneRecipe
+from featurize.recipe import BackboneSettings, FinetuneRecipe, RegistrySettings
 from featurize.settings import check_settings
 from finetune.communicator import SingleRank
 from finetune.dropout import with_keyed_dropout
@@ -30,6 +30,7 @@ from finetune.fit import InterruptedTrainingError
 from finetune.model_folder import ModelCard, load_model, read_model_card
 from finetune.models import build_model, logits_of
 from finetune.plans import plan_training
+from finetune.registry_logging import log_fit
 from finetune.row_random import row_keys
 from finetune.split_data import SplitData, read_split
 from finetune.steps import is_compiled, predict_probabilities
@@ -126,6 +127,18 @@ def undisturbed(place: Workplace) -> Path:
 
 def weights_by_name(network: "keras.Model") -> dict[str, NDArray[Any]]:
     return {variable.path: variable.numpy() for variable in network.weights}
+
+
+def test_a_head_is_named_by_its_folder_or_its_run(place: Workplace, tmp_path: Path) -> None:
+    registry = RegistrySettings(url=f"sqlite:///{tmp_path}/mlflow.db", backbone=False)
+    logged = log_fit(str(place.head), registry)
+    assert logged is not None
+    by_folder = plan_training(place.recipe(tmp_path / "model"), ranks=1)
+    settings = place.recipe(tmp_path / "model", changes={"head": logged.run_id})
+    by_run = plan_training(settings.model_copy(update={"registry": registry}), ranks=1)
+    assert by_run.model_id == by_folder.model_id
+    assert by_run.head == by_folder.head
+    (place.head / "registry.json").unlink()
 
 
 @pytest.mark.spark
