@@ -157,18 +157,20 @@ def test_training_that_gets_sigterm_keeps_its_epoch_and_is_gone_on_with(training
     training.assert_equal_to_undisturbed(model)
 
 
+def is_rank_1(process: psutil.Process) -> bool:
+    try:
+        return process.environ().get("HOROVOD_RANK") == "1" and process.name().startswith("python")
+    except psutil.NoSuchProcess:  # it has ended since it was listed
+        return False
+
+
 @pytest.mark.parametrize("training", ["horovodrun", "spark"], indirect=True)
 @pytest.mark.parametrize("number", ROUNDS)
 def test_rank_that_is_killed_ends_the_training_with_its_name(training: Training, number: int) -> None:
     model = f"rank-killed{number}"
     process = training.start(model)
     training.wait_for_epoch(model, process)
-    rank_1 = next(
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if child.environ().get("HOROVOD_RANK") == "1" and child.name().startswith("python")
-    )
-    rank_1.kill()
+    next(child for child in psutil.Process(process.pid).children(recursive=True) if is_rank_1(child)).kill()
     assert process.wait(timeout=60) != 0
     assert "rank 1" in training.log(model)
     done = training.run(model, "--resume")
