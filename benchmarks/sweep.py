@@ -37,7 +37,7 @@ from finetune.models import build_model
 from finetune.split_data import read_split
 from finetune.stacked import fit_stack
 from finetune.stacks import Stacks
-from finetune.sweep import MOST_TOGETHER
+from finetune.trials import MOST_TOGETHER
 
 HEAD_RATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1)
 PENALTIES = (0.0, 0.0005, 0.001, 0.005, 0.01)
