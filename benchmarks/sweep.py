@@ -1,22 +1,29 @@
-"""Many settings at once beside the same settings one after another, in one warm process with the same threads.
+"""Many settings at once beside the same settings one after another, in warm processes on the same cores.
 
     featurize run configs/objects_mobilenet.toml && python benchmarks/sweep.py --features runs/objects/features
-    python benchmarks/sweep.py --features runs/objects/features --mnist runs/mnist/features [--alone 6] [--together 4 8 16 32]
+    python benchmarks/sweep.py --features runs/objects/features --mnist runs/mnist/features [--alone 6] [--together 8 16 32]
 
 Heads: 200 softmax heads, 8 learning rates x 5 penalties x 5 seeds, of 15 epochs each. With --mnist, the classic experiment
-too: 140 networks 784-500-n-10 on the pixels, 4 sizes n x 7 seeds x 5 learning rates, of 2 epochs each.
+too: networks 784-500-n-10 on the pixels, 4 sizes n x 7 seeds x 5 learning rates, of 2 epochs each; --mnist-seeds trains fewer of
+the 7 and scales.
 
-Both ways build their graphs for every training and evaluate on the validation split after every epoch. One after another takes
-long, and so is measured on a sample of --alone settings before the stacks and again after them, and scaled; largest_difference is
-that of the weights of these from those of the stack. Writing the model folders is in neither. Prints one JSON object.
+One after another, `fit` has all cores for each. Together, stacks are trained as `finetune sweep` does it: as many at a time
+as there are cores, each in a thread. Both build their graphs (stacks keep theirs for the next of the same shape) and evaluate
+on the validation split after every epoch. One after another takes long, and so is measured on a sample of --alone settings
+before the stacks and again after them, and scaled; largest_difference is that of the weights of these from those of the
+stack. Writing the model folders is in neither. Prints one JSON object.
 """
 
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -42,6 +49,7 @@ from finetune.trials import MOST_TOGETHER
 HEAD_RATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1)
 PENALTIES = (0.0, 0.0005, 0.001, 0.005, 0.01)
 SIZES = (50, 100, 150, 200)
+CORES = len(os.sched_getaffinity(0))
 MLP_RATES = (0.002, 0.005, 0.01, 0.02, 0.05)
 
 Job = tuple[ModelSettings, TrainingSettings]
@@ -81,7 +89,7 @@ def heads(url: str, epochs: int) -> Experiment:
     return Experiment(url, groups)
 
 
-def networks(url: str, epochs: int) -> Experiment:
+def networks(url: str, epochs: int, seeds: int) -> Experiment:
     groups = [
         [
             (
@@ -90,47 +98,70 @@ def networks(url: str, epochs: int) -> Experiment:
             )
             for rate in MLP_RATES
         ]
-        for size, seed in itertools.product(SIZES, range(7))
+        for size, seed in itertools.product(SIZES, range(seeds))
     ]
     return Experiment(url, groups)
 
 
-def run_alone(experiment: Experiment, jobs: Sequence[Job]) -> tuple[float, list[FitResult]]:
-    """Seconds of one training, and what each gave."""
+def run_alone(experiment: Experiment, places: Sequence[int]) -> tuple[float, list[list[Any]]]:
+    """Seconds of one training, and the last weights of each."""
+    jobs = [experiment.jobs[place] for place in places]
+    fit(experiment.build(jobs[0]), *experiment.data(), jobs[0][1])  # warm
     started = perf_counter()
     results = [fit(experiment.build(job), *experiment.data(), job[1]) for job in jobs]
-    return (perf_counter() - started) / len(jobs), results
+    return (perf_counter() - started) / len(jobs), [result.last_weights for result in results]
 
 
-def run_together(experiment: Experiment, most: int) -> tuple[float, list[FitResult | FirnError]]:
-    """Seconds of all trainings in stacks of up to `most`."""
-    started, results, stacks = perf_counter(), list[FitResult | FirnError](), Stacks()
-    for group in experiment.groups:
-        for first in range(0, len(group), most):
-            part = group[first : first + most]
-            models, settings = [experiment.build(job) for job in part], [job[1] for job in part]
-            results += fit_stack(models, *experiment.data(), settings, stacks=stacks)
-    return perf_counter() - started, results
+def run_together(experiment: Experiment, places: Sequence[int], most: int) -> tuple[float, list[list[Any]]]:
+    """Seconds of all trainings in stacks of up to `most`, and the last weights of some."""
+    own, building = threading.local(), threading.Lock()
+
+    def train(part: Sequence[Job]) -> list[FitResult | FirnError]:
+        if not hasattr(own, "stacks"):
+            own.stacks = Stacks()
+        with building:
+            models = [experiment.build(job) for job in part]
+        return fit_stack(models, *experiment.data(), [job[1] for job in part], stacks=own.stacks)
+
+    parts = [group[first : first + most] for group in experiment.groups for first in range(0, len(group), most)]
+    train(
+        [(job[0], job[1].model_copy(update={"epochs": 1})) for job in parts[0]]
+    )  # warm; graphs of other epochs are others
+    own = threading.local()
+    started = perf_counter()
+    with ThreadPoolExecutor(CORES) as threads:
+        results = [result for done in threads.map(train, parts) for result in done]
+    seconds = perf_counter() - started
+    return seconds, [result.last_weights for place in places if isinstance(result := results[place], FitResult)]
 
 
-def compare(experiment: Experiment, *, sizes: Sequence[int], n_alone: int) -> dict[str, Any]:
-    jobs = experiment.jobs
-    places = np.linspace(0, len(jobs) - 1, n_alone).astype(int).tolist()
-    run_alone(experiment, jobs[:1])  # warm
-    before, alone = run_alone(experiment, [jobs[place] for place in places])
+def in_own_process(work: Callable[..., Any], *arguments: Any, threads: int) -> Any:
+    """What `work` returns, in a process in which every operation has `threads` threads."""
+    context = multiprocessing.get_context("spawn")
+    at_once = CORES // threads
+    with ProcessPoolExecutor(1, mp_context=context, initializer=partial(set_threads, threads, at_once=at_once)) as pool:
+        return pool.submit(_with_experiment, work, *arguments).result()
+
+
+def _with_experiment(work: Callable[..., Any], make: Callable[[], Experiment], *arguments: Any) -> Any:
+    return work(make(), *arguments)
+
+
+def compare(make: Callable[[], Experiment], *, sizes: Sequence[int], n_alone: int, scale: float) -> dict[str, Any]:
+    n_jobs = len(make().jobs)
+    places = np.linspace(0, n_jobs - 1, n_alone).astype(int).tolist()
+    before, alone = in_own_process(run_alone, make, places, threads=CORES)
     together, differences = {}, list[float]()
     for most in sizes:
-        together[str(most)], results = run_together(experiment, most)
-        for place, wanted in zip(places, alone, strict=True):
-            found = results[place]
-            if isinstance(found, FitResult):
-                pairs = zip(found.last_weights, wanted.last_weights, strict=True)
-                differences.append(max(float(np.abs(one - other).max()) for one, other in pairs))
-        print(f"{len(jobs)} in stacks of {most}: {together[str(most)]:.1f} s", file=sys.stderr, flush=True)
-    after, _ = run_alone(experiment, [jobs[place] for place in places])
-    one_by_one = (before + after) / 2 * len(jobs)
+        seconds, found = in_own_process(run_together, make, places, most, threads=1)
+        together[str(most)] = seconds * scale
+        for weights, wanted in zip(found, alone, strict=True):
+            differences += [float(np.abs(one - other).max()) for one, other in zip(weights, wanted, strict=True)]
+        print(f"{n_jobs} in stacks of {most}: {seconds:.1f} s; one alone {before:.2f} s", file=sys.stderr, flush=True)
+    after, _ = in_own_process(run_alone, make, places, threads=CORES)
+    one_by_one = (before + after) / 2 * n_jobs * scale
     return {
-        "models": len(jobs),
+        "models": round(n_jobs * scale),
         "seconds_one_after_another": one_by_one,
         "seconds_of_one_before_and_after": [before, after],
         "seconds_together": together,
@@ -143,16 +174,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--features", required=True, help="of a network, for the heads")
     parser.add_argument("--mnist", help="pixels of MNIST")
+    parser.add_argument("--mnist-seeds", type=int, default=7, help="how many of the 7 are trained")
     parser.add_argument("--alone", type=int, default=6, help="settings that are trained alone, before and after")
     parser.add_argument("--together", type=int, nargs="+", default=[MOST_TOGETHER], help="sizes of stacks")
     options = parser.parse_args()
-    cores = len(os.sched_getaffinity(0))
-    set_threads(cores)
-    results = {"cores": cores, "load_average_before": os.getloadavg()[0]}
-    results["heads"] = compare(heads(options.features, 15), sizes=options.together, n_alone=options.alone)
-    results["heads"]["goal_6_times"] = max(results["heads"]["times_as_fast"].values()) >= 6
+    results: dict[str, Any] = {"cores": CORES, "load_average_before": os.getloadavg()[0]}
+    found = compare(partial(heads, options.features, 15), sizes=options.together, n_alone=options.alone, scale=1)
+    results["heads"] = found | {"goal_6_times": max(found["times_as_fast"].values()) >= 6}
     if options.mnist:
-        found = compare(networks(options.mnist, 2), sizes=options.together, n_alone=options.alone)
+        seeds = options.mnist_seeds
+        make = partial(networks, options.mnist, 2, seeds)
+        found = compare(make, sizes=options.together[:1], n_alone=options.alone, scale=7 / seeds)
         results["mnist_networks"] = found | {"goal_3_times": max(found["times_as_fast"].values()) >= 3}
     print(json.dumps(results))
 

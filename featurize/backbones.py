@@ -215,14 +215,18 @@ def digest_of_weights(network: "keras.Model") -> str:
     return digest.hexdigest()
 
 
-def set_threads(threads: int) -> None:
-    """Gives TensorFlow `threads` cores in this process; it must be called before TensorFlow computes anything."""
+def set_threads(threads: int, *, at_once: int = 1) -> None:
+    """Gives every operation of TensorFlow `threads` cores in this process; to be called before it computes anything.
+
+    Args:
+        at_once: how many graphs are run at a time, in threads of Python's.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(at_once)
 
 
 def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:

@@ -3,26 +3,24 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from featurize.errors import JobError, SharedError
-from featurize.training_settings import AugmentationSettings, TrainingSettings
+from featurize.training_settings import TrainingSettings
 from finetune.agreement import any_rank, check_agreement, gather_rows, raise_together, share_variables
-from finetune.augmentation import augment
+from finetune.batches import begin_epoch
 from finetune.communicator import Communicator, SingleRank
 from finetune.divergence import check_losses, check_validation, check_weights
 from finetune.loader import Data
 from finetune.optimizers import make_optimizer
-from finetune.row_random import row_keys
 from finetune.steps import TrainSteps, make_train_steps
 from finetune.training_state import Entry, TrainingState, Weights, has_stalled, next_state
 from finetune.validation import make_validation
 
 if TYPE_CHECKING:
     import keras
-    import tensorflow as tf
 
 _MAX_STEPS_A_CALL = 64
 _CALL_S = 2.0  # about so long a call of many steps may take, after which a rank can say where it is
@@ -143,15 +141,13 @@ def _train_epoch(
     batches = train.batches(
         epoch, seed=settings.seed, global_batch_size=global_batch_size, rank=ranks.rank, size=ranks.size
     )
-    if settings.augmentation is not None:
-        batches = _augmented(batches, settings.augmentation, seed=settings.seed, epoch=epoch)
     started, n_steps, parts = perf_counter(), train.steps(global_batch_size), []
     with train.failures():
-        iterator, done, count = iter(batches.prefetch(2)), 0, 1
+        source, done, count = begin_epoch(batches), 0, 1
         while done < n_steps:
             ranks.report(f"epoch {epoch}, step {done + 1}")
             called = perf_counter()
-            part = steps(iterator, tf.constant(count), tf.constant(epoch, tf.int64)).numpy()
+            part = steps(source, tf.constant(done), tf.constant(count), tf.constant(epoch, tf.int64)).numpy()
             check_losses(part[:, 0] / part[:, 2], settings, epoch=epoch, first_step=done + 1, n_classes=n_classes)
             parts.append(part)
             done += count
@@ -170,17 +166,6 @@ def _train_epoch(
         "all_reduce_seconds": float((reducing - idle).sum()),
         "idle_seconds": float(idle.sum()),
     }, seconds
-
-
-def _augmented(
-    batches: "tf.data.Dataset", settings: AugmentationSettings, *, seed: int, epoch: int
-) -> "tf.data.Dataset":
-    """`batches` with their pixels changed at random, by seed, epoch and image."""
-
-    def change(features: Any, labels: Any, row_ids: Any, global_rows: Any) -> Any:
-        return augment(features, row_keys(seed, epoch, row_ids), settings), labels, row_ids, global_rows
-
-    return batches.map(change)
 
 
 def _restore(model: "keras.Model", optimizer: "keras.optimizers.Optimizer", state: TrainingState) -> None:

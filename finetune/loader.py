@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from featurize.manifests import FeaturesManifest
 from featurize.training_settings import TrainingSettings
+from finetune.batches import PADDING, Batches, RowBatches
 from finetune.split_data import ALIGNMENT, SplitData, read_split
 from finetune.streams import StreamData
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PADDING = -1  # the label of a row that only fills a batch up
 _SLICE_ROWS = 4096
 
 
@@ -31,14 +31,12 @@ class Data(Protocol):
     def steps(self, global_batch_size: int) -> int:
         """Steps in an epoch."""
 
-    def batches(
-        self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1
-    ) -> "tf.data.Dataset":
+    def batches(self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1) -> Batches:
         """One rank's share of the batches of an epoch: a function of seed and epoch, and of no other thing.
 
-        Each element is a step: features ``(b, ...)``; label_index int32 ``(b,)``; row_ids int64 ``(b,)``, by which the random
-        numbers of a row are drawn; global_rows float32 ``()``, the rows of all ranks in this step. b is the same in all steps of
-        a rank: shorter batches are filled up with rows of the label `PADDING`.
+        Each is a step, as `batches.take_batch` gives it: features ``(b, ...)``; label_index int32 ``(b,)``; row_ids int64
+        ``(b,)``, by which the random numbers of a row are drawn; global_rows float32 ``()``, the rows of all ranks in this step.
+        b is the same in all steps of a rank: shorter batches are filled up with rows of the label `PADDING`.
         """
 
     def failures(self) -> AbstractContextManager[None]:
@@ -99,21 +97,13 @@ class MemoryData:
         """Steps in an epoch."""
         return math.ceil(self.rows / global_batch_size)
 
-    def batches(
-        self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1
-    ) -> "tf.data.Dataset":
+    def batches(self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1) -> RowBatches:
         """As `Data.batches`, every epoch in an order of its own over the whole split."""
         import tensorflow as tf
 
-        features, label_index, row_ids = self._as_tensors()
         plan = plan_epoch(self.rows, seed=seed, epoch=epoch, global_batch_size=global_batch_size, rank=rank, size=size)
-
-        def gather(rows: Any, global_rows: Any) -> Any:
-            places = tf.maximum(rows, 0)
-            labels = tf.where(rows < 0, PADDING, tf.gather(label_index, places))
-            return tf.gather(features, places), labels, tf.gather(row_ids, places), tf.cast(global_rows, tf.float32)
-
-        return tf.data.Dataset.from_tensor_slices((plan.rows, plan.global_rows)).map(gather)
+        with tf.device("CPU:0"):
+            return RowBatches(tf.constant(plan.rows), tf.constant(plan.global_rows, tf.float32), *self._as_tensors())
 
     def failures(self) -> AbstractContextManager[None]:
         """There are none: all is read."""

@@ -5,7 +5,7 @@ layer is a product batched over the networks. The gradient of the sum of their l
 network has its own learning rate and penalty. So each of them takes the steps that it would take alone.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from featurize.errors import FirnError
 from featurize.training_settings import TrainingSettings
 from finetune.divergence import check_losses, check_validation, check_weights
-from finetune.fit import TIMES, FitResult
+from finetune.fit import TIMES, FitResult, InterruptedTrainingError
 from finetune.loader import Data
 from finetune.stacks import Stacks
 from finetune.training_state import Entry, TrainingState, Weights, has_stalled, next_state
@@ -32,6 +32,7 @@ def fit_stack(
     *,
     class_weights: Sequence[float] | None = None,
     stacks: Stacks | None = None,
+    is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> list[FitResult | FirnError]:
     """Trains each of `models` as `fit` would by its own settings, all of them at once.
 
@@ -40,10 +41,14 @@ def fit_stack(
         settings: of each model; with the same `stacks.stack_key`.
         class_weights: of each class, by index.
         stacks: those of earlier calls, one of which is used again if it fits: making the graphs takes seconds.
+        is_asked_to_stop: asked before each epoch.
 
     Returns:
         For each model what `fit` returns, or the error that it raises. Seconds and rows per second are the stack's, divided
         among the models.
+
+    Raises:
+        InterruptedTrainingError: it was asked to stop; nothing of it is kept.
     """
     steps = train.steps(settings[0].batch_size)
     stack = (stacks or Stacks()).take(models, settings, class_weights=class_weights, steps=steps)
@@ -51,6 +56,8 @@ def fit_stack(
     for epoch in range(1, settings[0].epochs + 1):
         if not any(member.is_going for member in members):
             break
+        if is_asked_to_stop():
+            raise InterruptedTrainingError(f"stopped as asked, after epoch {epoch - 1} of {settings[0].epochs}.")
         started = perf_counter()
         sums = stack.train_epoch(train, epoch)
         seconds = (perf_counter() - started) / len(members)

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.training_settings import TrainingSettings
+from finetune.batches import begin_epoch, take_batch
 from finetune.loader import Data
 from finetune.models import logits_of
 from finetune.optimizers import make_optimizer
@@ -147,7 +148,7 @@ class Stack:
         seed, size = self._settings.seed, self._settings.batch_size
         batches = train.batches(epoch, seed=seed, global_batch_size=size)
         with train.failures():
-            sums: NDArray[np.float64] = self._run(iter(batches.prefetch(2)), tf.constant(self._steps)).numpy()
+            sums: NDArray[np.float64] = self._run(begin_epoch(batches), tf.constant(self._steps)).numpy()
         return sums
 
     def validate(self, validation: Data) -> list[Entry]:
@@ -175,14 +176,14 @@ class Stack:
             self._update(gradients, global_rows)
             return tf.concat([sums, tf.fill((self._n_models, 1), global_rows)], 1)
 
-        def body(iterator: Any, number: Any, rows: Any) -> Any:
-            features, labels, _, global_rows = iterator.get_next()
+        def body(source: Any, number: Any, rows: Any) -> Any:
+            features, labels, _, global_rows = take_batch(source, number)
             return number + 1, rows.write(number, step(features, labels, global_rows))
 
         @tf.function(autograph=False)
-        def run(iterator: Any, n_steps: Any) -> Any:
+        def run(source: Any, n_steps: Any) -> Any:
             rows = tf.TensorArray(tf.float32, n_steps, element_shape=(self._n_models, 3))
-            take = partial(body, iterator)
+            take = partial(body, source)
             done = tf.while_loop(lambda number, _: number < n_steps, take, (0, rows), parallel_iterations=1)
             return tf.cast(done[1].stack(), tf.float64)
 

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.training_settings import TrainingSettings
+from finetune.augmentation import augment
+from finetune.batches import take_batch
 from finetune.communicator import Communicator
 from finetune.dropout import with_keyed_dropout
 from finetune.models import logits_of
@@ -38,7 +40,7 @@ _COMPILED_LAYERS = {
     "Softmax",
     "UnitNormalization",
 }
-TrainSteps = Callable[[Any, Any, Any], "tf.Tensor"]
+TrainSteps = Callable[[Any, Any, Any, Any], "tf.Tensor"]
 
 
 def make_train_steps(
@@ -51,10 +53,10 @@ def make_train_steps(
 ) -> TrainSteps:
     """A function that takes so many steps of all ranks, in one call.
 
-    It takes an iterator over batches as `Data.batches` makes them, the number of steps and the epoch, and returns
-    ``float64 (n_steps, 6)``, the `COLUMNS`: the loss and the number of right answers before each step, summed over the rows of
-    all ranks; these rows; the seconds that this rank waited for its batch, computed, and spent in the all-reduce, waiting for
-    other ranks included.
+    It takes what `batches.begin_epoch` makes of an epoch's batches, how many of its steps are done, how many to take, and the
+    epoch, and returns ``float64 (n_steps, 6)``, the `COLUMNS`: the loss and the number of right answers before each step,
+    summed over the rows of all ranks; these rows; the seconds that this rank waited for its batch (gathered and changed it,
+    where all is in memory), computed, and spent in the all-reduce, waiting for other ranks included.
 
     The loss is the cross-entropy with smoothed labels, each row times the weight of its class. What is minimised is its sum over
     the rows of the global batch, divided by their number, plus the penalty of `l2`, which is not part of the loss returned.
@@ -89,11 +91,14 @@ def make_train_steps(
     step = _compose_step(gradients_of, update, ranks, [tuple(v.shape) for v in variables], compiled=is_compiled(model))
 
     @tf.function(autograph=False)
-    def run(iterator: Any, n_steps: Any, epoch: Any) -> Any:
+    def run(source: Any, first: Any, n_steps: Any, epoch: Any) -> Any:
         def body(number: Any, rows: Any) -> Any:
             asked = tf.timestamp()
-            features, labels, row_ids, global_rows = iterator.get_next()
-            with tf.control_dependencies([global_rows]):
+            with tf.control_dependencies([asked]):
+                features, labels, row_ids, global_rows = take_batch(source, first + number)
+                if settings.augmentation is not None:
+                    features = augment(features, row_keys(settings.seed, epoch, row_ids), settings.augmentation)
+            with tf.control_dependencies([features, global_rows]):
                 began = tf.timestamp()
             with tf.control_dependencies([began]):
                 metrics, reducing, done = step(features, labels, row_ids, global_rows, epoch)

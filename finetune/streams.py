@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from featurize.errors import FirnError, JobError, first_line
 from featurize.manifests import FeaturesManifest
+from finetune.batches import PADDING
 from finetune.reading import RowGroup, list_row_groups, open_ordered_reader, read_footer, read_row_group
 from finetune.shuffling import Rows, ShuffleBuffer
 from finetune.split_data import features_of, iterate_groups, row_ids_of, row_shape, wrong_features
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 N_STREAMS = 8
 _COLUMNS = ("image_id", "label_index", "features")
-_PADDING = -1
 _ROWS_AT_ONCE = 512  # handed to TensorFlow, which takes a millisecond for each call of Python
 _CALLS_IN_FLIGHT = 4
 _EVEN = 1.1  # how much longer than by row groups the longest stream may be, for files that each belong to one stream
@@ -108,7 +108,7 @@ class StreamData:
                     steps = range(first, min(first + at_once, len(global_rows)))
                     batches = Rows(
                         np.empty((len(steps), most, *shape), dtype),
-                        np.full((len(steps), most), _PADDING, np.int32),
+                        np.full((len(steps), most), PADDING, np.int32),
                         np.zeros((len(steps), most), np.int64),
                     )
                     for place, step in enumerate(steps):

@@ -59,8 +59,10 @@ def _run(plan: "SweepPlan", tasks: int | None) -> "SweepResult":
     with ExitStack() as opened:
         runner: TrialRunner
         if tasks is None:
-            set_threads(len(os.sched_getaffinity(0)))
-            runner = InProcess()
+            cores = len(os.sched_getaffinity(0))
+            at_once = min(cores, plan.most_models)
+            set_threads(cores // at_once, at_once=at_once)
+            runner = InProcess(at_once=at_once)
         else:
             from finetune.sweep_tasks import OnSpark
 

@@ -1,15 +1,14 @@
 """A sweep on Spark: every group of trials is a task."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
 from typing import TYPE_CHECKING
 
 from featurize.errors import FirnError, JobError
 from featurize.jobs import job_errors
 from featurize.worker import log, use_task_resources
-from finetune.sweep_plan import PlannedTrial, group_trials
-from finetune.trials import MOST_TOGETHER, Outcome, Trainer
+from finetune.sweep_plan import PlannedTrial
+from finetune.trials import OpenedData, Outcome, Trainer, fair_groups, train_groups
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
@@ -29,18 +28,8 @@ class OnSpark:
 
     def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
         """As `TrialRunner` says. A task that dies with its executor is tried again by Spark, and finds what it had published."""
-        fair_share = -(-len(trials) // self._tasks)  # rounded up: no task is without work
-        groups = list(group_trials(trials, most=min(MOST_TOGETHER, fair_share)))
-        with ThreadPoolExecutor(self._tasks) as threads:
-            under_way = [threads.submit(self._run_group, group) for group in groups]
-            try:
-                for done in as_completed(under_way):
-                    yield done.result()
-            except BaseException:
-                for waiting in under_way:
-                    waiting.cancel()
-                self._context.cancelAllJobs()  # of this command's own session
-                raise
+        stop = self._context.cancelAllJobs  # of this command's own session
+        return train_groups(fair_groups(trials, self._tasks), self._run_group, self._tasks, stop=stop)
 
     def _run_group(self, group: list[PlannedTrial]) -> Outcome:
         with job_errors():
@@ -54,7 +43,7 @@ def _train_in_task(group: list[PlannedTrial], _: int) -> Outcome | str:
     """The outcome, or what is wrong: raised, it would arrive as a trace."""
     if not _trainers:
         log(f"sweep, {use_task_resources()} threads")
-        _trainers.append(Trainer())
+        _trainers.append(Trainer(OpenedData()))
     try:
         return _trainers[0].train(group)
     except (FirnError, OSError) as error:

@@ -1,9 +1,12 @@
 """Training the models of a sweep: those that can be trained together in one process, each claimed so that nobody else does."""
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
 from dataclasses import dataclass
+from queue import Queue
 from typing import Protocol
 
 from featurize import storage
@@ -12,7 +15,7 @@ from featurize.errors import FirnError, JobError
 from featurize.manifests import FeaturesManifest
 from featurize.training_settings import TrainingSettings
 from finetune.checkpoints import read_checkpoint, remove_checkpoint, write_checkpoint
-from finetune.fit import FitResult, fit
+from finetune.fit import FitResult, InterruptedTrainingError, fit
 from finetune.loader import Data, cache_of, open_split
 from finetune.model_folder import ModelCard, read_model_card
 from finetune.plans import TrainingPlan, weights_of_classes
@@ -23,6 +26,11 @@ from finetune.sweep_plan import PlannedTrial, group_trials
 from finetune.training import build_network, publish
 
 MOST_TOGETHER = 16  # heads of 1,024 x 102: more are no faster, as their weights leave the cache (benchmarks/sweep.py)
+
+
+_building = (
+    threading.Lock()
+)  # networks are built one at a time: a user's own function may draw from random states of the process
 
 
 @dataclass(frozen=True)
@@ -51,22 +59,100 @@ class TrialRunner(Protocol):
 
 
 class InProcess:
-    """Trains the trials of a feature set in this process, with all its cores."""
+    """Trains trials in this process, some groups at a time, each in a thread.
 
-    def __init__(self) -> None:
-        self._trainer = Trainer()
+    Two stacks on a thread each are half as fast again as one on two threads: small operations gain little by being split.
+
+    Args:
+        at_once: groups at a time; as many as `set_threads` was told, or one.
+    """
+
+    def __init__(self, *, at_once: int = 1) -> None:
+        self._at_once = at_once
+        self._opened = OpenedData()
+        self._trainers: Queue[Trainer] = Queue()  # those that are not at work
+        self._is_stopping = threading.Event()
+        for _ in range(at_once):
+            self._trainers.put(Trainer(self._opened, is_asked_to_stop=self._is_stopping.is_set))
 
     def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
-        """As `TrialRunner` says."""
-        for group in group_trials(trials, most=MOST_TOGETHER):
-            yield self._trainer.train(group)
+        """As `TrialRunner` says. Left early, it ends with the epochs that are under way."""
+        self._is_stopping.clear()
+        return train_groups(fair_groups(trials, self._at_once), self._train, self._at_once, stop=self._is_stopping.set)
+
+    def _train(self, group: list[PlannedTrial]) -> Outcome:
+        trainer = self._trainers.get()
+        try:
+            return trainer.train(group)
+        finally:
+            self._trainers.put(trainer)
+
+
+def fair_groups(trials: Sequence[PlannedTrial], at_once: int) -> list[list[PlannedTrial]]:
+    """The trials in groups to be trained together, so small that `at_once` have work."""
+    return list(group_trials(trials, most=min(MOST_TOGETHER, max(1, -(-len(trials) // at_once)))))
+
+
+def train_groups(
+    groups: Sequence[list[PlannedTrial]],
+    train: Callable[[list[PlannedTrial]], Outcome],
+    at_once: int,
+    *,
+    stop: Callable[[], None],
+) -> Iterator[Outcome]:
+    """What `train` makes of the groups, `at_once` of which are under way at a time, as they are through.
+
+    Args:
+        stop: called if one fails or nobody waits for the others any more.
+    """
+    with ThreadPoolExecutor(at_once) as threads:
+        under_way = [threads.submit(train, group) for group in groups]
+        try:
+            for done in as_completed(under_way):
+                yield done.result()
+        except BaseException:
+            for waiting in under_way:
+                waiting.cancel()
+            stop()
+            raise
+
+
+class OpenedData:
+    """The splits of the last feature set, open: those in memory once for all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._data: dict[tuple[str, str, tuple[int, int] | None], tuple[Data, Data]] = {}
+
+    def open(self, url: str, manifest: FeaturesManifest, settings: TrainingSettings) -> tuple[Data, Data]:
+        """Training and validation rows; of a stream, those of the calling thread.
+
+        Raises:
+            JobError: the features cannot be read.
+        """
+        cache = cache_of(settings, manifest)
+        own = (settings.shuffle_rows, threading.get_ident()) if cache == "stream" else None
+        key = (manifest.content_digest, cache, own)
+        with self._lock:
+            if key not in self._data:
+                self._data = {kept: data for kept, data in self._data.items() if kept[0] == key[0]}
+                train_data, validation_data = (
+                    open_split(url, manifest, split, settings) for split in ("train", "validation")
+                )
+                self._data[key] = train_data, validation_data
+            return self._data[key]
 
 
 class Trainer:
-    """Trains groups of trials one after another. It reads a feature set once, and keeps the last one."""
+    """Trains groups of trials one after another, in one thread at a time.
 
-    def __init__(self) -> None:
-        self._data: dict[tuple[str, str, int], tuple[Data, Data]] = {}
+    Args:
+        opened: where it has its data from.
+        is_asked_to_stop: asked after each epoch.
+    """
+
+    def __init__(self, opened: OpenedData, *, is_asked_to_stop: Callable[[], bool] = lambda: False) -> None:
+        self._opened, self._is_asked_to_stop = opened, is_asked_to_stop
         self._stacks = Stacks()
 
     def train(self, group: Sequence[PlannedTrial]) -> Outcome:
@@ -88,11 +174,10 @@ class Trainer:
 
     def _train_claimed(self, claimed: Sequence[tuple[PlannedTrial, Claim]]) -> list[Trial]:
         plans = [trial.plan for trial, _ in claimed]
-        train_data, validation_data = self._open(
-            plans[0].recipe.features.url, plans[0].manifest, plans[0].recipe.training
-        )
+        recipe = plans[0].recipe
+        train_data, validation_data = self._opened.open(recipe.features.url, plans[0].manifest, recipe.training)
         started = time.perf_counter()
-        results = _fit_together(plans, train_data, validation_data, self._stacks)
+        results = self._fit_together(plans, train_data, validation_data)
         seconds = (time.perf_counter() - started) / len(plans)
         trials = []
         for (trial, claim), result in zip(claimed, results, strict=True):
@@ -105,15 +190,42 @@ class Trainer:
             trials.append(as_trial(trial, card))
         return trials
 
-    def _open(self, url: str, manifest: FeaturesManifest, settings: TrainingSettings) -> tuple[Data, Data]:
-        key = (manifest.content_digest, cache_of(settings, manifest), settings.shuffle_rows)
-        if key not in self._data:
-            self._data = {kept: data for kept, data in self._data.items() if kept[0] == key[0]}
-            train_data, validation_data = (
-                open_split(url, manifest, split, settings) for split in ("train", "validation")
+    def _fit_together(
+        self, plans: Sequence[TrainingPlan], train_data: Data, validation_data: Data
+    ) -> Sequence[FitResult | FirnError]:
+        """Trains what `group_trials` has put together: many as a stack, one alone, from its checkpoint if it has left one."""
+        plan, settings = plans[0], [plan.recipe.training for plan in plans]
+        weights = weights_of_classes(settings[0], plan.manifest)
+        asked = self._is_asked_to_stop
+        try:
+            with _building:
+                models = [build_network(plan, train_data) for plan in plans]
+            if len(plans) > 1:
+                return fit_stack(
+                    models,
+                    train_data,
+                    validation_data,
+                    settings,
+                    class_weights=weights,
+                    stacks=self._stacks,
+                    is_asked_to_stop=asked,
+                )
+            url = plan.recipe.model.url
+            result = fit(
+                models[0],
+                train_data,
+                validation_data,
+                settings[0],
+                class_weights=weights,
+                state=read_checkpoint(url, plan.model_id),
+                keep=lambda state: write_checkpoint(url, plan.model_id, state),
+                is_asked_to_stop=asked,
             )
-            self._data[key] = train_data, validation_data
-        return self._data[key]
+        except InterruptedTrainingError:
+            raise
+        except FirnError as error:
+            return [error for _ in plans]
+        return [result]
 
 
 def card_of(trial: PlannedTrial) -> ModelCard | None:
@@ -152,28 +264,3 @@ def _failed(trial: PlannedTrial, error: FirnError, *, seconds: float) -> Trial:
         error=str(error),
         seconds=seconds,
     )
-
-
-def _fit_together(
-    plans: Sequence[TrainingPlan], train_data: Data, validation_data: Data, stacks: Stacks
-) -> Sequence[FitResult | FirnError]:
-    """Trains what `group_trials` has put together: many as a stack, one alone, from its checkpoint if it has left one."""
-    plan, settings = plans[0], [plan.recipe.training for plan in plans]
-    weights = weights_of_classes(settings[0], plan.manifest)
-    try:
-        models = [build_network(plan, train_data) for plan in plans]
-        if len(plans) > 1:
-            return fit_stack(models, train_data, validation_data, settings, class_weights=weights, stacks=stacks)
-        url = plan.recipe.model.url
-        result = fit(
-            models[0],
-            train_data,
-            validation_data,
-            settings[0],
-            class_weights=weights,
-            state=read_checkpoint(url, plan.model_id),
-            keep=lambda state: write_checkpoint(url, plan.model_id, state),
-        )
-    except FirnError as error:
-        return [error for _ in plans]
-    return [result]

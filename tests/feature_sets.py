@@ -17,7 +17,8 @@ from featurize.manifests import DataFile, FeaturesManifest, add_counts, library_
 from featurize.shards import ShardWriter
 from featurize.timings import Timings
 from featurize.transform import features_schema
-from finetune.loader import PADDING, BatchPlan
+from finetune.batches import PADDING
+from finetune.loader import BatchPlan
 from finetune.split_data import SplitData
 
 Floats = NDArray[np.float32]

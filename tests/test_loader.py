@@ -8,7 +8,8 @@ from feature_sets import make_split, rows_of_steps
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from finetune.loader import PADDING, MemoryData, plan_epoch
+from finetune.batches import PADDING, take_batch
+from finetune.loader import MemoryData, plan_epoch
 
 rows_counts, batch_sizes, sizes = st.integers(0, 400), st.integers(1, 70), st.integers(1, 9)
 seeds, epochs = st.integers(0, 2**32), st.integers(1, 1000)
@@ -70,7 +71,8 @@ def test_batches_hold_the_rows_of_the_plan_and_are_all_of_one_size(
     data = make_split(rows)
     place: dict[str, Any] = {"seed": 3, "global_batch_size": batch_size, "rank": rank, "size": size}
     plan = plan_epoch(rows, epoch=2, **place)
-    batches = list(MemoryData(data).batches(2, **place).as_numpy_iterator())
+    source = MemoryData(data).batches(2, **place)
+    batches = [[part.numpy() for part in take_batch(source, step)] for step in range(len(source.global_rows))]
     assert len(batches) == len(plan.rows) == MemoryData(data).steps(batch_size)
     for (features, labels, row_ids, global_rows), own, expected in zip(
         batches, plan.rows, plan.global_rows, strict=True
@@ -88,7 +90,8 @@ def test_batches_hold_the_rows_of_the_plan_and_are_all_of_one_size(
 def test_batches_keep_pixels_as_they_are() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (10, 4, 5, 3)).astype(np.uint8)
     data = MemoryData(make_split(10, features=pixels))
-    batches = [batch[0] for batch in data.batches(1, seed=0, global_batch_size=4).as_numpy_iterator()]
+    source = data.batches(1, seed=0, global_batch_size=4)
+    batches = [take_batch(source, step)[0].numpy() for step in range(3)]
     rows = np.concatenate(rows_of_steps(plan_epoch(10, seed=0, epoch=1, global_batch_size=4)))
     assert {batch.dtype for batch in batches} == {np.dtype(np.uint8)}
     np.testing.assert_array_equal(np.concatenate(batches)[:10], pixels[rows])

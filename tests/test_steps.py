@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from featurize.model_settings import ModelSettings
 from featurize.training_settings import TrainingSettings
+from finetune.batches import PADDING
 from finetune.communicator import SingleRank
-from finetune.loader import PADDING
 from finetune.models import build_model
 from finetune.optimizers import group_by_layer, make_optimizer, normalize_gradients
 from finetune.split_data import SplitData
@@ -39,7 +39,7 @@ def take_step(
     labels = np.concatenate([data.label_index, np.full(padding, PADDING, np.int32)])
     row_ids = np.concatenate([data.row_ids, np.zeros(padding, np.int64)])
     batches = tf.data.Dataset.from_tensors((features, labels, row_ids, np.float32(data.rows)))
-    row = steps(iter(batches), tf.constant(1), tf.constant(1, tf.int64)).numpy()[0]
+    row = steps(iter(batches), tf.constant(0), tf.constant(1), tf.constant(1, tf.int64)).numpy()[0]
     return dict(zip(COLUMNS, row.tolist(), strict=True))
 
 

@@ -21,9 +21,10 @@ from finetune.communicator import SingleRank
 from finetune.model_folder import load_model
 from finetune.plans import plan_training
 from finetune.sweep import run_sweep
-from finetune.sweep_folder import Trial, confidence_interval, rank_settings, read_sweep
+from finetune.sweep_folder import SweepCard, Trial, confidence_interval, rank_settings, read_sweep
 from finetune.sweep_plan import PlannedTrial, SweepPlan, group_trials, plan_sweep
 from finetune.training import train
+from finetune.trials import InProcess
 
 RATES = {"training.learning_rate": [0.01, 0.1], "training.l2": [0.0, 0.01]}
 TIMEOUT_S = 120
@@ -61,6 +62,16 @@ def sweep(features: Path, url: Path, values: dict[str, Any], **changes: Any) -> 
 def trials_of(plan: SweepPlan) -> list[PlannedTrial]:
     """Of the first round."""
     return plan.plan_trials(next(plan.search()))
+
+
+def assert_same_models(card: SweepCard, expected: SweepCard) -> None:
+    by_id = {trial.model_id: trial for trial in card.trials}
+    assert len(by_id) == len(expected.trials)
+    for trial in expected.trials:
+        assert by_id[trial.model_id].metrics == pytest.approx(trial.metrics, abs=1e-5)
+        models = (load_model(url)[0].get_weights() for url in (trial.url, by_id[trial.model_id].url))
+        for one, other in zip(*models, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -210,6 +221,16 @@ def test_successive_halving_trains_the_best_for_all_epochs(features: Path, tmp_p
 
 
 @pytest.mark.slow
+def test_several_groups_at_a_time_give_the_models_of_one_after_another(features: Path, tmp_path: Path) -> None:
+    values = RATES | {"model.name": ["softmax_head", "mlp_head"]}
+    expected = run_sweep(plan_sweep(make_recipe(features, tmp_path / "one", values), origin="test")).card
+    plan = plan_sweep(make_recipe(features, tmp_path / "many", values), origin="test")
+    result = run_sweep(plan, runner=InProcess(at_once=3))
+    assert (result.trained, result.reused, result.failed) == (16, 0, 0)
+    assert_same_models(result.card, expected)
+
+
+@pytest.mark.slow
 def test_on_spark_the_models_are_those_of_one_process(features: Path, tmp_path: Path) -> None:
     values = RATES | {"model.name": ["softmax_head", "mlp_head"]}
     expected = run_sweep(plan_sweep(make_recipe(features, tmp_path / "here", values), origin="test")).card
@@ -220,12 +241,7 @@ def test_on_spark_the_models_are_those_of_one_process(features: Path, tmp_path: 
     assert (result["trained"], result["reused"]) == (16, 0)
     found = read_sweep(str(tmp_path / "sweep"))
     assert found is not None
-    by_id = {trial.model_id: trial for trial in found.trials}
-    for trial in expected.trials:
-        assert by_id[trial.model_id].metrics == pytest.approx(trial.metrics, abs=1e-5)
-        models = (load_model(url)[0].get_weights() for url in (trial.url, by_id[trial.model_id].url))
-        for one, other in zip(*models, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5)
+    assert_same_models(found, expected)
     assert sweep(features, tmp_path / "sweep", values) == (0, 16, 0)
 
 
