@@ -13,7 +13,7 @@ from finetune.batches import begin_epoch, take_batch
 from finetune.loader import Data
 from finetune.models import logits_of
 from finetune.optimizers import make_optimizer
-from finetune.steps import cross_entropy, n_threads
+from finetune.steps import cross_entropy
 from finetune.training_state import Entry, Weights
 from finetune.validation import count_rows, scores_of
 
@@ -124,16 +124,19 @@ class Stack:
         self._optimizer_start = [variable.numpy() for variable in self._optimizer.variables]
         self._class_weights = None if class_weights is None else tf.constant(class_weights, tf.float32)
         ones = [1.0] * self._n_models
+        self._is_linear = settings.optimizer == "sgd"
+        self._scales = tf.Variable(ones)
         self._rates, self._penalties = ([tf.Variable(value) for value in self._spread(ones)] for _ in range(2))
         self._run, self._evaluate = self._make_run(), self._make_evaluation()
 
     def load(self, weights: Sequence[Weights], settings: Sequence[TrainingSettings]) -> None:
         """Makes these the networks, at the start of their training."""
         self._settings = settings[0]
-        rates, penalties = ([getattr(own, name) for own in settings] for name in ("learning_rate", "l2"))
-        variables = [*self._variables, *self._optimizer.variables, *self._rates, *self._penalties]
-        doubled = [2 * penalty for penalty in penalties]
-        starts = [*_side_by_side(weights), *self._optimizer_start, *self._spread(rates), *self._spread(doubled)]
+        rates = [own.learning_rate for own in settings]
+        scales = rates if self._is_linear else [1.0] * len(settings)
+        doubled = [2 * scale * own.l2 for scale, own in zip(scales, settings, strict=True)]
+        variables = [*self._variables, *self._optimizer.variables, self._scales, *self._rates, *self._penalties]
+        starts = [*_side_by_side(weights), *self._optimizer_start, scales, *self._spread(rates), *self._spread(doubled)]
         for variable, value in zip(variables, starts, strict=True):
             variable.assign(value)
 
@@ -170,10 +173,10 @@ class Stack:
     def _make_run(self) -> Callable[..., Any]:
         import tensorflow as tf
 
-        @tf.function(jit_compile=n_threads() > 1, autograph=False)
+        @tf.function(jit_compile=True, autograph=False)
         def step(features: Any, labels: Any, global_rows: Any) -> Any:
-            gradients, sums = self._gradients(features, labels)
-            self._update(gradients, global_rows)
+            gradients, sums = self._gradients(features, labels, global_rows)
+            self._update(gradients)
             return tf.concat([sums, tf.fill((self._n_models, 1), global_rows)], 1)
 
         def body(source: Any, number: Any, rows: Any) -> Any:
@@ -189,8 +192,8 @@ class Stack:
 
         return run  # type: ignore[no-any-return, unused-ignore]
 
-    def _gradients(self, features: Any, labels: Any) -> tuple[list[Any], Any]:
-        """Of the losses, summed over rows; and float32 ``(K, 2)``, summed loss and right answers of each network."""
+    def _gradients(self, features: Any, labels: Any, global_rows: Any) -> tuple[list[Any], Any]:
+        """Of the mean losses, each times its scale; and float32 ``(K, 2)``, summed loss and right answers of each network."""
         import tensorflow as tf
 
         known, weights = tf.maximum(labels, 0), tf.cast(labels >= 0, tf.float32)
@@ -202,7 +205,7 @@ class Stack:
             shape = (self._n_models, tf.shape(labels)[0])
             losses = cross_entropy(logits, tf.broadcast_to(known, shape), self._settings.label_smoothing)
             sums = tf.reduce_sum(weights * losses, 1)
-            total = tf.reduce_sum(sums)
+            total = tf.reduce_sum(sums * self._scales) / global_rows
         gradients = tape.gradient(total, [variable.value for variable in self._variables])
         right = tf.reduce_sum(tf.cast(tf.argmax(logits, 2, tf.int32) == labels, tf.float32), 1)
         return gradients, tf.stack([sums, right], 1)
@@ -218,14 +221,17 @@ class Stack:
             tensor = tf.matmul(tf.nn.relu(tensor), kernel.value) + bias.value
         return tensor
 
-    def _update(self, gradients: Sequence[Any], global_rows: Any) -> None:
-        """The step of every network, by its own learning rate and penalty."""
+    def _update(self, gradients: Sequence[Any]) -> None:
+        """The step of every network, by its own learning rate and penalty.
+
+        What is done to every weight takes longer than the products of matrices. So the number of rows, and with an optimizer
+        that is linear in the gradient the learning rates too, are put into the losses, and are no work here.
+        """
         factor = self._optimizer.learning_rate
         for place, (variable, gradient, rate) in enumerate(zip(self._variables, gradients, self._rates, strict=True)):
-            mean = gradient / global_rows
             if place % 2 == 0:  # a kernel
-                mean += self._penalties[place] * variable.value
-            self._optimizer.update_step(mean, variable, factor * rate)
+                gradient = gradient + self._penalties[place] * variable.value
+            self._optimizer.update_step(gradient, variable, factor if self._is_linear else factor * rate)
         self._optimizer.iterations.assign_add(1)
 
     def _make_evaluation(self) -> Callable[[Any, Any], Any]:

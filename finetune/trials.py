@@ -25,7 +25,7 @@ from finetune.sweep_folder import Trial
 from finetune.sweep_plan import PlannedTrial, group_trials
 from finetune.training import build_network, publish
 
-MOST_TOGETHER = 16  # heads of 1,024 x 102: more are no faster, as their weights leave the cache (benchmarks/sweep.py)
+MOST_TOGETHER = 20  # heads of 1,024 x 102: 40 are slower, as are 14 (benchmarks/sweep.py)
 
 
 _building = (
