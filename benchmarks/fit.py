@@ -43,7 +43,9 @@ CORES = len(os.sched_getaffinity(0))
 RECIPE = ROOT / "configs" / "objects_mobilenet.toml"
 PARTS = ("scikit_learn", "firn_1", "keras", "firn_2", "mllib")  # the first sets the target
 TARGET = 0.99
-OBJECTS_EPOCHS = 8  # of the 60 of the recipe, over which its cosine runs out: as few as reach the target, for Keras as for Firn
+OBJECTS_EPOCHS = (
+    8  # of the 60 of the recipe, over which its cosine runs out: as few as reach the target, for Keras as for Firn
+)
 
 
 def run_part(task: dict[str, Any], *, ranks: int = 1) -> Any:
