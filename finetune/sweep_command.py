@@ -14,7 +14,6 @@ from featurize.backbones import set_threads
 from featurize.cli import JsonOption, SetOption, print_result, reported_errors, say
 from featurize.errors import JobError
 from featurize.recipe import read_recipe
-from featurize.session import open_session
 from finetune.own_models import see_working_folder
 from finetune.registry import shown
 from finetune.setting_names import as_text, short_names
@@ -64,6 +63,7 @@ def _run(plan: "SweepPlan", tasks: int | None) -> "SweepResult":
             set_threads(cores // at_once, at_once=at_once)
             runner = InProcess(at_once=at_once)
         else:
+            from featurize.session import open_session
             from finetune.sweep_tasks import OnSpark
 
             session = opened.enter_context(open_session("firn sweep", slots=tasks))
