@@ -31,7 +31,7 @@ class Claim:
             "token": uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "user": _user_name(),
+            "user": user_name(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         self._stop = threading.Event()
@@ -97,7 +97,8 @@ class Claim:
                 continue
 
 
-def _user_name() -> str:
+def user_name() -> str:
+    """Who runs this process, for people; a number where the system knows no name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

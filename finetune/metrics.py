@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
+CONFIDENCE = 0.95  # of every interval that Firn states
+
 LOG_LOSS_EPSILON = 1e-15
 """Smallest probability that enters a logarithm. Source: scikit-learn's ``log_loss`` before 1.3 (``eps=1e-15``)."""
 

@@ -1,6 +1,5 @@
 """Logs a trained model and its evaluations to MLflow. Whatever is there already is left: to log again logs what is missing."""
 
-import getpass
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -9,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurize import storage
-from featurize.claims import claim_output
+from featurize.claims import claim_output, user_name
 from featurize.errors import FirnError, JobError, UsageError
 from featurize.manifests import utc_now
 from featurize.recipe import RegistrySettings
@@ -167,7 +166,7 @@ def _find_or_create_run(
         MODEL_ID_TAG: card.model_id,
         MODEL_URL_TAG: url,
         FEATURES_TAG: card.features.url,
-        "mlflow.user": _user_name(),
+        "mlflow.user": user_name(),
         **({NAME_TAG: registry.name} if registry.name else {}),
         **{f"firn.version.{library}": version for library, version in card.versions.items()},
     }
@@ -177,13 +176,6 @@ def _find_or_create_run(
         return made, True
     client.delete_run(made.info.run_id)
     return _wait_for(client, first), False
-
-
-def _user_name() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return f"user {os.getuid()}"
 
 
 def _wait_for(client: "MlflowClient", run: "Run") -> "Run":

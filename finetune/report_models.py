@@ -16,7 +16,7 @@ from finetune.setting_names import as_text, describe_values
 from finetune.split_data import iterate_split
 from finetune.steps import predict_probabilities
 from finetune.sweep_folder import CARD_NAME as SWEEP_CARD_NAME
-from finetune.sweep_folder import Setting, SweepCard, Trial, rank_settings, read_sweep
+from finetune.sweep_folder import Setting, SweepCard, Trial, rank_settings, read_sweep, with_metric
 
 if TYPE_CHECKING:
     import keras
@@ -150,7 +150,7 @@ def varying_keys(sweep: SweepCard) -> list[str]:
 
 def best_trial(setting: Setting, metric: str) -> Trial | None:
     """The trial of a setting that is best by the metric of the sweep; None where none is done."""
-    done = [trial for trial in setting.trials if trial.state == "done" and metric in trial.metrics]
+    done = with_metric(setting.trials, metric)
     sign = -1 if metric.endswith("loss") else 1
     return max(done, key=lambda trial: sign * trial.metrics[metric], default=None)
 

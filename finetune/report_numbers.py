@@ -4,17 +4,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-CONFIDENCE = 0.95
+from finetune.metrics import CONFIDENCE, FloatArray, IntArray
+
 CALIBRATION_BINS = 15
 """Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, which reports 15 bins."""
-
-FloatArray = NDArray[np.floating[Any]]
-IntArray = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from finetune.report_sections import duration
 from finetune.report_svg import Dot, Format, percent, sweep_plot
 from finetune.setting_names import as_text, describe_values, short_names
 from finetune.stability import class_stability, mcnemar_test, row_stability
-from finetune.sweep_folder import Setting, SweepCard, Trial
+from finetune.sweep_folder import Setting, SweepCard, Trial, with_metric
 
 MAX_UNSTABLE = 12
 MAX_CLASSES = 12
@@ -131,7 +131,7 @@ def _varies(trials: Sequence[Trial], key: str) -> bool:
 def _parameter(sweep: SweepCard, settings: Sequence[Setting], key: str, name: str, write: Format) -> Section:
     """Every trial over the values of `key`; and for each value the best setting that has it, with the range over its seeds."""
     metric = sweep.metric
-    trials = [trial for trial in sweep.trials if trial.state == "done" and metric in trial.metrics]
+    trials = with_metric(sweep.trials, metric)
     places, is_log = _places([trial.values.get(key) for trial in trials])
     dots = [
         Dot(places[as_text(t.values.get(key))], t.metrics[metric], _note(t, sweep, write(t.metrics[metric])))
@@ -142,7 +142,7 @@ def _parameter(sweep: SweepCard, settings: Sequence[Setting], key: str, name: st
         best = next((s for s in settings if s.mean is not None and as_text(s.values.get(key)) == text), None)
         if best is None or best.mean is None:
             continue
-        found = [t.metrics[metric] for t in best.trials if t.state == "done" and metric in t.metrics]
+        found = [trial.metrics[metric] for trial in with_metric(best.trials, metric)]
         note = f"best setting with {name} {text}: mean {write(best.mean)} of {len(found)} seeds"
         means.append(Dot(place, best.mean, note, (min(found), max(found))))
     labels = [(place, text) for text, place in places.items()]

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict
 from featurize import storage
 from featurize.errors import JobError, first_line
 from featurize.sweep_settings import EPOCHS
+from finetune.metrics import CONFIDENCE
 from finetune.model_folder import FeaturesReference
 
 SCHEMA_VERSION = 1
 CARD_NAME = "sweep.json"
 MODELS_FOLDER = "models"
-CONFIDENCE = 0.95
 
 
 class Trial(BaseModel):
@@ -102,6 +102,11 @@ def rank_settings(card: SweepCard) -> list[Setting]:
     return sorted(settings, key=place)
 
 
+def with_metric(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    """Those of `trials` that are done and have the metric."""
+    return [trial for trial in trials if trial.state == "done" and metric in trial.metrics]
+
+
 def mean_of(trials: Sequence[Trial], metric: str) -> float | None:
     """The mean of a metric over those of `trials` that are done; None: none is."""
     found = _values_of(trials, metric)
@@ -129,4 +134,4 @@ def _summarize(trials: list[Trial], metric: str) -> Setting:
 
 
 def _values_of(trials: Sequence[Trial], metric: str) -> list[float]:
-    return [trial.metrics[metric] for trial in trials if trial.state == "done" and metric in trial.metrics]
+    return [trial.metrics[metric] for trial in with_metric(trials, metric)]
