@@ -13,7 +13,7 @@ demo: setup
 	@scripts/demo.sh
 
 test: setup
-	.venv/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(PYTEST_ARGS)
+	.venv/bin/python -m pytest -n 2 $(PYTEST_ARGS)
 
 check: setup
 	.venv/bin/ruff check .

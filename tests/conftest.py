@@ -5,12 +5,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from pyspark.sql import SparkSession
+from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from building import Built
@@ -117,15 +118,21 @@ def firn(tmp_path: Path) -> Firn:
     return run
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class FilesTogether(LoadScopeScheduling):
     """Where several processes share the tests, those of a file stay together, as what they share is made once.
 
     Those of `integration`, which start clusters and launch ranks, all go to one process: each of them needs both cores.
     """
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "integration" else item.path.stem))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "integration" if "/integration/" in file else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
+    """Files in the order in which they are found, and so the integration first: it takes longest."""
+    config.option.loadscopereorder = False
+    return FilesTogether(config, log)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

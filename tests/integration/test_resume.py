@@ -69,7 +69,7 @@ class Training:
     def wait_for_epochs(self, model: str, process: "subprocess.Popen[str]") -> None:
         """Waits until `process` has done some epochs, and a random part of another one."""
 
-        is_resumed = "--resume" in process.args  # type: ignore[operator]
+        is_resumed = "--resume" in process.args
 
         def has_begun() -> bool:
             assert process.poll() is None, self.log(model)
