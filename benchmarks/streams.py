@@ -29,10 +29,11 @@ import pyarrow as pa
 from featurize import storage
 from featurize.digests import combine_digests
 from featurize.manifests import FeaturesManifest, add_counts, read_features_manifest, utc_now, write_manifest
+from featurize.reading import iterate_row_groups, list_row_groups
 from featurize.shards import ShardWriter
 from featurize.timings import Timings
 from finetune.loader import MemoryData
-from finetune.reading import iterate_row_groups, list_row_groups, open_petastorm_reader
+from finetune.reading import open_petastorm_reader
 from finetune.split_data import read_split
 from finetune.streams import StreamData
 

@@ -16,6 +16,7 @@ from featurize.describe import describe, print_description
 from featurize.errors import UsageError
 from featurize.manifests import read_manifest
 from featurize.recipe import read_recipe, upper_half
+from featurize.similar_command import similar_command
 from featurize.storage import absolute_url
 from featurize.tables import BuildResult, summarize_rejects
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from featurize.backbones import PreparedBackbone
 
 app = make_app("Images to features, on Spark.")
+app.command("similar")(similar_command)
 
 
 @app.command("ingest")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyarrow.filesystem import FileSystem
 
-from finetune.reading import open_source
+from featurize.reading import open_source
 
 
 class LegacyFiles(FileSystem):  # type: ignore[misc]

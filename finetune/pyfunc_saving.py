@@ -14,6 +14,7 @@ import finetune
 from featurize import storage
 from featurize.errors import FirnError, UsageError
 from featurize.manifests import read_features_manifest
+from featurize.same_backbone import backbone_settings, prepare_again
 from finetune.model_folder import CARD_NAME, NETWORK_NAME, ModelCard
 from finetune.pyfunc_model import (
     BACKBONE_CARD,
@@ -24,7 +25,6 @@ from finetune.pyfunc_model import (
     MODEL_FOLDER,
     read_spec,
 )
-from finetune.trained_backbones import backbone_settings, prepare_again
 
 DATA_FOLDER = "firn"  # in the folder `data` of the MLflow model
 _NEEDED = (

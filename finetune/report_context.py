@@ -5,7 +5,7 @@ from typing import Any
 
 from featurize import __version__
 from featurize.manifests import FeaturesManifest, utc_now
-from finetune.report_images import read_thumbnails
+from featurize.thumbnails import read_thumbnails
 from finetune.report_models import Judgement, Target
 from finetune.report_quality import is_checked, quality_section
 from finetune.report_sections import (

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 
 from featurize.errors import JobError
 from featurize.manifests import FeaturesManifest
-from finetune.reading import READING_THREADS, RowGroup, iterate_row_groups, list_row_groups, read_row_group
+from featurize.reading import (
+    READING_THREADS,
+    RowGroup,
+    as_array,
+    features_of,
+    iterate_row_groups,
+    list_row_groups,
+    read_row_group,
+    row_shape,
+)
 
 _ROW_ID_DIGITS = 15  # of hexadecimal: 60 bits, the most that an int64 holds whatever the digits
 ALIGNMENT = 64  # bytes: what TensorFlow asks of memory that it is to share
@@ -92,7 +101,7 @@ def iterate_groups(groups: Sequence[RowGroup], manifest: FeaturesManifest) -> It
         yield SplitData(
             features_of(table, manifest, origin=group.url),
             table["label_index"].to_numpy().astype(np.int32, copy=False),
-            _as_array(table["path"].cast(pa.large_string())),
+            as_array(table["path"].cast(pa.large_string())),
             row_ids_of(table["image_id"].to_pylist(), origin=group.url),
         )
 
@@ -103,12 +112,6 @@ def _aligned_empty(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> NDArray[An
     memory = np.empty(size + ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % ALIGNMENT
     return memory[first : first + size].view(dtype).reshape(shape)
-
-
-def row_shape(manifest: FeaturesManifest) -> tuple[int, ...]:
-    """Of the features of one image: ``(height, width, channels)`` of pixels, ``(feature_dim,)`` of a network's."""
-    size = int(np.prod(manifest.feature_shape))
-    return tuple(manifest.feature_shape) if manifest.feature_dtype == "uint8" else (size,)
 
 
 def row_ids_of(image_ids: Sequence[str], *, origin: str) -> NDArray[np.int64]:
@@ -123,44 +126,10 @@ def row_ids_of(image_ids: Sequence[str], *, origin: str) -> NDArray[np.int64]:
         raise JobError(f"{origin} has an image_id that is not a SHA-256 in hexadecimal digits.") from error
 
 
-def features_of(table: pa.Table, manifest: FeaturesManifest, *, origin: str) -> NDArray[Any]:
-    """The column `features` as ``(n_images, *row_shape)``: a view of the table where it can be.
-
-    Raises:
-        JobError: a row has another number of features than the manifest says.
-    """
-    column, shape = _as_array(table["features"]), row_shape(manifest)
-    size, pixels = int(np.prod(shape)), manifest.feature_dtype == "uint8"
-    lengths = pc.min_max(pc.binary_length(column) if pixels else pc.list_value_length(column)).as_py()
-    if len(column) and (column.null_count or lengths != {"min": size, "max": size}):
-        raise wrong_features(origin, size)
-    values = _bytes_of(column, size) if pixels else column.flatten().to_numpy(zero_copy_only=False)
-    return values.astype(manifest.feature_dtype, copy=False).reshape(len(column), *shape)
-
-
-def wrong_features(origin: str, size: int) -> JobError:
-    """What is raised for rows with another number of features than the manifest says."""
-    return JobError(f"{origin}: not all rows have {size} features, as the manifest says.")
-
-
 def _read_keys(groups: Sequence[RowGroup]) -> tuple[pa.Array, pa.Array, NDArray[np.int32]]:
     """Image ids, paths and label indices of all rows, in the order of `groups`."""
     tables = list(iterate_row_groups(groups, _COLUMNS[:3]))
     empty = pa.schema([("image_id", pa.string()), ("path", pa.string()), ("label_index", pa.int32())]).empty_table()
     table = pa.concat_tables(tables) if tables else empty
-    ids, paths = (_as_array(table[name].cast(pa.large_string())) for name in _KEYS)
+    ids, paths = (as_array(table[name].cast(pa.large_string())) for name in _KEYS)
     return ids, paths, table["label_index"].to_numpy().astype(np.int32, copy=False)
-
-
-def _as_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece; without a copy where it is in one already."""
-    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-
-
-def _bytes_of(column: pa.Array, size: int) -> NDArray[np.uint8]:
-    """The bytes of a binary column whose values have `size` bytes each."""
-    data = column.buffers()[2]
-    if data is None:
-        return np.empty(0, np.uint8)
-    first = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset]) if len(column) else 0
-    return np.frombuffer(data, np.uint8, len(column) * size, first)

@@ -25,10 +25,19 @@ from numpy.typing import NDArray
 
 from featurize.errors import FirnError, JobError, first_line
 from featurize.manifests import FeaturesManifest
+from featurize.reading import (
+    RowGroup,
+    features_of,
+    list_row_groups,
+    read_footer,
+    read_row_group,
+    row_shape,
+    wrong_features,
+)
 from finetune.batches import PADDING
-from finetune.reading import RowGroup, list_row_groups, open_ordered_reader, read_footer, read_row_group
+from finetune.reading import open_ordered_reader
 from finetune.shuffling import Rows, ShuffleBuffer
-from finetune.split_data import features_of, iterate_groups, row_ids_of, row_shape, wrong_features
+from finetune.split_data import iterate_groups, row_ids_of
 
 if TYPE_CHECKING:
     import tensorflow as tf

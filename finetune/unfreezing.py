@@ -16,10 +16,10 @@ from featurize.errors import JobError, UsageError
 from featurize.manifests import FeaturesManifest, read_features_manifest
 from featurize.model_settings import ModelSettings
 from featurize.recipe import BackboneSettings
+from featurize.same_backbone import backbone_settings, prepare_again
 from finetune.dropout import with_keyed_dropout
 from finetune.model_folder import ModelCard, check_features, load_model, read_model_card
 from finetune.models import PROBABILITIES, logits_of
-from finetune.trained_backbones import backbone_settings, prepare_again
 
 if TYPE_CHECKING:
     import keras

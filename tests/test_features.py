@@ -161,7 +161,7 @@ def test_petastorm_reads_it(built: Built) -> None:
 
 
 def test_the_trainers_reader_reads_each_split(built: Built) -> None:
-    from finetune.reading import read_table
+    from featurize.reading import read_table
 
     rows = read_rows(built.folder)
     for split in built.manifest.rows:

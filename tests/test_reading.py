@@ -1,4 +1,4 @@
-"""Tests of finetune.reading: the files that a manifest lists, whole by pyarrow and streamed by Petastorm."""
+"""Tests of the two modules `reading`: the files that a manifest lists, whole by pyarrow and streamed by Petastorm."""
 
 from pathlib import Path
 from typing import Any
@@ -8,12 +8,10 @@ import pytest
 from feature_sets import make_clusters, write_feature_set
 
 from featurize.errors import JobError, UsageError
+from featurize.reading import iterate_row_groups, list_row_groups, read_table
 from finetune.reading import (
-    iterate_row_groups,
-    list_row_groups,
     open_ordered_reader,
     open_petastorm_reader,
-    read_table,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow

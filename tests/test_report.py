@@ -16,9 +16,9 @@ from report_folders import HOSTILE, class_names, make_features, train_model, tra
 from typer.testing import CliRunner
 
 from featurize.manifests import read_features_manifest
+from featurize.thumbnails import MAX_SIDE, read_thumbnails
 from finetune.__main__ import app
 from finetune.evaluate import evaluate_model
-from finetune.report_images import MAX_SIDE, read_thumbnails
 from finetune.report_models import find_target, judge
 from finetune.report_numbers import wilson_interval
 from finetune.report_sweep import sweep_section

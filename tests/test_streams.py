@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from featurize.errors import JobError
 from featurize.manifests import FeaturesManifest
-from finetune.reading import list_row_groups
+from featurize.reading import list_row_groups
 from finetune.streams import N_STREAMS, StreamData, deal_streams, plan_shares
 
 SIZES = (1, 2, 3, 8, 11)

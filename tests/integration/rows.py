@@ -3,8 +3,8 @@
 import pandas as pd
 
 from featurize.manifests import read_features_manifest
+from featurize.reading import read_table
 from featurize.storage import absolute_url
-from finetune.reading import read_table
 
 _COLUMNS = ("image_id", "path", "label", "label_index", "width", "height", "features")
 

@@ -1,4 +1,4 @@
-"""Thumbnails for a report, read from where the images of a feature set came from."""
+"""Thumbnails for a page, read from where the images of a feature set came from."""
 
 import base64
 import io
@@ -45,10 +45,15 @@ def read_thumbnails(manifest: FeaturesManifest, paths: Iterable[str]) -> tuple[d
             if isinstance(answer, str):
                 reason = answer
             else:
-                found[path] = "data:image/jpeg;base64," + base64.b64encode(answer).decode()
+                found[path] = data_url(answer)
     if reason is None and len(found) < len(wanted):
         reason = "the source no longer lists them"
     return found, reason
+
+
+def data_url(jpeg: bytes) -> str:
+    """A JPEG as the source of an image in a page that fetches nothing."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def make_thumbnail(content: bytes, decoder: Decoder) -> bytes:

@@ -1,4 +1,4 @@
-"""The backbone whose features a model was trained on, made again as it was when it made them."""
+"""The backbone that made the features of a set, made again as it was then: for a model trained on them, or one more image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,10 +37,12 @@ def prepare_again(
 ) -> PreparedBackbone:
     """The backbone up to the layer whose output are the features, saved into `folder`, if it is still what it was.
 
+    Of `pixels` there is nothing to save.
+
     Args:
         spec: the backbone as the manifest of the features has it.
         preparation_id: the digest of what of it determines features.
-        whose: what was trained on these features, for the message.
+        whose: the feature set, or what was trained on it, for the message.
 
     Raises:
         UsageError: it cannot be had any more, or has other weights now.
@@ -50,7 +52,7 @@ def prepare_again(
         prepared = prepare_backbone(settings, folder)
     except UsageError as error:
         raise UsageError(f"the backbone of {whose} cannot be had as it was: {error}") from error
-    if prepared.path is None or prepared.spec.preparation_id != preparation_id:
+    if prepared.spec.preparation_id != preparation_id:
         found = {key: value for key, value in prepared.spec.as_dict().items() if key not in ("name", "weights")}
         differing = ", ".join(key for key, value in found.items() if value != spec.get(key))
         raise UsageError(
