@@ -14,9 +14,11 @@ from featurize.cli import JsonOption, SetOption, console, make_app, print_result
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.describe import describe, print_description
 from featurize.errors import UsageError
+from featurize.export_command import export_command
 from featurize.manifests import read_manifest
 from featurize.recipe import read_recipe, upper_half
 from featurize.similar_command import similar_command
+from featurize.sql_command import sql_command
 from featurize.storage import absolute_url
 from featurize.tables import BuildResult, summarize_rejects
 
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
     from featurize.backbones import PreparedBackbone
 
 app = make_app("Images to features, on Spark.")
+app.command("export")(export_command)
 app.command("similar")(similar_command)
+app.command("sql")(sql_command)
 
 
 @app.command("ingest")

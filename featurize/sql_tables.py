@@ -1,0 +1,230 @@
+"""The tables that SQL sees: which Parquet files they have, and which columns; by the manifests, so nothing of unfinished runs."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+from pydantic import BaseModel, ValidationError
+
+from featurize import storage
+from featurize.errors import JobError, UsageError
+from featurize.images import IMAGES_SCHEMA
+from featurize.manifests import (
+    MANIFEST_NAME,
+    DataFile,
+    FeaturesManifest,
+    ImagesManifest,
+    read_features_manifest,
+    read_manifest,
+)
+from featurize.reading import read_footer
+from featurize.shards import REJECTS_SCHEMA
+from featurize.staging import STAGING
+
+IMAGES, FEATURES, PREDICTIONS, REJECTS = "images", "features", "predictions", "rejects"
+MODEL_FOLDER = "model_id="
+_NAME = re.compile("[a-z_][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The files of a table that share a folder and the values of the columns that are in no file.
+
+    Attributes:
+        values: one for each of `SqlTable.partition`.
+        folder: URL; it may hold other files as well, which do not count.
+        files: URLs.
+    """
+
+    values: tuple[str, ...]
+    folder: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SqlTable:
+    """A table as SQL sees it.
+
+    Attributes:
+        columns: that the files have.
+        partition: names of further columns, whose values are those of the part; all are text.
+        sources: URLs that it was found at.
+    """
+
+    name: str
+    columns: pa.Schema
+    partition: tuple[str, ...]
+    parts: tuple[Part, ...]
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A table and the rejects of its making."""
+
+    table: SqlTable
+    rejects: tuple[Part, ...]
+
+
+class _Shard(BaseModel):
+    """Of a shard its files."""
+
+    files: list[DataFile]
+    reject_files: list[DataFile]
+
+
+class _Committed(BaseModel):
+    """What a manifest of any kind of table says of its files."""
+
+    shards: list[_Shard]
+
+
+def find_tables(
+    *,
+    images: str | None = None,
+    features: str | None = None,
+    predictions: str | None = None,
+    others: Mapping[str, str] | None = None,
+) -> list[SqlTable]:
+    """The tables at some URLs, named `images`, `features` and `predictions`; `rejects`, which has those of all three; and others.
+
+    Args:
+        others: URLs by name: images tables, feature sets, or any folder of Parquet, whose files all count.
+
+    Raises:
+        UsageError: a URL holds no such table, or a name is no name or is taken.
+        JobError: a manifest or a file is damaged.
+    """
+    finders = {IMAGES: (_images, images), FEATURES: (_features, features), PREDICTIONS: (_predictions, predictions)}
+    found = {name: find(storage.absolute_url(url), name) for name, (find, url) in finders.items() if url is not None}
+    tables = [one.table for one in found.values()]
+    if found:
+        parts = tuple(part for one in found.values() for part in one.rejects)
+        sources = tuple(source for table in tables for source in table.sources)
+        tables.append(SqlTable(REJECTS, REJECTS_SCHEMA, ("rejected_by",), parts, sources))
+    for name, url in (others or {}).items():
+        if _NAME.fullmatch(name) is None or name in {table.name for table in tables}:
+            raise UsageError(f"the name of a table must be new, of a-z, 0-9 and _. Got {name!r}.")
+        tables.append(_any_table(storage.absolute_url(url), name))
+    return tables
+
+
+def _images(url: str, name: str) -> _Found:
+    manifest = read_manifest(url)
+    if not isinstance(manifest, ImagesManifest):
+        raise UsageError(f"{url} is not an images table. Make one with `featurize ingest`.")
+    parts = _parts(url, manifest.files, ())
+    table = SqlTable(name, _columns_of(parts, IMAGES_SCHEMA), (), parts, (url,))
+    return _Found(table, _parts(url, manifest.reject_files, (name,)))
+
+
+def _features(url: str, name: str) -> _Found:
+    manifest = read_features_manifest(url)
+    parts = tuple(
+        part
+        for split in manifest.rows
+        for part in _parts(url, [file for file in manifest.files if file.split == split], (split,))
+    )
+    table = SqlTable(name, _columns_of(parts, _empty_features(manifest)), ("split",), parts, (url,))
+    return _Found(table, _parts(url, manifest.reject_files, (name,)))
+
+
+def _predictions(url: str, name: str) -> _Found:
+    """Predictions have a manifest for each model; where there is none, every file counts."""
+    models = {folder.rpartition(MODEL_FOLDER)[2]: folder for folder in _model_folders(url)}
+    committed = {model: read for model, folder in models.items() if (read := _read_committed(folder)) is not None}
+    if not committed:
+        return _Found(_any_table(url, name), ())
+    parts = tuple(
+        part
+        for model, read in committed.items()
+        for part in _parts(models[model], [file for shard in read.shards for file in shard.files], (model,))
+    )
+    rejects = tuple(
+        part
+        for model, read in committed.items()
+        for part in _parts(models[model], [file for shard in read.shards for file in shard.reject_files], (model,))
+    )
+    return _Found(SqlTable(name, _columns_of(parts, pa.schema([])), ("model_id",), parts, (url,)), rejects)
+
+
+def _any_table(url: str, name: str) -> SqlTable:
+    """A table with a manifest, or else every Parquet file below a folder; columns of the form ``key=value`` in the path."""
+    if storage.exists(storage.join_url(url, MANIFEST_NAME)):
+        manifest = read_manifest(url)
+        find = _features if isinstance(manifest, FeaturesManifest) else _images
+        return find(url, name).table
+    found_files = storage.list_files(url)
+    if any(f"/{STAGING}/" in file.removeprefix(url) for file in found_files):
+        raise UsageError(f"{url}: nothing is published there yet, and a run of Firn is unfinished. Run it to its end.")
+    files = [file for file in found_files if file.endswith(".parquet") and not _is_hidden(file, url)]
+    if not files:
+        raise UsageError(f"{url} holds no table: neither {MANIFEST_NAME} nor a Parquet file is there.")
+    keys = [_keys_of(file, url) for file in files]
+    names = list(dict.fromkeys(key for found in keys for key in found))
+    if any(list(found) != names for found in keys):
+        raise UsageError(f"{url}: all files must lie in folders of the same keys. Got {', '.join(names)} for some.")
+    by_place: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for file, found in zip(files, keys, strict=True):
+        by_place.setdefault((tuple(found.values()), file.rpartition("/")[0]), []).append(file)
+    parts = tuple(Part(values, folder, tuple(group)) for (values, folder), group in by_place.items())
+    return SqlTable(name, _columns_of(parts, pa.schema([])), tuple(names), parts, (url,))
+
+
+def _parts(url: str, files: Iterable[DataFile], values: tuple[str, ...]) -> tuple[Part, ...]:
+    """Files of a manifest, by their folder; files without rows are left out."""
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        if file.rows:
+            path = storage.join_url(url, file.path)
+            folders.setdefault(path.rpartition("/")[0], []).append(path)
+    return tuple(Part(values, folder, tuple(paths)) for folder, paths in folders.items())
+
+
+def _columns_of(parts: Sequence[Part], default: pa.Schema) -> pa.Schema:
+    """The columns of the first file; `default` where there is none."""
+    files = [file for part in parts for file in part.files]
+    return read_footer(files[0]).schema.to_arrow_schema().remove_metadata() if files else default
+
+
+def _empty_features(manifest: FeaturesManifest) -> pa.Schema:
+    kind = pa.binary() if manifest.feature_dtype == "uint8" else pa.list_(pa.float32())
+    text, number = pa.string(), pa.int32()
+    names = {"image_id": text, "path": text, "label": text, "label_index": number, "width": number, "height": number}
+    return pa.schema([*names.items(), ("features", kind)])
+
+
+def _model_folders(url: str) -> list[str]:
+    """The folders below `url` that are named by a model; `url` itself if it is one."""
+    if url.rpartition("/")[2].startswith(MODEL_FOLDER):
+        return [url]
+    if not storage.is_folder(url):
+        raise UsageError(f"{url} holds no predictions. Make some with `finetune predict`.")
+    filesystem, path = storage.open_filesystem(url)
+    names = (str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in filesystem.ls(path, detail=True))
+    return sorted(storage.join_url(url, name) for name in names if name.startswith(MODEL_FOLDER))
+
+
+def _read_committed(url: str) -> _Committed | None:
+    """The files that the manifest at `url` lists; None where there is no manifest."""
+    manifest_url = storage.join_url(url, MANIFEST_NAME)
+    try:
+        return _Committed.model_validate(storage.read_json(manifest_url))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, ValidationError) as error:
+        raise JobError(f"{manifest_url} is damaged: it does not list its files.") from error
+
+
+def _is_hidden(file: str, url: str) -> bool:
+    """Whether other programs pass over it, as Spark does."""
+    return any(part.startswith((".", "_")) for part in file.removeprefix(url).split("/"))
+
+
+def _keys_of(file: str, url: str) -> dict[str, str]:
+    """The columns in the names of folders, as Hive and Spark write them."""
+    folders = file.removeprefix(url).split("/")[1:-1]
+    pairs = (folder.partition("=") for folder in folders if "=" in folder)
+    return {key: unquote(value) for key, _, value in pairs}
