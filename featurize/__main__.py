@@ -17,10 +17,11 @@ from featurize.errors import UsageError
 from featurize.export_command import export_command
 from featurize.manifests import read_manifest
 from featurize.recipe import read_recipe, upper_half
+from featurize.reporting import build_numbers, report_build
 from featurize.similar_command import similar_command
 from featurize.sql_command import sql_command
 from featurize.storage import absolute_url
-from featurize.tables import BuildResult, summarize_rejects
+from featurize.tables import BuildResult
 
 if TYPE_CHECKING:
     from featurize.backbones import PreparedBackbone
@@ -65,8 +66,8 @@ def ingest_command(
             )
         url = absolute_url(output)
         _warn_of_other_numbers(checked.expect.model_dump(exclude_none=True), result)
-        _report(result, url)
-        print_result({"images": url, **_numbers(result)}, as_json=as_json)
+        report_build(result, url)
+        print_result({"images": url, **build_numbers(result)}, as_json=as_json)
 
 
 @app.command("run")
@@ -85,10 +86,10 @@ def run_command(
         with open_session("firn featurize") as session:
             result, backbone = featurize(session, settings, card_folders=folders, on_backbone=_announce)
         url = absolute_url(settings.features.url)
-        _report(result, url)
+        report_build(result, url)
         numbers = {
             "features": url,
-            **_numbers(result),
+            **build_numbers(result),
             "weights": backbone.spec.weights,
             "precision": backbone.spec.precision,
         }
@@ -97,9 +98,10 @@ def run_command(
 
 @app.command("describe")
 def describe_command(
-    url: Annotated[str, typer.Argument(help="A feature set or an images table.")], as_json: JsonOption = False
+    url: Annotated[str, typer.Argument(help="A feature set, an images table, or the predictions of a model.")],
+    as_json: JsonOption = False,
 ) -> None:
-    """Says what a feature set or an images table is, on one screen."""
+    """Says what a table is, on one screen: a feature set, an images table, or the predictions of a model."""
     with reported_errors():
         manifest = read_manifest(url)
         if manifest is None:
@@ -156,50 +158,6 @@ def _announce(backbone: "PreparedBackbone") -> None:
     say(f"backbone {spec.name}{where}: {shape} features from {spec.height} x {spec.width} images")
     if backbone.report is not None and backbone.report.notice:
         warn(backbone.report.notice)
-
-
-def _numbers(result: BuildResult) -> dict[str, object]:
-    images = result.added + result.rejected
-    return {
-        "rows": result.manifest.row_count,
-        "rejects": result.manifest.reject_count,
-        "skipped": result.skipped,
-        "changed": result.changed,
-        "removed": result.removed,
-        "images_per_second": round(images / result.seconds, 2),
-        "steady_images_per_second": round(_steady_rate(result), 2),
-        "seconds": round(result.seconds, 2),
-        "job_seconds": round(result.job_seconds, 2),
-        "launch_seconds": round(result.launch_seconds, 2),
-        "timings": result.timings.rounded(),
-        "worker_memory_bytes": result.worker_memory_bytes,
-    }
-
-
-def _steady_rate(result: BuildResult) -> float:
-    """Images a second of the Spark job, without the time its workers took to start and to load the network."""
-    steady_s = result.job_seconds - result.launch_seconds - result.timings.startup / result.slots
-    return (result.added + result.rejected) / steady_s if steady_s > 0 else 0.0
-
-
-def _report(result: BuildResult, url: str) -> None:
-    images = result.added + result.rejected
-    if images == 0:
-        say(f"{url}: nothing to do, all {result.skipped} images are there already.")
-    else:
-        rate = f"{images / result.seconds:.1f} a second"
-        skipped = f", {result.skipped} were there already" if result.skipped else ""
-        say(f"{url}: {result.added} images in {result.seconds:.1f} s ({rate}){skipped}.")
-        say("time in the workers: " + ", ".join(f"{name} {s:.1f} s" for name, s in result.timings.rounded().items()))
-    if result.manifest.reject_count:
-        say(
-            f"{result.manifest.reject_count} images were rejected; they are listed in {url}/rejects:\n"
-            f"{summarize_rejects(result.manifest.rejects)}"
-        )
-    if result.changed:
-        warn(f"{result.changed} images have changed; the shards they were in were made again.")
-    if result.removed:
-        warn(f"{result.removed} images are in the table and no longer in the source.")
 
 
 def _warn_of_other_numbers(expected: dict[str, int], result: BuildResult) -> None:

@@ -7,11 +7,11 @@ from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from featurize.manifests import FeaturesManifest, Manifest
+from featurize.manifests import NAMES, PREDICTED, FeaturesManifest, Manifest, PredictionsManifest
 from featurize.tables import summarize_rejects
 
 _MOST_CLASSES = 12
-_SPLIT_ORDER = ("train", "validation", "test")
+_SPLIT_ORDER = ("train", "validation", "test", PREDICTED)
 
 
 def describe(url: str, manifest: Manifest) -> dict[str, Any]:
@@ -41,6 +41,13 @@ def describe(url: str, manifest: Manifest) -> dict[str, Any]:
             "feature_shape": manifest.feature_shape,
             "feature_dtype": manifest.feature_dtype,
         }
+    if isinstance(manifest, PredictionsManifest):
+        document |= {
+            "model": manifest.model,
+            "preparation_id": manifest.preparation_id,
+            "threshold": manifest.threshold,
+            "source": manifest.source,
+        }
     return document
 
 
@@ -56,7 +63,7 @@ def print_description(url: str, manifest: Manifest, console: Console) -> None:
 
 
 def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
-    facts = [("feature set" if manifest.kind == "features" else "images table", url)]
+    facts = [(NAMES[manifest.kind].partition(" ")[2], url)]
     if isinstance(manifest, FeaturesManifest):
         backbone = manifest.backbone
         layer = f" at {backbone['layer']}" if backbone["layer"] else ""
@@ -66,6 +73,15 @@ def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
             ("weights", str(backbone["weights"] or "none")),
             ("input", f"{backbone['height']} x {backbone['width']}, preprocessing {backbone['preprocessing']}"),
             ("features", f"{shape} {manifest.feature_dtype}"),
+        ]
+    if isinstance(manifest, PredictionsManifest):
+        threshold = manifest.threshold
+        facts += [
+            ("model", f"{manifest.model['name']}, {manifest.model_id[:16]}"),
+            (
+                "threshold",
+                f"{threshold['threshold']:.4f}" if threshold is not None else "none: every image has a label",
+            ),
         ]
     rejects = f", {manifest.reject_count} rejects" if manifest.reject_count else ""
     facts += [
@@ -79,7 +95,8 @@ def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
 def _class_table(manifest: Manifest) -> Table:
     """Rows per split and class; of many classes the smallest and the largest only."""
     splits = [split for split in _SPLIT_ORDER if split in manifest.rows]
-    totals = {label: sum(manifest.rows[split].get(label, 0) for split in splits) for label in manifest.classes}
+    labels = [*manifest.classes, *([""] if any("" in counts for counts in manifest.rows.values()) else [])]
+    totals = {label: sum(manifest.rows[split].get(label, 0) for split in splits) for label in labels}
     table = Table("class", *splits, "all", box=None, padding=(0, 2), header_style="bold")
     for column in table.columns[1:]:
         column.justify = "right"
@@ -88,7 +105,9 @@ def _class_table(manifest: Manifest) -> Table:
             table.add_row("...", *["..."] * (len(splits) + 1))
         else:
             table.add_row(
-                escape(label), *(str(manifest.rows[split].get(label, 0)) for split in splits), str(totals[label])
+                escape(label) or "no label",
+                *(str(manifest.rows[split].get(label, 0)) for split in splits),
+                str(totals[label]),
             )
     table.add_row("all", *(str(manifest.split_rows(split)) for split in splits), str(manifest.row_count), style="bold")
     return table

@@ -1,8 +1,6 @@
 """The feature set: one row per image, made by a frozen backbone."""
 
-import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
 from pyspark.sql import SparkSession
@@ -12,6 +10,7 @@ from featurize.errors import UsageError
 from featurize.image_source import ImageSource
 from featurize.manifests import FeaturesManifest
 from featurize.recipe import BackboneSettings, FeaturizeRecipe
+from featurize.shipped import ship_backbone, shipping_folder
 from featurize.sources import open_source
 from featurize.tables import BuildResult, build_table, settings_in_place
 from featurize.transform import FeaturizeTask
@@ -39,7 +38,7 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}, and nothing to tell it from."
         )
-    backbone = prepare_backbone(_decided_before(recipe), _backbone_folder().name)
+    backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name)
     on_backbone(backbone)
     result = build_table(
         spark,
@@ -60,12 +59,6 @@ def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
     there = settings_in_place(recipe.features.url) if recipe.backbone.precision == "auto" else None
     precision = there["backbone"]["precision"] if there is not None and "backbone" in there else None
     return recipe.backbone.model_copy(update={"precision": precision}) if precision else recipe.backbone
-
-
-@cache
-def _backbone_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Where backbones are kept while this process lives: an executor that joins later still asks for them."""
-    return tempfile.TemporaryDirectory(prefix="firn-")
 
 
 def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
@@ -96,15 +89,9 @@ def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: Pr
 def _make_task(
     spark: SparkSession, recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone
 ) -> FeaturizeTask:
-    """What the workers do; the backbone's file is handed to every executor, once, by Spark itself."""
-    if backbone.path is not None:
-        spark.sparkContext.addFile(str(backbone.path))
     return FeaturizeTask(
         classes=source.classes,
         split_rule=source.split_rule,
-        spec=backbone.spec,
-        backbone_file=backbone.path.name if backbone.path is not None else None,
-        backbone_sha256=backbone.sha256,
-        batch_size=recipe.backbone.batch_size,
+        backbone=ship_backbone(spark, backbone, batch_size=recipe.backbone.batch_size),
         rows_per_group=recipe.features.rows_per_group,
     )

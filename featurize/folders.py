@@ -48,11 +48,8 @@ def open_folder(url: str, split: Split, validation_fraction: float) -> ImageSour
     """
     by_folders = split == "folders"
     found = _Found()
-    try:
-        listing = make_listing(list(_list_files(url, found, by_folders=by_folders)))
-    except OSError as error:
-        raise JobError(f"{url} cannot be listed: {error}.") from error
-    _check_found(url, found, files=listing.num_rows, by_folders=by_folders)
+    listing = _list_folder(url, found, by_folders=by_folders)
+    _check_found(url, found, by_folders=by_folders)
     if split == "folders":
         rule = SplitRule(
             fractions=None, validation_fraction=0.0 if "validation" in found.own_splits else validation_fraction
@@ -68,9 +65,36 @@ def open_folder(url: str, split: Split, validation_fraction: float) -> ImageSour
     )
 
 
+def open_files(url: str) -> ImageSource:
+    """All images in the folder at `url`, at any depth: nobody has sorted them into classes and splits.
+
+    Raises:
+        UsageError: no files.
+        JobError: a folder cannot be listed.
+    """
+    return ImageSource(
+        listing=_list_folder(url, _Found(), by_folders=False),
+        reader=FileReader(),
+        classes=(),
+        split_rule=SplitRule(fractions=None),
+        settings={"source": url, "layout": "folders"},
+    )
+
+
 def is_hidden(inner: str) -> bool:
     """Whether a file of this path, below the folder, is left out: a part of it begins with a dot, or it is not whole yet."""
     return inner.startswith(".") or "/." in inner or inner.endswith(COPYING)
+
+
+def _list_folder(url: str, found: _Found, *, by_folders: bool) -> pa.Table:
+    """The listing of the folder at `url`, which must hold files; raises as `open_files`."""
+    try:
+        listing = make_listing(list(_list_files(url, found, by_folders=by_folders)))
+    except OSError as error:
+        raise JobError(f"{url} cannot be listed: {error}.") from error
+    if not listing.num_rows:
+        raise UsageError(f"{url} holds no files.")
+    return listing
 
 
 def _list_files(url: str, found: _Found, *, by_folders: bool) -> Iterator[pa.RecordBatch]:
@@ -114,9 +138,7 @@ def _place(parts: list[str], *, by_folders: bool) -> tuple[str | None, str | Non
     return (parts[depth] if len(parts) > depth + 1 else None), own_split
 
 
-def _check_found(url: str, found: _Found, *, files: int, by_folders: bool) -> None:
-    if not files:
-        raise UsageError(f"{url} holds no files.")
+def _check_found(url: str, found: _Found, *, by_folders: bool) -> None:
     if found.unknown_tops:
         names = ", ".join(sorted(found.unknown_tops))
         raise UsageError(

@@ -53,6 +53,10 @@ class ContentReader(Protocol):
         """
         ...
 
+    def identify(self, image: PlannedImage, content: bytes) -> str:
+        """The `image_id` of an image, of which `content` has been read: the SHA-256 of the bytes of its file."""
+        ...
+
 
 class ImageReadError(Exception):
     """The bytes of one image cannot be had, and those of others can. The message is the reason: one line, no path."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from pyspark.sql import SparkSession
@@ -89,6 +89,7 @@ class IngestTask:
 
     classes: tuple[str, ...]
     split_rule: SplitRule
+    needs_labels: ClassVar[bool] = True
 
     def make_writer(self, staging_url: str, name: str) -> ShardWriter:
         """See `ShardTask`."""

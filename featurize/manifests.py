@@ -74,7 +74,7 @@ class Manifest(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    kind: Literal["images", "features"]
+    kind: Literal["images", "features", "predictions"]
     identity: str
     settings: dict[str, Any]
     classes: list[str]
@@ -147,6 +147,37 @@ class FeaturesManifest(Manifest):
     lineage: dict[str, Any]
 
 
+class PredictionsManifest(Manifest):
+    """The manifest of the predictions of one model: what the table at ``model_id=<model_id>`` holds.
+
+    `rows` counts labels under the split `PREDICTED`; images without a label, as the model abstained, are under "".
+
+    Attributes:
+        model: `model_id`, `url`, `name` as it was asked for, `network_sha256`, `backbone`.
+        threshold: below which probability there is no label, and where that comes from; None where every image has one.
+        source: what the last run predicted: `url`, and `kind`, "images" or "features".
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    kind: Literal["predictions"] = "predictions"
+    model_id: str
+    preparation_id: str
+    model: dict[str, Any]
+    threshold: dict[str, Any] | None
+    source: dict[str, Any]
+
+
+PREDICTED = "predicted"
+_MANIFESTS: dict[str, type[Manifest]] = {
+    "images": ImagesManifest,
+    "features": FeaturesManifest,
+    "predictions": PredictionsManifest,
+}
+NAMES = {"images": "an images table", "features": "a feature set", "predictions": "a table of predictions"}
+"""What users call the kinds of tables."""
+
+
 def read_manifest(url: str) -> Manifest | None:
     """The manifest of the table at `url`, or None where there is none.
 
@@ -160,15 +191,14 @@ def read_manifest(url: str) -> Manifest | None:
         return None
     except ValueError as error:
         raise JobError(f"{manifest_url} is not JSON: {error}.") from error
-    if not isinstance(document, dict) or document.get("kind") not in ("images", "features"):
-        raise JobError(f"{manifest_url} is not the manifest of an images table or a feature set.")
+    if not isinstance(document, dict) or document.get("kind") not in _MANIFESTS:
+        raise JobError(f"{manifest_url} is not the manifest of one of Firn's tables.")
     if document.get("schema_version") != SCHEMA_VERSION:
         raise JobError(
             f"{manifest_url} has schema version {document.get('schema_version')!r}; this Firn reads {SCHEMA_VERSION}."
         )
-    model = ImagesManifest if document["kind"] == "images" else FeaturesManifest
     try:
-        return model.model_validate(document)
+        return _MANIFESTS[document["kind"]].model_validate(document)
     except ValidationError as error:
         raise JobError(f"{manifest_url} is damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}.") from error
 
@@ -183,7 +213,7 @@ def read_features_manifest(url: str) -> FeaturesManifest:
     if manifest is None:
         raise UsageError(f"{url} is not a feature set: it has no {MANIFEST_NAME}. Make one with `featurize run`.")
     if not isinstance(manifest, FeaturesManifest):
-        raise UsageError(f"{url} is an images table, not a feature set. Make one from it with `featurize run`.")
+        raise UsageError(f"{url} is {NAMES[manifest.kind]}, not a feature set. `featurize run` makes one of images.")
     return manifest
 
 

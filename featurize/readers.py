@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featurize import storage
+from featurize.digests import sha256_bytes
 from featurize.errors import first_line
 from featurize.idx import read_idx
 from featurize.image_source import Fetch, ImageReadError, PlannedImage
@@ -28,8 +29,16 @@ _PAUSES_S = (0.5, 2.0, 5.0)  # before a file that could not be read is tried aga
 Value = TypeVar("Value")
 
 
+class _ById:
+    """What is read are the bytes of the image, and they are its name."""
+
+    def identify(self, image: PlannedImage, content: bytes) -> str:
+        """See `ContentReader`."""
+        return sha256_bytes(content)
+
+
 @dataclass(frozen=True)
-class FileReader:
+class FileReader(_ById):
     """Images that are files of their own; `path` is the URL."""
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
@@ -38,8 +47,10 @@ class FileReader:
 
 
 @dataclass(frozen=True)
-class TableReader:
+class TableReader(_ById):
     """Rows of an images table; `container` is a Parquet file of it, `position` the number of a row in the file."""
+
+    column: ClassVar[str] = "content"
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
         """See `ContentReader`. A row group is read when its first image is asked for, and let go with its last."""
@@ -47,13 +58,24 @@ class TableReader:
             starts = _group_starts(container)
             places = [(int(image.position or 0), image) for image in part]
             for group, members in groupby(places, key=lambda place: _group_of(starts, place[0])):
-                shared = _Shared(partial(_read_contents, container, group))
+                shared = _Shared(partial(_read_group, container, group, self.column))
                 for position, _ in members:
                     yield partial(_content_in_group, shared, position - int(starts[group]))
 
 
 @dataclass(frozen=True)
-class IdxReader:
+class FeaturesReader(TableReader):
+    """Rows of a feature set, as `TableReader`; what is read of each are its features, float32 or uint8, in row-major order."""
+
+    column: ClassVar[str] = "features"
+
+    def identify(self, image: PlannedImage, content: bytes) -> str:
+        """See `ContentReader`. A feature set names its images itself, and the listing has the name as the stamp."""
+        return image.stamp
+
+
+@dataclass(frozen=True)
+class IdxReader(_ById):
     """Images in IDX files; `container` is the file, `position` the number of an image in it. They come as PNG."""
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
@@ -63,7 +85,7 @@ class IdxReader:
 
 
 @dataclass(frozen=True)
-class SceneReader:
+class SceneReader(_ById):
     """Scenes that are drawn when they are asked for; `position` is the index of a scene."""
 
     seed: int
@@ -134,13 +156,14 @@ def _group_of(starts: NDArray[np.int64], position: int) -> int:
     return int(np.searchsorted(starts, position, side="right")) - 1
 
 
-def _read_contents(container: str, group: int) -> pa.ChunkedArray:
+def _read_group(container: str, group: int, column: str) -> pa.ChunkedArray:
     with storage.open_input(container) as file:
-        return pq.ParquetFile(file).read_row_group(group, columns=["content"]).column("content")
+        return pq.ParquetFile(file).read_row_group(group, columns=[column]).column(column)
 
 
 def _content_in_group(group: _Shared[pa.ChunkedArray], row: int) -> bytes:
-    return bytes(group.get()[row].as_py())
+    value = group.get()[row]
+    return value.values.to_numpy().tobytes() if pa.types.is_list(value.type) else bytes(value.as_py())
 
 
 def _encode_idx_image(file: _Shared[NDArray[np.uint8]], index: int) -> bytes:

@@ -129,15 +129,15 @@ class ShardWriter:
     def write(
         self, splits: Sequence[str], stamps: Sequence[str], columns: Mapping[str, Sequence[Any] | pa.Array]
     ) -> None:
-        """Adds rows; `splits` and `stamps` have the split and the stamp of each."""
+        """Adds rows; `splits` and `stamps` have the split and the stamp of each. Rows without a label are counted under ""."""
         batch = pa.RecordBatch.from_arrays(
             [pa.array(columns[field.name], type=field.type) for field in self._schema], schema=self._schema
         )
         labels, image_ids, paths = (batch.column(self._schema.get_field_index(name)).to_pylist() for name in _COUNTED)
         for split, label, image_id, path in zip(splits, labels, image_ids, paths, strict=True):
             counts = self._rows.setdefault(split, {})
-            counts[label] = counts.get(label, 0) + 1
-            self._items.append(f"{image_id} {split} {label} {path}")
+            counts[label or ""] = counts.get(label or "", 0) + 1
+            self._items.append(f"{image_id} {split} {label or ''} {path}")
         self._index += zip(paths, image_ids, stamps, strict=True)
         if not self._by_split:
             self._file(None).write(batch)

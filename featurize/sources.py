@@ -1,9 +1,11 @@
 """What a recipe or a card names as its images, opened: a folder per class, IDX files, drawn scenes, an images table."""
 
+import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,11 +14,11 @@ from featurize import storage
 from featurize.cards import Card, describe_card, find_card, read_card
 from featurize.digests import sha256_bytes
 from featurize.errors import JobError, UsageError
-from featurize.folders import open_folder
+from featurize.folders import open_files, open_folder
 from featurize.idx import read_idx, unzip
 from featurize.image_source import ImageSource, describe_rule, listing_batch, make_listing
-from featurize.manifests import DataFile, ImagesManifest, read_manifest
-from featurize.readers import IdxReader, SceneReader, TableReader
+from featurize.manifests import NAMES, DataFile, FeaturesManifest, ImagesManifest, read_manifest
+from featurize.readers import FeaturesReader, IdxReader, SceneReader, TableReader
 from featurize.recipe import FractionSplit, Split
 from featurize.scenes import SCENE_CLASSES
 from featurize.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
@@ -24,8 +26,17 @@ from featurize.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
 _FILES_AT_A_TIME = 16
 
 
-def open_source(source: str, split: Split | None, *, card_folders: Sequence[Path] = (Path("datasets"),)) -> ImageSource:
+def open_source(
+    source: str,
+    split: Split | None,
+    *,
+    card_folders: Sequence[Path] = (Path("datasets"),),
+    is_sorted: bool = True,
+) -> ImageSource:
     """Opens what `source` names: a card, an images table, or a folder per class.
+
+    Args:
+        is_sorted: whether a folder must have a folder per class; if not, its images may lie anywhere in it.
 
     Raises:
         UsageError: there is nothing there, or it is not what the settings say.
@@ -37,12 +48,15 @@ def open_source(source: str, split: Split | None, *, card_folders: Sequence[Path
     if not storage.exists(url):
         raise UsageError(f"there is nothing at {url}, and no card is named {source!r}.")
     if not storage.is_folder(url):
-        raise UsageError(f"{url} is a file; a folder per class, an images table or a card is wanted.")
+        folder = "a folder per class" if is_sorted else "a folder"
+        raise UsageError(f"{url} is a file; {folder}, an images table or a card is wanted.")
     manifest = read_manifest(url)
     if isinstance(manifest, ImagesManifest):
         return _open_images_table(url, manifest, split)
     if manifest is not None:
-        raise UsageError(f"{url} is a feature set; images are wanted.")
+        raise UsageError(f"{url} is {NAMES[manifest.kind]}; images are wanted.")
+    if not is_sorted:
+        return open_files(url)
     return open_folder(url, split or FractionSplit(), DEFAULT_VALIDATION_FRACTION)
 
 
@@ -74,6 +88,20 @@ def open_card(card: Card, *, source: str | None = None, split: Split | None = No
     return replace(opened, settings=settings, card=card, lineage={"card": describe_card(card)})
 
 
+def open_features(url: str, manifest: FeaturesManifest) -> ImageSource:
+    """The rows of the feature set at `url`: what is read of each image are its features, by `FeaturesReader`."""
+    row_bytes = math.prod(manifest.feature_shape) * (1 if manifest.feature_dtype == "uint8" else 4)
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        batches = list(pool.map(lambda file: _list_features_file(url, file, row_bytes), manifest.files))
+    return ImageSource(
+        listing=make_listing(batches),
+        reader=FeaturesReader(),
+        classes=tuple(manifest.classes),
+        split_rule=SplitRule(fractions=None),
+        settings={"source": url, "layout": "features"},
+    )
+
+
 def _open_images_table(url: str, manifest: ImagesManifest, split: Split | None) -> ImageSource:
     if split == "folders":
         raise UsageError(f"{url} is an images table, which has its splits already; leave `images.split` out.")
@@ -98,21 +126,34 @@ def _open_images_table(url: str, manifest: ImagesManifest, split: Split | None) 
 
 
 def _list_table_file(url: str, file: DataFile) -> pa.RecordBatch:
-    """The rows of one file of an images table, without the images; a stamp is the SHA-256 of the image."""
+    """The rows of one file of an images table, without the images."""
+    rows, columns = _list_rows(url, file, ["split", "bytes_size"])
+    own = {"own_split": rows["split"].to_pylist(), "bytes_size": rows["bytes_size"].to_pylist()}
+    return listing_batch({**columns, **own})
+
+
+def _list_features_file(url: str, file: DataFile, row_bytes: int) -> pa.RecordBatch:
+    """The rows of one file of a feature set, without the features."""
+    rows, columns = _list_rows(url, file, [])
+    return listing_batch({**columns, "bytes_size": [row_bytes] * rows.num_rows})
+
+
+def _list_rows(url: str, file: DataFile, others: list[str]) -> tuple[pa.Table, dict[str, Sequence[Any]]]:
+    """The rows of one file of a table, and what of a listing all tables have; a stamp is the SHA-256 of the image.
+
+    Args:
+        others: columns that are read too.
+    """
     container = storage.join_url(url, file.path)
     with storage.open_input(container) as opened:
-        rows = pq.ParquetFile(opened).read(columns=["path", "label", "split", "bytes_size", "image_id"])
-    return listing_batch(
-        {
-            "path": rows["path"].to_pylist(),
-            "label": rows["label"].to_pylist(),
-            "own_split": rows["split"].to_pylist(),
-            "bytes_size": rows["bytes_size"].to_pylist(),
-            "stamp": rows["image_id"].to_pylist(),
-            "container": [container] * rows.num_rows,
-            "position": range(rows.num_rows),
-        }
-    )
+        rows = pq.ParquetFile(opened).read(columns=["path", "label", "image_id", *others])
+    return rows, {
+        "path": rows["path"].to_pylist(),
+        "label": rows["label"].to_pylist(),
+        "stamp": rows["image_id"].to_pylist(),
+        "container": [container] * rows.num_rows,
+        "position": range(rows.num_rows),
+    }
 
 
 def _open_scenes(card: Card, split: Split | None) -> ImageSource:

@@ -101,6 +101,15 @@ def list_files(url: str) -> list[str]:
     )  # fsspec's `find` takes a failed listing for an empty one
 
 
+def list_folders(url: str) -> list[str]:
+    """The URLs of the folders in the folder at `url`, not those within them, sorted; none where there is no such folder."""
+    if not is_folder(url):
+        return []
+    filesystem, path = open_filesystem(url)
+    names = (str(info["name"]) for info in filesystem.ls(path, detail=True) if info["type"] == "directory")
+    return sorted(join_url(url, name.rstrip("/").rsplit("/", 1)[1]) for name in names)
+
+
 class WalkedFile(NamedTuple):
     """A file in a folder: its path below the folder, its size in bytes, and when it was last modified."""
 

@@ -2,34 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pyspark import SparkFiles
 
-from featurize.backbones import BackboneSpec, load_backbone
+from featurize.backbones import BackboneSpec
 from featurize.decoder import Decoder
 from featurize.image_source import PlannedImage
-from featurize.precision import Forward
 from featurize.shards import ShardWriter
+from featurize.shipped import Decoded, ShippedBackbone, full_batches
 from featurize.splits import SplitRule
 from featurize.timings import Timings
-from featurize.worker import Loaded, assigned_gpus, log, use_task_resources
-
-_MAX_AHEAD_BYTES = 256 << 20  # of decoded pixels, where images are large
-_loaded: dict[str, Forward] = {}  # one backbone per worker process, kept from task to task
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """Pixels at the network's size, and the size of the image in its file."""
-
-    pixels: NDArray[np.uint8]
-    width: int
-    height: int
+from featurize.worker import Loaded
 
 
 @dataclass(frozen=True)
@@ -38,62 +24,37 @@ class FeaturizeTask:
 
     classes: tuple[str, ...]
     split_rule: SplitRule
-    spec: BackboneSpec
-    backbone_file: str | None
-    backbone_sha256: str | None
-    batch_size: int
+    backbone: ShippedBackbone
     rows_per_group: int
+    needs_labels: ClassVar[bool] = True
 
     def make_writer(self, staging_url: str, name: str) -> ShardWriter:
         """See `ShardTask`."""
         return ShardWriter(
             staging_url,
             name,
-            features_schema(self.spec),
+            features_schema(self.backbone.spec),
             rows_per_group=self.rows_per_group,
             by_split=True,
             plain_columns=("image_id", "path", "features"),
         )
 
     def ahead(self, threads: int) -> int:
-        """Two batches, or fewer where the images are large."""
-        image_bytes = self.spec.height * self.spec.width * self.spec.channels
-        return min(2 * self.batch_size + threads, max(threads, _MAX_AHEAD_BYTES // image_bytes))
+        """See `ShardTask`."""
+        return self.backbone.ahead(threads)
 
     def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> Decoded:
         """See `ShardTask`."""
-        spec = self.spec
-        pixels, (width, height) = decoder.decode(content, height=spec.height, width=spec.width, channels=spec.channels)
-        return Decoded(pixels, width, height)
+        return self.backbone.decode(content, decoder)
 
     def consume(self, loaded: Iterator[Loaded[Decoded]], writer: ShardWriter, timings: Timings) -> None:
         """Runs full batches through the network, the last one short, and writes the features."""
-        pixels: NDArray[np.uint8] | None = None
-        batch: list[Loaded[Decoded]] = []
-        for image in loaded:
-            if pixels is None:
-                forward = _backbone(self, timings)
-                pixels = np.empty((self.batch_size, *image.value.pixels.shape), np.uint8)
-            pixels[len(batch)] = image.value.pixels
-            batch.append(image)
-            if len(batch) == self.batch_size:
-                self._compute(forward, batch, pixels, writer, timings)
-                batch = []
-        if pixels is not None and batch:
-            self._compute(forward, batch, pixels[: len(batch)], writer, timings)
-
-    def _compute(
-        self,
-        forward: Forward,
-        batch: list[Loaded[Decoded]],
-        pixels: NDArray[np.uint8],
-        writer: ShardWriter,
-        timings: Timings,
-    ) -> None:
-        with timings.measure("forward"):
-            features = forward(pixels)
-        with timings.measure("write"):
-            _write_features(self, writer, batch, features)
+        for batch, pixels in full_batches(loaded, self.backbone.batch_size, lambda image: image.pixels):
+            forward = self.backbone.forward(timings)
+            with timings.measure("forward"):
+                features = forward(pixels)
+            with timings.measure("write"):
+                _write_features(self, writer, batch, features)
 
 
 def features_schema(spec: BackboneSpec) -> pa.Schema:
@@ -112,27 +73,6 @@ def features_schema(spec: BackboneSpec) -> pa.Schema:
     )
 
 
-def _backbone(task: FeaturizeTask, timings: Timings) -> Forward:
-    """The backbone of this process, loaded and run once on nothing when its first image is there."""
-    key = task.backbone_sha256 or task.spec.preparation_id
-    if key not in _loaded:
-        with timings.measure("startup"):
-            _loaded.clear()  # a session that goes on to another backbone does not keep both in memory
-            _loaded[key] = _load_backbone(task)
-    return _loaded[key]
-
-
-def _load_backbone(task: FeaturizeTask) -> Forward:
-    spec = task.spec
-    if task.backbone_file is None:
-        return load_backbone(spec, None, sha256=None)
-    threads = use_task_resources()
-    forward = load_backbone(spec, Path(SparkFiles.get(task.backbone_file)), sha256=task.backbone_sha256)
-    forward(np.zeros((task.batch_size, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
-    log(f"{spec.name} in {spec.precision}, {threads} threads, GPUs {', '.join(assigned_gpus() or ['not assigned'])}")
-    return forward
-
-
 def _write_features(
     task: FeaturizeTask, writer: ShardWriter, batch: list[Loaded[Decoded]], features: NDArray[Any]
 ) -> None:
@@ -149,7 +89,7 @@ def _write_features(
             "label_index": [label_indices[label] for label in labels],
             "width": [loaded.value.width for loaded in batch],
             "height": [loaded.value.height for loaded in batch],
-            "features": _features_column(features, as_bytes=task.spec.is_pixels),
+            "features": _features_column(features, as_bytes=task.backbone.spec.is_pixels),
         },
     )
 

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from time import perf_counter, time
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -75,6 +75,11 @@ class ShardTask(Protocol[Value]):
         """How many images may be held in memory before they are used."""
         ...
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether an image without a label is a reject."""
+        ...
+
     def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> Value:
         """In threads, ahead: what is wanted of the bytes. Raises DecodeError if there is nothing to be had."""
         ...
@@ -104,16 +109,18 @@ def make_hasher(plan_url: str, reader: ContentReader) -> Worker:
             for shard in batch.column(0).to_pylist():
                 images = read_planned(plan_url, shard)
                 threads = worker_threads() + _READS_BESIDE
-                digests = list(map_ahead(_digest, reader.open(images), threads=threads, ahead=2 * threads))
+                items = zip(images, reader.open(images), strict=True)
+                digests = list(map_ahead(partial(_identify, reader), items, threads=threads, ahead=2 * threads))
                 columns = [pa.array([image.path for image in images]), pa.array(digests, type=pa.string())]
                 yield pa.RecordBatch.from_arrays(columns, names=["path", "image_id"])
 
     return hash_shards
 
 
-def _digest(fetch: Fetch) -> str | None:
+def _identify(reader: ContentReader, item: tuple[PlannedImage, Fetch]) -> str | None:
+    image, fetch = item
     try:
-        return sha256(fetch()).hexdigest()
+        return reader.identify(image, fetch())
     except ImageReadError:
         return None
 
@@ -172,10 +179,10 @@ def _load_all(
 ) -> Iterator[Loaded[Value]]:
     """The images that can be read and decoded; `writer` gets the others as rejects."""
     threads = worker_threads()
-    decoders = _decoder_pool(threads, run.decode_timeout_s)
+    decoders = decoder_pool(threads, run.decode_timeout_s)
 
     def load(item: tuple[PlannedImage, Fetch]) -> _Outcome[Value]:
-        return _load(task, *item, decoders)
+        return _load(task, run.reader, *item, decoders)
 
     items = zip(images, run.reader.open(images), strict=True)
     outcomes = map_ahead(load, items, threads=threads + _READS_BESIDE, ahead=task.ahead(threads))
@@ -192,16 +199,18 @@ def _load_all(
             yield outcome.result
 
 
-def _load(task: ShardTask[Value], image: PlannedImage, fetch: Fetch, decoders: DecoderPool) -> _Outcome[Value]:
+def _load(
+    task: ShardTask[Value], reader: ContentReader, image: PlannedImage, fetch: Fetch, decoders: DecoderPool
+) -> _Outcome[Value]:
     started = perf_counter()
     try:
         content = fetch()
     except ImageReadError as error:
         return _Outcome(_Rejected(image, None, image.bytes_size, "read", str(error)), perf_counter() - started, 0.0)
-    image_id = sha256(content).hexdigest()
+    image_id = reader.identify(image, content)
     read = perf_counter()
     result: Loaded[Value] | _Rejected
-    if image.label is None:
+    if task.needs_labels and image.label is None:
         result = _Rejected(image, image_id, len(content), "layout", "not in a class folder")
     else:
         try:
@@ -223,7 +232,8 @@ def _reject(writer: ShardWriter, rejected: _Rejected) -> None:
     )
 
 
-def _decoder_pool(size: int, timeout_s: float) -> DecoderPool:
+def decoder_pool(size: int, timeout_s: float) -> DecoderPool:
+    """The decoders of this worker process."""
     if not _decoders or _decoders[0].timeout_s != timeout_s:
         while _decoders:
             _decoders.pop().close()

@@ -23,6 +23,7 @@ from finetune.model_folder import ModelCard, read_model_card
 from finetune.models_command import models_app, report_logged
 from finetune.own_models import see_working_folder
 from finetune.plans import TrainingPlan, find_trained, plan_training
+from finetune.predict_command import predict_command
 from finetune.progress import epoch_progress
 from finetune.report_command import report_command
 from finetune.streams import N_STREAMS
@@ -32,6 +33,7 @@ from finetune.training import train
 app = make_app("Features to models, on any number of ranks.")
 app.add_typer(models_app, name="models")
 app.command("check")(check_command)
+app.command("predict")(predict_command)
 app.command("report")(report_command)
 app.command("sweep")(sweep_command)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
-from featurize.digests import sha256_bytes, sha256_file
+from featurize.digests import sha256_file
 from featurize.errors import JobError, UsageError, first_line
 from featurize.manifests import FeaturesManifest
 
@@ -133,26 +133,46 @@ def load_model(url: str) -> tuple["keras.Model", ModelCard]:
     card = read_model_card(url)
     if card is None:
         raise UsageError(f"{url} is not a model: it has no {CARD_NAME}. Train one with `finetune fit`.")
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        return load_network(copy_network(url, card, folder), origin=storage.join_url(url, NETWORK_NAME)), card
+
+
+def copy_network(url: str, card: ModelCard, folder: str | Path) -> Path:
+    """Copies the network of the model at `url` into the local `folder`, under a name that no other network has.
+
+    Raises:
+        JobError: it is missing, or not the one that `card` describes.
+    """
     network_url = storage.join_url(url, NETWORK_NAME)
+    local = Path(folder) / f"network-{card.network_sha256[:16]}.keras"
     try:
-        content = storage.read_bytes(network_url)
+        storage.download(network_url, local)
     except FileNotFoundError as error:
         raise JobError(f"{network_url} is missing.") from error
-    if sha256_bytes(content) != card.network_sha256:
+    if sha256_file(local) != card.network_sha256:
         raise JobError(f"{network_url} is not the network that {CARD_NAME} beside it describes: its SHA-256 differs.")
+    return local
+
+
+def load_network(path: str | Path, *, origin: str) -> "keras.Model":
+    """Loads the network in a local file without running any code it might hold.
+
+    Args:
+        origin: where the file comes from, for the message.
+
+    Raises:
+        JobError: it is damaged.
+    """
     from keras import saving
 
-    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
-        local = Path(folder) / NETWORK_NAME
-        local.write_bytes(content)
-        try:
-            return saving.load_model(local, compile=False, safe_mode=True), card
-        except (ValueError, TypeError, KeyError, OSError, BadZipFile) as error:
-            raise JobError(f"{network_url} cannot be loaded: {first_line(error)}") from error
+    try:
+        return saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, BadZipFile) as error:
+        raise JobError(f"{origin} cannot be loaded: {first_line(error)}") from error
 
 
-def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
-    """Checks that the feature set at `url` was prepared as the one that the model was trained on.
+def check_preparation(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
+    """Checks that the features at `url` were made as those that the model was trained on, of whatever images.
 
     Raises:
         UsageError: naming what differs.
@@ -164,6 +184,15 @@ def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> Non
             f"  - {key}: model {card.features.backbone.get(key)!r}, features {manifest.backbone[key]!r}" for key in keys
         ]
         raise UsageError(f"{url} was made by another backbone than the model was trained on:\n" + "\n".join(lines))
+
+
+def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
+    """Checks that the feature set at `url` was prepared as the one that the model was trained on, and has its classes.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    check_preparation(card, url, manifest)
     if manifest.classes != card.classes and sorted(manifest.classes) == sorted(card.classes):
         raise UsageError(f"{url} has the classes of the model in another order: {manifest.classes} not {card.classes}.")
     if manifest.classes != card.classes:

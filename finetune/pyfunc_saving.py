@@ -12,9 +12,8 @@ from typing import Any
 import featurize
 import finetune
 from featurize import storage
-from featurize.errors import FirnError, UsageError
-from featurize.manifests import read_features_manifest
-from featurize.same_backbone import backbone_settings, prepare_again
+from featurize.errors import FirnError
+from finetune.model_backbone import prepare_model_backbone
 from finetune.model_folder import CARD_NAME, NETWORK_NAME, ModelCard
 from finetune.pyfunc_model import (
     BACKBONE_CARD,
@@ -23,7 +22,6 @@ from finetune.pyfunc_model import (
     FEATURES,
     IMAGE,
     MODEL_FOLDER,
-    read_spec,
 )
 
 DATA_FOLDER = "firn"  # in the folder `data` of the MLflow model
@@ -96,26 +94,11 @@ def save_pyfunc(
 
 def _write_backbone(card: ModelCard, folder: Path) -> None:
     """Writes what makes features of images: the cut backbone, or the size of the pixels."""
-    reference = card.features
-    if reference.feature_dtype == "uint8":
-        _write_spec(folder, read_spec(reference.backbone).as_dict(), sha256=None)
-        return
-    manifest = read_features_manifest(reference.url)
-    if manifest.preparation_id != reference.preparation_id:
-        raise UsageError(f"{reference.url} holds features of another backbone now.")
-    settings = backbone_settings(reference.url, manifest)
     with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
-        prepared = prepare_again(
-            settings,
-            temporary,
-            spec=manifest.backbone,
-            preparation_id=reference.preparation_id,
-            whose=f"the model {card.model_id[:16]}",
-        )
-        if prepared.path is None:
-            raise UsageError(f"{reference.url} is of no network.")
-        folder.mkdir(parents=True)
-        shutil.move(prepared.path, folder / BACKBONE_FILE)
+        prepared = prepare_model_backbone(card, temporary).prepared
+        if prepared.path is not None:
+            folder.mkdir(parents=True)
+            shutil.move(prepared.path, folder / BACKBONE_FILE)
     _write_spec(folder, prepared.spec.as_dict(), sha256=prepared.sha256)
 
 

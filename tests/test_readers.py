@@ -164,13 +164,13 @@ def test_rows_of_a_table_are_found_in_any_order_and_in_any_thread(
 def test_a_row_group_is_read_once_for_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = write_table(tmp_path / "x.parquet", [4, 3, 5])
     reads = []
-    read_contents = readers._read_contents
+    read_group = readers._read_group
 
-    def counted(container: str, group: int) -> Any:
+    def counted(container: str, group: int, column: str) -> Any:
         reads.append(group)
-        return read_contents(container, group)
+        return read_group(container, group, column)
 
-    monkeypatch.setattr(readers, "_read_contents", counted)
+    monkeypatch.setattr(readers, "_read_group", counted)
     images = [planned(str(row), container=f"{tmp_path}/x.parquet", position=row) for row in (1, 2, 3, 7, 9, 11)]
     assert [fetch() for fetch in TableReader().open(images)] == [contents[row] for row in (1, 2, 3, 7, 9, 11)]
     assert reads == [0, 2]

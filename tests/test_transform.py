@@ -13,23 +13,23 @@ from listings import picture, put
 from shard_files import files_in
 from worker_runs import PIXELS, as_spark_task, make_run, make_task, rejects_of, rows_of
 
-from featurize import transform
+from featurize import shipped
 from featurize.backbones import BackboneSpec, load_backbone
 from featurize.decode import decode_image
 from featurize.errors import JobError
 from featurize.image_source import ImageSource
 from featurize.manifests import ShardRecord
+from featurize.shipped import ShippedBackbone
 from featurize.sources import open_source
 from featurize.splits import SplitRule
 from featurize.staging import STAGING
-from featurize.transform import FeaturizeTask
 from featurize.worker import make_shard
 
 
 @pytest.fixture(autouse=True)
 def no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test begins as a fresh worker process does."""
-    monkeypatch.setattr(transform, "_loaded", {})
+    monkeypatch.setattr(shipped, "_loaded", {})
 
 
 def put_pictures(folder: Path, count: int) -> dict[str, bytes]:
@@ -80,7 +80,7 @@ def test_a_shard_of_rejects_only_loads_no_backbone_and_writes_only_rejects(
     def load(*_: Any, **__: Any) -> Any:
         raise AssertionError("nothing is there to be computed")
 
-    monkeypatch.setattr(transform, "load_backbone", load)
+    monkeypatch.setattr(shipped, "load_backbone", load)
     put(tmp_path / "photos", "a/1.png", "a/2.png")
     source = open_source(str(tmp_path / "photos"), None)
     for name in ("1.png", "2.png"):
@@ -130,7 +130,7 @@ def test_the_backbone_is_loaded_once_and_fed_full_batches_but_for_the_last(
 
         return forward
 
-    monkeypatch.setattr(transform, "load_backbone", load)
+    monkeypatch.setattr(shipped, "load_backbone", load)
     put_pictures(tmp_path / "photos", 10)
     (tmp_path / "photos" / "a" / "00b.png").write_bytes(b"broken")  # its place in the batch is not left empty
     source = open_source(str(tmp_path / "photos"), None)
@@ -147,14 +147,14 @@ def test_another_backbone_takes_the_place_of_the_one_before(tmp_path: Path) -> N
         record = run(tmp_path / str(channels), source, spec=spec)
         for name, row in rows_of(tmp_path / str(channels), record).items():
             assert row["features"] == decode_image(contents[name], height=4, width=5, channels=channels).tobytes()
-    assert len(transform._loaded) == 1
+    assert len(shipped._loaded) == 1
 
 
 def test_float_features_are_lists_in_the_order_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> Any:
         return lambda images: images.reshape(len(images), -1).astype(np.float32)[:, 3:16] / 7
 
-    monkeypatch.setattr(transform, "load_backbone", load)
+    monkeypatch.setattr(shipped, "load_backbone", load)
     contents = put_pictures(tmp_path / "photos", 7)
     spec = dataclasses.replace(PIXELS, name="Invented", feature_shape=(13,), feature_dtype="float32")
     record = run(tmp_path / "table", open_source(str(tmp_path / "photos"), None), spec=spec)
@@ -180,7 +180,7 @@ def test_what_is_decoded_ahead_fills_batches_of_small_images_and_a_set_memory_wi
     height: int, width: int, batch_size: int, threads: int
 ) -> None:
     spec = dataclasses.replace(PIXELS, height=height, width=width, feature_shape=(height, width, 3))
-    task = FeaturizeTask(("a",), SplitRule(fractions=None), spec, None, None, batch_size, 512)
+    task = ShippedBackbone(spec, None, None, batch_size)
     ahead, image_bytes = task.ahead(threads), height * width * 3
     assert ahead >= min(threads, 2 * batch_size)
     assert ahead <= max(threads, (256 << 20) // image_bytes)

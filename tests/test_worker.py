@@ -13,7 +13,7 @@ from poison import scan_bomb
 from shard_files import files_in
 from worker_runs import RUN, as_spark_task, make_run, make_task, no_file_over, rejects_of, rows_of
 
-from featurize import transform, worker
+from featurize import shipped, worker
 from featurize.image_source import Fetch, ImageSource, PlannedImage, planned_images
 from featurize.manifests import ShardRecord
 from featurize.sources import open_source
@@ -96,6 +96,9 @@ class FailingReader:
         for number, fetch in enumerate(self.inner.open(images)):
             yield fail if number == self.at else fetch
 
+    def identify(self, image: PlannedImage, content: bytes) -> str:
+        return str(self.inner.identify(image, content))
+
 
 @pytest.mark.parametrize("at", [0, 9, 19])
 def test_a_fault_of_the_storage_fails_the_task_and_leaves_no_file(tmp_path: Path, photos: Path, at: int) -> None:
@@ -117,8 +120,8 @@ def test_a_fault_of_the_network_leaves_no_file(tmp_path: Path, photos: Path, mon
 
         return forward
 
-    monkeypatch.setattr(transform, "_loaded", {})
-    monkeypatch.setattr(transform, "load_backbone", load)
+    monkeypatch.setattr(shipped, "_loaded", {})
+    monkeypatch.setattr(shipped, "load_backbone", load)
     source, table = open_photos(photos), tmp_path / "table"
     with pytest.raises(MemoryError):
         make_shard(make_run(table, source), make_task(source, batch_size=3), 0)

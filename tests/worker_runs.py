@@ -16,6 +16,7 @@ from featurize.image_source import ImageSource
 from featurize.manifests import ShardRecord
 from featurize.plan import write_plan
 from featurize.recipe import FractionSplit
+from featurize.shipped import ShippedBackbone
 from featurize.splits import SplitRule
 from featurize.staging import STAGING, plan_url
 from featurize.transform import FeaturizeTask
@@ -49,14 +50,12 @@ def make_run(
 
 
 def make_task(source: ImageSource, **changes: Any) -> FeaturizeTask:
-    """Images to pixels."""
+    """Images to pixels. `changes` are fields of the task or of its backbone, by name."""
+    shipped: dict[str, Any] = {"spec": PIXELS, "file": None, "sha256": None, "batch_size": 4}
     settings: dict[str, Any] = {
         "classes": source.classes,
         "split_rule": SplitRule(fractions=FractionSplit()),
-        "spec": PIXELS,
-        "backbone_file": None,
-        "backbone_sha256": None,
-        "batch_size": 4,
+        "backbone": ShippedBackbone(**{key: changes.pop(key, value) for key, value in shipped.items()}),
         "rows_per_group": 3,
     }
     return FeaturizeTask(**{**settings, **changes})

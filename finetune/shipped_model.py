@@ -1,0 +1,103 @@
+"""A model as workers have it: its network and its backbone handed to every executor, and loaded once per worker process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark import SparkFiles
+from pyspark.sql import SparkSession
+
+from featurize.digests import sha256_file
+from featurize.errors import JobError
+from featurize.shipped import ShippedBackbone, ship_backbone, shipping_folder
+from featurize.timings import Timings
+from featurize.worker import use_task_resources
+from finetune.answers import Threshold
+from finetune.model_backbone import prepare_model_backbone, rows_at_a_time
+from finetune.model_folder import ModelCard, copy_network, load_network
+from finetune.pyfunc_model import read_spec
+from finetune.steps import predict_probabilities
+
+if TYPE_CHECKING:
+    import keras
+
+Probabilities = Callable[[NDArray[Any]], NDArray[np.float32]]
+_MOST_NETWORKS = 4  # heads are small, and a query may compare champion and challenger
+_networks: dict[str, "keras.Model"] = {}  # by digest, of this worker process, kept from task to task
+
+
+@dataclass(frozen=True)
+class ShippedModel:
+    """What a worker needs of a model: it travels inside the function that Spark ships.
+
+    Attributes:
+        classes: the labels, by index.
+        backbone: what images go through before; with features, only what it says of their shape counts.
+        network_file: the name under which Spark hands out the network.
+        network_sha256: of this file.
+        takes_images: or else features.
+        threshold: below which there is no label.
+    """
+
+    model_id: str
+    classes: tuple[str, ...]
+    backbone: ShippedBackbone
+    network_file: str
+    network_sha256: str
+    takes_images: bool
+    threshold: Threshold | None = None
+
+    def predictor(self, timings: Timings) -> Probabilities:
+        """From a batch of pixels or features to ``float32 (n_images, n_classes)``; what it needs is loaded if it is not yet."""
+        if not self.takes_images:
+            network = self._network(timings)
+            return lambda features: predict_probabilities(network, features)
+        forward, network = self.backbone.forward(timings), self._network(timings)
+        return lambda pixels: predict_probabilities(network, forward(pixels))
+
+    def _network(self, timings: Timings) -> "keras.Model":
+        if self.network_sha256 not in _networks:
+            with timings.measure("startup"):
+                while len(_networks) >= _MOST_NETWORKS:
+                    del _networks[next(iter(_networks))]
+                use_task_resources()
+                path = Path(SparkFiles.get(self.network_file))
+                if sha256_file(path) != self.network_sha256:
+                    raise JobError(f"{path} is not the network of the model {self.model_id[:16]}: its SHA-256 differs.")
+                _networks[self.network_sha256] = load_network(path, origin=self.network_file)
+        return _networks[self.network_sha256]
+
+
+def ship_model(
+    spark: SparkSession, url: str, card: ModelCard, *, takes_images: bool, threshold: Threshold | None = None
+) -> ShippedModel:
+    """Hands the model at `url` to every executor.
+
+    Args:
+        takes_images: whether it is to label images; or else features that are ready.
+
+    Raises:
+        UsageError: its backbone cannot be had as it was.
+        JobError: the network is missing or damaged.
+    """
+    folder = shipping_folder().name
+    if takes_images:
+        backbone = prepare_model_backbone(card, folder)
+        shipped = ship_backbone(spark, backbone.prepared, batch_size=backbone.batch_size)
+    else:
+        spec = read_spec(card.features.backbone)
+        shipped = ShippedBackbone(spec, file=None, sha256=None, batch_size=rows_at_a_time(card.features))
+    network = copy_network(url, card, folder)
+    spark.sparkContext.addFile(str(network))
+    return ShippedModel(
+        model_id=card.model_id,
+        classes=tuple(card.classes),
+        backbone=shipped,
+        network_file=network.name,
+        network_sha256=card.network_sha256,
+        takes_images=takes_images,
+        threshold=threshold,
+    )
