@@ -29,6 +29,7 @@ from finetune.report_command import report_command
 from finetune.streams import N_STREAMS
 from finetune.sweep_command import sweep_command
 from finetune.training import train
+from finetune.views_command import views_command
 
 app = make_app("Features to models, on any number of ranks.")
 app.add_typer(models_app, name="models")
@@ -36,6 +37,7 @@ app.command("check")(check_command)
 app.command("predict")(predict_command)
 app.command("report")(report_command)
 app.command("sweep")(sweep_command)
+app.command("views")(views_command)
 
 
 @app.command("fit")

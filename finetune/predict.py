@@ -1,9 +1,11 @@
-"""Predictions: a trained model's labels for images nobody has labelled, or for ready features, as a table.
+"""Predictions: a trained model's labels for images nobody has labelled, or for ready features.
 
     <output>/model_id=<model_id>/data/*.parquet     one row per image, see `predict_task.PREDICTIONS_SCHEMA`
     <output>/model_id=<model_id>/manifest.json, rejects/, index/
+    <output>/views.json                             see `prediction_views`
 
-Each model has a table of its own there, which grows, is resumed and is published as a feature set is.
+Each model has a table of its own there, which grows, is resumed and is published as a feature set is. Beside the command there
+are a function for SQL (`register`), a stage for Spark ML (`ImageClassifier`), and views for Spark (`register_views`).
 """
 
 from collections.abc import Sequence
@@ -15,18 +17,23 @@ from pyspark.sql import SparkSession
 
 from featurize import storage
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
-from featurize.errors import UsageError
+from featurize.errors import FirnError, UsageError
 from featurize.image_source import ImageSource
 from featurize.manifests import NAMES, PredictionsManifest, read_features_manifest, read_manifest
 from featurize.sources import open_features, open_source
-from featurize.tables import BuildResult, build_table
+from featurize.tables import BuildResult, build_table, settings_in_place
+from finetune.abstaining import choose_threshold
 from finetune.answers import Threshold
 from finetune.model_folder import ModelCard, check_preparation
 from finetune.predict_task import PredictTask
-from finetune.registry_models import read_folder, resolve_model
+from finetune.predict_transformer import ImageClassifier
+from finetune.predict_udf import register
+from finetune.prediction_tables import register_views
+from finetune.prediction_views import PublishedViews, partition_url, publish_views, read_views
+from finetune.registry_models import is_folder, read_folder, resolve_model
 from finetune.shipped_model import ShippedModel, ship_model
 
-PARTITION = "model_id="
+__all__ = ["ImageClassifier", "plan_prediction", "predict", "register", "register_views"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class PredictionPlan:
         folder: URL of the model.
         source: what is to be labelled: images, or features where `takes_images` is false.
         output: URL of the predictions of all models.
+        precision: that is wanted of the labels; None: every image gets one.
     """
 
     name: str
@@ -46,12 +54,32 @@ class PredictionPlan:
     source: ImageSource
     takes_images: bool
     output: str
-    threshold: Threshold | None = None
+    precision: float | None = None
 
     @property
     def url(self) -> str:
         """Of the table of this model."""
-        return storage.join_url(self.output, f"{PARTITION}{self.card.model_id}")
+        return partition_url(self.output, self.card.model_id)
+
+    @property
+    def registered_model(self) -> str | None:
+        """The registered model by whose alias the model was asked for; None: it was not."""
+        return None if is_folder(self.name) or "@" not in self.name else self.name.rpartition("@")[0]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict` did.
+
+    Attributes:
+        views: on the predictions, as they are now; None where they could not be brought up to date.
+        views_fault: why not.
+    """
+
+    result: BuildResult
+    threshold: Threshold | None
+    views: PublishedViews | None
+    views_fault: str | None = None
 
 
 def plan_prediction(
@@ -60,6 +88,7 @@ def plan_prediction(
     *,
     images: str | None = None,
     features: str | None = None,
+    precision: float | None = None,
     card_folders: Sequence[Path] = (Path("datasets"),),
 ) -> PredictionPlan:
     """Finds the model and lists what it is to label. Needs neither Spark nor TensorFlow.
@@ -68,6 +97,7 @@ def plan_prediction(
         model: a folder, the id of a run, or ``name@alias``.
         images: a folder, at whatever depth its images lie, an images table, or a card.
         features: a feature set, in place of images.
+        precision: the share of right labels that is wanted among those that are given, as far as the validation split can tell.
 
     Raises:
         UsageError: no such model, no images, or features that were made otherwise than those it was trained on.
@@ -82,7 +112,7 @@ def plan_prediction(
         source = open_source(str(images), None, card_folders=card_folders, is_sorted=False)
     else:
         source = _open_features(card, storage.absolute_url(features))
-    return PredictionPlan(model, folder, card, source, images is not None, output)
+    return PredictionPlan(model, folder, card, source, images is not None, output, precision)
 
 
 def predict(
@@ -91,7 +121,7 @@ def predict(
     *,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
-) -> BuildResult:
+) -> Predicted:
     """Labels what `plan` lists, and adds what is missing to the model's part of the predictions.
 
     Args:
@@ -102,19 +132,27 @@ def predict(
         UsageError: the model's backbone cannot be had as it was, or other predictions are there.
         JobError: the job failed, or another one is writing to the same place.
     """
-    shipped = ship_model(spark, plan.folder, plan.card, takes_images=plan.takes_images, threshold=plan.threshold)
+    threshold = _threshold(plan)
+    shipped = ship_model(spark, plan.folder, plan.card, takes_images=plan.takes_images, threshold=threshold)
     with storage.no_empty_folder(plan.output):
-        return build_table(
+        result = build_table(
             spark,
             plan.source,
             plan.url,
             manifest_type=PredictionsManifest,
-            settings=_identity_settings(plan),
+            settings=_identity_settings(plan.card, threshold),
             details=_manifest_details(plan, shipped),
             task=PredictTask(shipped),
             max_reject_fraction=max_reject_fraction,
             decode_timeout_s=decode_timeout_s,
         )
+    try:
+        return Predicted(result, threshold, _publish_views(plan))
+    except (
+        FirnError,
+        OSError,
+    ) as error:  # of the registry, perhaps; the predictions are published, and the job is done
+        return Predicted(result, threshold, None, str(error))
 
 
 def check_output(url: str) -> None:
@@ -134,16 +172,33 @@ def _open_features(card: ModelCard, url: str) -> ImageSource:
     return open_features(url, manifest)
 
 
-def _identity_settings(plan: PredictionPlan) -> dict[str, Any]:
+def _threshold(plan: PredictionPlan) -> Threshold | None:
+    """The threshold for the precision that is wanted: that of the predictions that are there, so that a rerun has no other."""
+    if plan.precision is None:
+        return None
+    there = settings_in_place(plan.url)
+    if there is not None and there.get("network_sha256") == plan.card.network_sha256:
+        known = there.get("threshold")
+        if known is not None and known["precision"] == plan.precision:
+            return Threshold(**known)
+    return choose_threshold(plan.folder, plan.card, precision=plan.precision)
+
+
+def _publish_views(plan: PredictionPlan) -> PublishedViews:
+    """The views follow the registered model by whose alias the first predictions were made."""
+    followed = read_views(plan.output).views.registered_model
+    return publish_views(plan.output, registered_model=followed or plan.registered_model)
+
+
+def _identity_settings(card: ModelCard, threshold: Threshold | None) -> dict[str, Any]:
     """All that determines the answer to an image. Where images lie does not: they come from many places, day by day."""
-    card = plan.card
     return {
         "table": "predictions",
         "model_id": card.model_id,
         "network_sha256": card.network_sha256,
         "preparation_id": card.features.preparation_id,
         "classes": card.classes,
-        "threshold": None if plan.threshold is None else plan.threshold.as_dict(),
+        "threshold": None if threshold is None else threshold.as_dict(),
     }
 
 
@@ -160,6 +215,6 @@ def _manifest_details(plan: PredictionPlan, shipped: ShippedModel) -> dict[str, 
             "network_sha256": card.network_sha256,
             "backbone": shipped.backbone.spec.as_dict(),
         },
-        "threshold": None if plan.threshold is None else plan.threshold.as_dict(),
+        "threshold": None if shipped.threshold is None else shipped.threshold.as_dict(),
         "source": {"kind": "images" if plan.takes_images else "features", **plan.source.settings},
     }

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurize.cli import JsonOption, print_result, reported_errors
+from featurize.cli import JsonOption, print_result, reported_errors, say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.manifests import PREDICTED
+from finetune.views_command import report_views
 
 if TYPE_CHECKING:
-    from featurize.tables import BuildResult
-    from finetune.predict import PredictionPlan
+    from finetune.answers import Threshold
+    from finetune.predict import Predicted, PredictionPlan
 
 
 def predict_command(
@@ -19,6 +21,12 @@ def predict_command(
         str | None, typer.Option(help="A folder with images at whatever depth, an images table, or a card.")
     ] = None,
     features: Annotated[str | None, typer.Option(help="A feature set, in place of images.")] = None,
+    precision: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Wanted of the labels, by the validation split; below its threshold there is none."
+        ),
+    ] = None,
     max_reject_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
     ] = MAX_REJECT_FRACTION,
@@ -32,15 +40,40 @@ def predict_command(
         from featurize.session import open_session
         from finetune.predict import plan_prediction, predict
 
-        plan = plan_prediction(model, output, images=images, features=features)
+        plan = plan_prediction(model, output, images=images, features=features, precision=precision)
         with open_session("firn predict") as session:
-            result = predict(session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s)
-        _report(plan, result, as_json=as_json)
+            predicted = predict(
+                session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
+            )
+        _report(plan, predicted, as_json=as_json)
 
 
-def _report(plan: "PredictionPlan", result: "BuildResult", *, as_json: bool) -> None:
+def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) -> None:
     from featurize.reporting import build_numbers, report_build
 
-    report_build(result, plan.url, is_whole_source=False)
-    numbers = {"predictions": plan.url, "model_id": plan.card.model_id, "model": plan.folder, **build_numbers(result)}
+    report_build(predicted.result, plan.url, is_whole_source=False)
+    threshold = predicted.threshold
+    if threshold is not None:
+        report_threshold(threshold, abstained=predicted.result.manifest.rows.get(PREDICTED, {}).get("", 0))
+    if predicted.views is not None:
+        report_views(predicted.views)
+    else:
+        warn(f"the views on {plan.output} are as they were: {predicted.views_fault}")
+    numbers = {
+        "predictions": plan.url,
+        "model_id": plan.card.model_id,
+        "model": plan.folder,
+        "threshold": None if threshold is None else threshold.as_dict(),
+        "views": None if predicted.views is None else predicted.views.views.by_name(),
+        **build_numbers(predicted.result),
+    }
     print_result(numbers, as_json=as_json)
+
+
+def report_threshold(threshold: "Threshold", *, abstained: int) -> None:
+    """Says where the threshold lies, by which images, and how many images get no label."""
+    say(
+        f"threshold {threshold.threshold:.4f} for a precision of {threshold.precision:g}: of {threshold.rows} images of the "
+        f"{threshold.split} split {threshold.kept} get a label and {threshold.right} of these the right one "
+        f"({threshold.right / threshold.kept:.4f}; 95 % sure of {threshold.precision_low:.4f}). {abstained} images here got none."
+    )

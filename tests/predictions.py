@@ -12,6 +12,7 @@ from logged_models import train_model
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
+from featurize import storage
 from featurize.features import featurize
 from featurize.manifests import PredictionsManifest, read_manifest
 from featurize.recipe import FinetuneRecipe
@@ -21,6 +22,7 @@ from finetune.communicator import SingleRank
 from finetune.model_folder import ModelCard, load_model
 from finetune.plans import plan_training
 from finetune.predict import plan_prediction, predict
+from finetune.prediction_views import partition_url, read_views
 from finetune.steps import predict_probabilities
 from finetune.training import train
 
@@ -71,18 +73,18 @@ def predicted(
     """What `finetune predict` does; `given` is `images` or `features`, and what else `plan_prediction` takes."""
     given = {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
     plan = plan_prediction(str(model), str(output), **given)
-    return predict(spark, plan, max_reject_fraction=max_reject_fraction)
+    made = predict(spark, plan, max_reject_fraction=max_reject_fraction)
+    assert made.views_fault is None
+    return made.result
 
 
-def read_predictions(output: Path) -> pd.DataFrame:
-    """All rows that the manifests below `output` list, by path, with their model."""
+def read_predictions(output: Path | str) -> pd.DataFrame:
+    """All rows that the manifests below `output`, a folder or a URL, list, by path, with their model."""
     parts = []
-    for folder in sorted(output.glob("model_id=*")):
-        manifest = manifest_of(folder)
-        parts += [
-            pq.ParquetFile(folder / file.path).read().to_pandas().assign(model_id=manifest.model_id)
-            for file in manifest.files
-        ]
+    for model_id, manifest in read_views(str(output)).manifests.items():
+        for file in manifest.files:
+            with storage.open_input(storage.join_url(partition_url(str(output), model_id), file.path)) as opened:
+                parts.append(pq.ParquetFile(opened).read().to_pandas().assign(model_id=model_id))
     return pd.concat(parts).set_index("path").sort_index()
 
 

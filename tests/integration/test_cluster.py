@@ -7,7 +7,9 @@ from zipfile import ZipFile
 
 import pytest
 from building import Built, assert_same_rows, write_recipe
+from predictions import read_predictions
 
+from featurize.recipe import read_recipe
 from finetune.evaluate import evaluate_model
 from integration.hdfs_cluster import MiniHdfs
 from integration.processes import java_environment
@@ -85,3 +87,11 @@ def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(site: Site, bui
     assert model["ranks"] == 2
     scores = evaluate_model(site.on_hdfs(model["model"]), site.on_hdfs(result["features"]), "test", None)
     assert scores["accuracy"] == 1.0
+
+    source = read_recipe(str(site.folder / "recipe.toml"), ()).images
+    assert source is not None
+    arguments = ["--images", source.source, "--output", f"{model['model']}-predictions", "--max-reject-fraction", "0.1"]
+    made = site.submit("finetune", "predict", model["model"], *arguments, "--json").result()
+    assert (made["rows"], made["rejects"]) == (60, 2)
+    rows = read_predictions(site.on_hdfs(f"{model['model']}-predictions"))
+    assert sum(path.split("/")[-2] == label for path, label in rows["label"].items()) >= 57

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from building import read_rows
 from conftest import ROOT
+from predictions import read_predictions
 from pyspark.sql import SparkSession
 from sklearn.linear_model import LogisticRegression
 
@@ -17,6 +19,7 @@ from featurize.recipe import SPLITS, Recipe, lower_half, read_recipe, upper_half
 from finetune.communicator import SingleRank
 from finetune.evaluate import evaluate_model
 from finetune.plans import plan_training
+from finetune.predict import plan_prediction, predict
 from finetune.split_data import read_split
 from finetune.training import train
 
@@ -101,3 +104,22 @@ def test_features_in_bfloat16_are_those_in_float32_and_so_is_the_head(
 def test_the_head_on_landscapes_reaches_98_percent(spark: SparkSession, real_data: Path, tmp_path: Path) -> None:
     recipe = featurize_recipe(spark, "landscapes_mobilenet.toml", real_data / "landscapes", tmp_path)
     assert evaluate_head(recipe)["accuracy"] >= 0.98
+
+
+def test_predictions_of_the_objects_reach_the_accuracy_of_evaluate_to_the_digit(
+    spark: SparkSession, objects: Recipe, tmp_path: Path
+) -> None:
+    scores = evaluate_head(objects)
+    assert objects.images is not None
+    assert objects.model is not None
+    assert objects.features is not None
+    plan = plan_prediction(objects.model.url, str(tmp_path / "out"), images=objects.images.source)
+    made = predict(spark, plan)
+    assert made.result.rejected == 0
+    rows = read_predictions(tmp_path / "out")
+    truth = read_rows(Path(objects.features.url))
+    test = truth[truth["split"] == "test"]
+    right = int((rows.loc[test.index, "label"] == test["label"]).sum())
+    assert right / len(test) == scores["accuracy"]
+    in_top = [true in top for true, top in zip(test["label"], rows.loc[test.index, "top_labels"], strict=True)]
+    assert sum(in_top) / len(test) == scores["top5_accuracy"]

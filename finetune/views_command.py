@@ -1,0 +1,71 @@
+"""The command `finetune views`."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from featurize.cli import JsonOption, print_result, reported_errors, say, warn
+from featurize.errors import UsageError
+from finetune.models_command import RegistryOption
+
+if TYPE_CHECKING:
+    from finetune.prediction_views import PublishedViews
+
+
+def views_command(
+    output: Annotated[str, typer.Argument(help="URL of predictions.")],
+    name: Annotated[
+        str | None, typer.Option(help="Of the registered model whose aliases the views follow from now on.")
+    ] = None,
+    aliases: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="ALIAS=MODEL", help="An alias set by hand, where the views follow no registry."),
+    ] = None,
+    ddl: Annotated[
+        Literal["spark", "hive", "duckdb"] | None, typer.Option("--print-ddl", help="SQL; hive is for Impala too.")
+    ] = None,
+    registry: RegistryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Brings the views on predictions up to date: `latest`, which is the champion's, and one for each alias."""
+    with reported_errors():
+        from finetune.prediction_views import publish_views
+
+        chosen = dict(_parse(text, registry) for text in aliases or ())
+        published = publish_views(output, registered_model=name, registry=registry, set_aliases=chosen)
+        report_views(published)
+        if ddl is not None:
+            from finetune.prediction_tables import make_ddl
+
+            typer.echo(make_ddl(output, ddl))
+        views = published.views
+        print_result(
+            {"predictions": published.url, "views": views.by_name(), "registered_model": views.registered_model},
+            as_json=as_json,
+        )
+
+
+def report_views(published: "PublishedViews") -> None:
+    """Says what the views show, and what they cannot show yet."""
+    views = published.views
+    for name, model_id in views.by_name().items():
+        manifest = published.manifests[model_id]
+        say(f"{name}: {model_id[:16]}, {manifest.row_count:,} images, updated {manifest.updated_at}")
+    for alias, model_id in published.missing.items():
+        shown = f"; the view still shows {views.aliases[alias][:16]}" if alias in views.aliases else ""
+        warn(
+            f"{alias} is {model_id[:16]} now, which has predicted nothing here{shown}. Run `finetune predict` with it."
+        )
+
+
+def _parse(text: str, registry: str | None) -> tuple[str, str]:
+    """An alias and the `model_id` of what it is to be: a folder, the id of a run, or name@alias."""
+    from finetune.prediction_views import RESERVED
+    from finetune.registry_models import read_folder, resolve_model
+
+    alias, equals, model = text.partition("=")
+    if not (alias.isidentifier() and equals and model) or alias in RESERVED:
+        raise UsageError(
+            f"`--set` takes ALIAS=MODEL, where ALIAS is a word other than {' and '.join(RESERVED)}. Got {text!r}."
+        )
+    return alias, read_folder(resolve_model(model, registry=registry)).model_id
