@@ -16,7 +16,7 @@ def export_command(
     predictions: Annotated[str | None, typer.Option(help="URL of predictions.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="The model_id whose predictions are taken, or how it begins; default: the only one."),
+        typer.Option(help="Whose predictions: a view such as champion, or how the model_id begins; default: latest."),
     ] = None,
     index: Annotated[str, typer.Option(help="The index of OpenSearch that the lines name.")] = "images",
     rows_per_file: Annotated[int, typer.Option(min=1, max=1_000_000, help="Documents in a file.")] = 5000,

@@ -24,8 +24,9 @@ from pyspark.sql.types import ArrayType, DataType, MapType, StructType
 from featurize import storage
 from featurize.digests import sha256_bytes
 from featurize.errors import UsageError
+from featurize.predictions import LATEST
 from featurize.sql import read_sql_table, spark_errors
-from featurize.sql_tables import FEATURES, IMAGES, PREDICTIONS, REJECTS, SqlTable
+from featurize.sql_tables import FEATURES, IMAGES, PREDICTIONS, REJECTS, SqlTable, SqlView
 
 Engine = Literal["opensearch", "solr"]
 SCHEMA_FILES: dict[Engine, str] = {"opensearch": "mapping.json", "solr": "schema.json"}
@@ -87,21 +88,25 @@ class Export:
     schema: str
 
 
-def search_rows(spark: SparkSession, tables: Iterable[SqlTable], *, model: str | None = None) -> DataFrame:
+def search_rows(spark: SparkSession, tables: Iterable[SqlTable | SqlView], *, model: str | None = None) -> DataFrame:
     """A row for each image: the metadata of the images table or feature set, and what a model said, as far as it said anything.
 
     Without either, the rows are those of the predictions.
 
     Args:
-        model: whose predictions; None: of the only one.
+        model: whose predictions: a view on them, or how the `model_id` begins; None: of the view `latest`, or the only one.
 
     Raises:
         UsageError: no table, images and features both, or predictions of several models of which none is named.
     """
-    found = {table.name: table for table in tables if table.name != REJECTS}
+    tables = list(tables)
+    found = {table.name: table for table in tables if isinstance(table, SqlTable) and table.name != REJECTS}
+    views = {view.name: view.value for view in tables if isinstance(view, SqlView)}
     if not found or {IMAGES, FEATURES} <= found.keys():
         raise UsageError("give either --images or --features, or --predictions, or one of the first with the last.")
-    predicted = _predicted(spark, found[PREDICTIONS], model) if PREDICTIONS in found else None
+    predicted = (
+        _predicted(spark, found[PREDICTIONS], views.get(model or LATEST, model)) if PREDICTIONS in found else None
+    )
     base = next((found[name] for name in (IMAGES, FEATURES) if name in found), None)
     if base is None and predicted is not None:
         return predicted

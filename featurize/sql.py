@@ -18,14 +18,14 @@ from uuid import uuid4
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
-from pyspark.sql.functions import lit
+from pyspark.sql.functions import col, lit
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StringType, StructField, StructType
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
 from featurize.reading import read_footer
-from featurize.sql_tables import SqlTable
+from featurize.sql_tables import SqlTable, SqlView
 
 FORMATS = (".csv", ".parquet")
 _PATTERN = re.compile(r"([{}\[\]*?\\])")  # what Spark takes for a pattern in a path
@@ -46,10 +46,14 @@ class QueryResult:
     is_cut: bool
 
 
-def register_views(spark: SparkSession, tables: Sequence[SqlTable]) -> None:
+def register_views(spark: SparkSession, tables: Sequence[SqlTable | SqlView]) -> None:
     """Makes a temporary view of each table, which shows the files that count now and no others."""
     for table in tables:
-        read_sql_table(spark, table).createOrReplaceTempView(table.name)
+        if isinstance(table, SqlView):
+            frame = spark.table(table.table).where(col(table.column) == table.value)
+        else:
+            frame = read_sql_table(spark, table)
+        frame.createOrReplaceTempView(f"`{table.name.replace('`', '``')}`")
 
 
 def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:

@@ -16,7 +16,7 @@ from featurize.errors import UsageError
 
 if TYPE_CHECKING:
     from featurize.sql import QueryResult
-    from featurize.sql_tables import SqlTable
+    from featurize.sql_tables import SqlTable, SqlView
 
 _WIDTH = 60  # characters of a value that are shown
 
@@ -57,7 +57,9 @@ def sql_command(
             print_result(_run(tables, query, limit=limit, output=output, as_json=as_json), as_json=as_json)
 
 
-def _print_ddl(tables: "Sequence[SqlTable]", dialect: Literal["hive", "impala", "duckdb"], *, as_json: bool) -> None:
+def _print_ddl(
+    tables: "Sequence[SqlTable | SqlView]", dialect: Literal["hive", "impala", "duckdb"], *, as_json: bool
+) -> None:
     from featurize.sql_ddl import make_ddl
 
     text = make_ddl(tables, dialect)
@@ -66,7 +68,9 @@ def _print_ddl(tables: "Sequence[SqlTable]", dialect: Literal["hive", "impala", 
     print_result({"dialect": dialect, "tables": [table.name for table in tables], "ddl": text}, as_json=as_json)
 
 
-def _run(tables: "Sequence[SqlTable]", query: str, *, limit: int, output: str | None, as_json: bool) -> dict[str, Any]:
+def _run(
+    tables: "Sequence[SqlTable | SqlView]", query: str, *, limit: int, output: str | None, as_json: bool
+) -> dict[str, Any]:
     """Runs the query; the result for ``--json``."""
     from featurize import storage
     from featurize.session import open_session

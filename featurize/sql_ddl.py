@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from featurize.errors import UsageError
 from featurize.manifests import utc_now
-from featurize.sql_tables import Part, SqlTable
+from featurize.sql_tables import Part, SqlTable, SqlView
 
 Dialect = Literal["hive", "impala", "duckdb"]
 DIALECTS: tuple[Dialect, ...] = ("hive", "impala", "duckdb")
@@ -44,7 +44,7 @@ _NUMBERS = {
 }
 
 
-def make_ddl(tables: Sequence[SqlTable], dialect: Dialect) -> str:
+def make_ddl(tables: Sequence[SqlTable | SqlView], dialect: Dialect) -> str:
     """The statements, each ended by a semicolon, with a comment that says what they are of and when.
 
     Of Hive and Impala: an external table on the folders, and a view on it that shows the files that count. Of DuckDB: a view on
@@ -57,10 +57,22 @@ def make_ddl(tables: Sequence[SqlTable], dialect: Dialect) -> str:
         f"-- Firn's tables for {dialect}, as they were published at {utc_now()}. After another run, print them again."
     ]
     for table in tables:
-        lines.append(f"-- {table.name}: {', '.join(table.sources)}".replace("\n", " "))
-        statements = _duckdb_view(table) if dialect == "duckdb" else _external_table(table, dialect)
+        if isinstance(table, SqlView):
+            statements = _selection(table, dialect)
+        else:
+            lines.append(f"-- {table.name}: {', '.join(table.sources)}".replace("\n", " "))
+            statements = _duckdb_view(table) if dialect == "duckdb" else _external_table(table, dialect)
         lines += [f"{statement};" for statement in statements]
     return "\n".join(lines) + "\n"
+
+
+def _selection(view: SqlView, dialect: Dialect) -> Iterator[str]:
+    name, text = _name(view.name, dialect), _duckdb_text if dialect == "duckdb" else _hive_text
+    if dialect != "duckdb":
+        yield f"DROP VIEW IF EXISTS {name}"
+    create = "CREATE OR REPLACE VIEW" if dialect == "duckdb" else "CREATE VIEW"
+    where = f"{_name(view.column, dialect)} = {text(view.value)}"
+    yield f"{create} {name} AS SELECT * FROM {_name(view.table, dialect)} WHERE {where}"
 
 
 def _duckdb_view(table: SqlTable) -> Iterator[str]:

@@ -6,25 +6,26 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 import pyarrow as pa
-from pydantic import BaseModel, ValidationError
 
 from featurize import storage
-from featurize.errors import JobError, UsageError
+from featurize.errors import UsageError
 from featurize.images import IMAGES_SCHEMA
 from featurize.manifests import (
     MANIFEST_NAME,
     DataFile,
     FeaturesManifest,
     ImagesManifest,
+    PredictionsManifest,
     read_features_manifest,
     read_manifest,
 )
+from featurize.predictions import PARTITION, PREDICTIONS_SCHEMA, read_views
 from featurize.reading import read_footer
 from featurize.shards import REJECTS_SCHEMA
 from featurize.staging import STAGING
 
 IMAGES, FEATURES, PREDICTIONS, REJECTS = "images", "features", "predictions", "rejects"
-MODEL_FOLDER = "model_id="
+_MODEL = "model_id"
 _NAME = re.compile("[a-z_][a-z0-9_]*")
 
 
@@ -61,24 +62,22 @@ class SqlTable:
 
 
 @dataclass(frozen=True)
+class SqlView:
+    """The rows of a table that have a value in a column of text."""
+
+    name: str
+    table: str
+    column: str
+    value: str
+
+
+@dataclass(frozen=True)
 class _Found:
-    """A table and the rejects of its making."""
+    """A table, views on it, and the rejects of its making."""
 
     table: SqlTable
     rejects: tuple[Part, ...]
-
-
-class _Shard(BaseModel):
-    """Of a shard its files."""
-
-    files: list[DataFile]
-    reject_files: list[DataFile]
-
-
-class _Committed(BaseModel):
-    """What a manifest of any kind of table says of its files."""
-
-    shards: list[_Shard]
+    views: tuple[SqlView, ...] = ()
 
 
 def find_tables(
@@ -87,8 +86,10 @@ def find_tables(
     features: str | None = None,
     predictions: str | None = None,
     others: Mapping[str, str] | None = None,
-) -> list[SqlTable]:
+) -> list[SqlTable | SqlView]:
     """The tables at some URLs, named `images`, `features` and `predictions`; `rejects`, which has those of all three; and others.
+
+    Of predictions also the views `latest` and those of the aliases; see `featurize.predictions`.
 
     Args:
         others: URLs by name: images tables, feature sets, or any folder of Parquet, whose files all count.
@@ -99,11 +100,12 @@ def find_tables(
     """
     finders = {IMAGES: (_images, images), FEATURES: (_features, features), PREDICTIONS: (_predictions, predictions)}
     found = {name: find(storage.absolute_url(url), name) for name, (find, url) in finders.items() if url is not None}
-    tables = [one.table for one in found.values()]
+    tables: list[SqlTable | SqlView] = [one.table for one in found.values()]
     if found:
         parts = tuple(part for one in found.values() for part in one.rejects)
-        sources = tuple(source for table in tables for source in table.sources)
+        sources = tuple(source for one in found.values() for source in one.table.sources)
         tables.append(SqlTable(REJECTS, REJECTS_SCHEMA, ("rejected_by",), parts, sources))
+        tables += [view for one in found.values() for view in one.views]
     for name, url in (others or {}).items():
         if _NAME.fullmatch(name) is None or name in {table.name for table in tables}:
             raise UsageError(f"the name of a table must be new, of a-z, 0-9 and _. Got {name!r}.")
@@ -132,28 +134,34 @@ def _features(url: str, name: str) -> _Found:
 
 
 def _predictions(url: str, name: str) -> _Found:
-    """Predictions have a manifest for each model; where there is none, every file counts."""
-    models = {folder.rpartition(MODEL_FOLDER)[2]: folder for folder in _model_folders(url)}
-    committed = {model: read for model, folder in models.items() if (read := _read_committed(folder)) is not None}
-    if not committed:
+    """Predictions have a manifest for each model, and views; where there is no manifest, every file counts."""
+    if not storage.is_folder(url):
+        raise UsageError(f"{url} holds no predictions. Make some with `finetune predict`.")
+    if not _has_manifests(url):
         return _Found(_any_table(url, name), ())
-    parts = tuple(
-        part
-        for model, read in committed.items()
-        for part in _parts(models[model], [file for shard in read.shards for file in shard.files], (model,))
-    )
-    rejects = tuple(
-        part
-        for model, read in committed.items()
-        for part in _parts(models[model], [file for shard in read.shards for file in shard.reject_files], (model,))
-    )
-    return _Found(SqlTable(name, _columns_of(parts, pa.schema([])), ("model_id",), parts, (url,)), rejects)
+    published = read_views(url)
+    parts, rejects = list[Part](), list[Part]()
+    for model_id, manifest in published.manifests.items():
+        folder = storage.join_url(url, f"{PARTITION}{model_id}")
+        parts += _parts(folder, manifest.files, (model_id,))
+        rejects += _parts(folder, manifest.reject_files, (model_id,))
+    views = tuple(SqlView(view, name, _MODEL, model_id) for view, model_id in published.views.by_name().items())
+    table = SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (_MODEL,), tuple(parts), (url,))
+    return _Found(table, tuple(rejects), views)
+
+
+def _has_manifests(url: str) -> bool:
+    folders = (folder for folder in storage.list_folders(url) if folder.rpartition("/")[2].startswith(PARTITION))
+    return any(storage.exists(storage.join_url(folder, MANIFEST_NAME)) for folder in folders)
 
 
 def _any_table(url: str, name: str) -> SqlTable:
     """A table with a manifest, or else every Parquet file below a folder; columns of the form ``key=value`` in the path."""
     if storage.exists(storage.join_url(url, MANIFEST_NAME)):
         manifest = read_manifest(url)
+        if isinstance(manifest, PredictionsManifest):
+            parts = _parts(url, manifest.files, ())
+            return SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (), parts, (url,))
         find = _features if isinstance(manifest, FeaturesManifest) else _images
         return find(url, name).table
     found_files = storage.list_files(url)
@@ -194,28 +202,6 @@ def _empty_features(manifest: FeaturesManifest) -> pa.Schema:
     text, number = pa.string(), pa.int32()
     names = {"image_id": text, "path": text, "label": text, "label_index": number, "width": number, "height": number}
     return pa.schema([*names.items(), ("features", kind)])
-
-
-def _model_folders(url: str) -> list[str]:
-    """The folders below `url` that are named by a model; `url` itself if it is one."""
-    if url.rpartition("/")[2].startswith(MODEL_FOLDER):
-        return [url]
-    if not storage.is_folder(url):
-        raise UsageError(f"{url} holds no predictions. Make some with `finetune predict`.")
-    filesystem, path = storage.open_filesystem(url)
-    names = (str(entry["name"]).rstrip("/").rpartition("/")[2] for entry in filesystem.ls(path, detail=True))
-    return sorted(storage.join_url(url, name) for name in names if name.startswith(MODEL_FOLDER))
-
-
-def _read_committed(url: str) -> _Committed | None:
-    """The files that the manifest at `url` lists; None where there is no manifest."""
-    manifest_url = storage.join_url(url, MANIFEST_NAME)
-    try:
-        return _Committed.model_validate(storage.read_json(manifest_url))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, ValidationError) as error:
-        raise JobError(f"{manifest_url} is damaged: it does not list its files.") from error
 
 
 def _is_hidden(file: str, url: str) -> bool:

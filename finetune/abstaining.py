@@ -1,6 +1,5 @@
 """Abstaining: the probability below which a model gives no label, so that those it gives are as precise as is wanted."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ from featurize.errors import UsageError
 from featurize.manifests import read_features_manifest
 from finetune.answers import Threshold
 from finetune.model_folder import ModelCard, check_features, load_model
+from finetune.report_numbers import wilson_interval
 from finetune.split_data import iterate_split
 from finetune.steps import predict_probabilities
 
 SPLIT = "validation"
-_Z_95 = 1.959963984540054  # of the normal distribution: 2.5 % lie above
 
 
 def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshold:
@@ -58,7 +57,7 @@ def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshol
         rows=len(right),
         kept=int(kept.sum()),
         right=int(right[kept].sum()),
-        precision_low=wilson_low(int(right[kept].sum()), int(kept.sum())),
+        precision_low=wilson_interval(int(right[kept].sum()), int(kept.sum()))[0],
     )
 
 
@@ -83,16 +82,6 @@ def find_threshold(probabilities: NDArray[Any], right: NDArray[np.bool_], *, pre
 def best_precision(probabilities: NDArray[Any], right: NDArray[np.bool_]) -> float:
     """The highest precision that any threshold gives."""
     return float(_precision_by_threshold(probabilities, right)[1].max())
-
-
-def wilson_low(right: int, kept: int) -> float:
-    """The lower end of the 95 % interval of a share, by Wilson's score.
-
-    Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
-    """
-    share, square = right / kept, _Z_95**2
-    middle = share + square / (2 * kept)
-    return (middle - _Z_95 * math.sqrt((share * (1 - share) + square / (4 * kept)) / kept)) / (1 + square / kept)
 
 
 def _best(probabilities: NDArray[np.float32], label_index: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -1,11 +1,8 @@
 """Predictions: a trained model's labels for images nobody has labelled, or for ready features.
 
-    <output>/model_id=<model_id>/data/*.parquet     one row per image, see `predict_task.PREDICTIONS_SCHEMA`
-    <output>/model_id=<model_id>/manifest.json, rejects/, index/
-    <output>/views.json                             see `prediction_views`
-
-Each model has a table of its own there, which grows, is resumed and is published as a feature set is. Beside the command there
-are a function for SQL (`register`), a stage for Spark ML (`ImageClassifier`), and views for Spark (`register_views`).
+Each model has a table of its own at the output (`featurize.predictions`), which grows, is resumed and is published as a feature
+set is. Beside the command there are a function for SQL (`register`), a stage for Spark ML (`ImageClassifier`), and views for
+Spark (`register_views`).
 """
 
 from collections.abc import Sequence
@@ -20,7 +17,10 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import FirnError, UsageError
 from featurize.image_source import ImageSource
 from featurize.manifests import NAMES, PredictionsManifest, read_features_manifest, read_manifest
+from featurize.predictions import PublishedViews, partition_url, read_views
 from featurize.sources import open_features, open_source
+from featurize.sql import register_views as register_tables
+from featurize.sql_tables import find_tables
 from featurize.tables import BuildResult, build_table, settings_in_place
 from finetune.abstaining import choose_threshold
 from finetune.answers import Threshold
@@ -28,8 +28,7 @@ from finetune.model_folder import ModelCard, check_preparation
 from finetune.predict_task import PredictTask
 from finetune.predict_transformer import ImageClassifier
 from finetune.predict_udf import register
-from finetune.prediction_tables import register_views
-from finetune.prediction_views import PublishedViews, partition_url, publish_views, read_views
+from finetune.prediction_views import publish_views
 from finetune.registry_models import is_folder, read_folder, resolve_model
 from finetune.shipped_model import ShippedModel, ship_model
 
@@ -153,6 +152,22 @@ def predict(
         OSError,
     ) as error:  # of the registry, perhaps; the predictions are published, and the job is done
         return Predicted(result, threshold, None, str(error))
+
+
+def register_views(spark: SparkSession, output: str) -> list[str]:
+    """Registers temporary views on the predictions at `output`: `predictions` of all models, `latest`, and one for each alias.
+
+    They show what is published at this moment; call it again to see what has come since. `rejects` has what could not be read.
+
+    Returns:
+        Their names. Those of aliases that are no plain words must be quoted with backticks in SQL.
+
+    Raises:
+        UsageError: there are no predictions.
+    """
+    tables = find_tables(predictions=output)
+    register_tables(spark, tables)
+    return [table.name for table in tables]
 
 
 def check_output(url: str) -> None:

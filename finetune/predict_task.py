@@ -7,13 +7,13 @@ from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from featurize.decode import DecodeError
 from featurize.decoder import Decoder
 from featurize.image_source import PlannedImage
 from featurize.manifests import PREDICTED
+from featurize.predictions import PREDICTIONS_SCHEMA
 from featurize.shards import ShardWriter
 from featurize.shipped import full_batches
 from featurize.timings import Timings
@@ -21,19 +21,6 @@ from featurize.worker import Loaded
 from finetune.answers import answers_of
 from finetune.shipped_model import ShippedModel
 
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("path", pa.string()),
-        ("label", pa.string()),
-        ("probability", pa.float32()),
-        ("top_labels", pa.list_(pa.string())),
-        ("top_probabilities", pa.list_(pa.float32())),
-        ("predicted_at", pa.timestamp("us", tz="UTC")),
-        ("reason", pa.string()),
-    ]
-)
-"""The columns of predictions. `model_id` is the name of the folder that they are in: ``model_id=<model_id>``."""
 _ROWS_PER_GROUP = 1 << 14
 
 

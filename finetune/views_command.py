@@ -1,6 +1,6 @@
 """The command `finetune views`."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,7 +9,7 @@ from featurize.errors import UsageError
 from finetune.models_command import RegistryOption
 
 if TYPE_CHECKING:
-    from finetune.prediction_views import PublishedViews
+    from featurize.predictions import PublishedViews
 
 
 def views_command(
@@ -21,9 +21,6 @@ def views_command(
         list[str] | None,
         typer.Option("--set", metavar="ALIAS=MODEL", help="An alias set by hand, where the views follow no registry."),
     ] = None,
-    ddl: Annotated[
-        Literal["spark", "hive", "duckdb"] | None, typer.Option("--print-ddl", help="SQL; hive is for Impala too.")
-    ] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,10 +31,6 @@ def views_command(
         chosen = dict(_parse(text, registry) for text in aliases or ())
         published = publish_views(output, registered_model=name, registry=registry, set_aliases=chosen)
         report_views(published)
-        if ddl is not None:
-            from finetune.prediction_tables import make_ddl
-
-            typer.echo(make_ddl(output, ddl))
         views = published.views
         print_result(
             {"predictions": published.url, "views": views.by_name(), "registered_model": views.registered_model},
@@ -60,12 +53,12 @@ def report_views(published: "PublishedViews") -> None:
 
 def _parse(text: str, registry: str | None) -> tuple[str, str]:
     """An alias and the `model_id` of what it is to be: a folder, the id of a run, or name@alias."""
-    from finetune.prediction_views import RESERVED
+    from featurize.predictions import RESERVED
     from finetune.registry_models import read_folder, resolve_model
 
     alias, equals, model = text.partition("=")
     if not (alias.isidentifier() and equals and model) or alias in RESERVED:
         raise UsageError(
-            f"`--set` takes ALIAS=MODEL, where ALIAS is a word other than {' and '.join(RESERVED)}. Got {text!r}."
+            f"`--set` takes ALIAS=MODEL, where ALIAS is a word other than {', '.join(RESERVED)}. Got {text!r}."
         )
     return alias, read_folder(resolve_model(model, registry=registry)).model_id

@@ -15,6 +15,7 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.features import featurize
 from featurize.manifests import PredictionsManifest, read_manifest
+from featurize.predictions import partition_url, read_views
 from featurize.recipe import FinetuneRecipe
 from featurize.settings import check_settings
 from featurize.tables import BuildResult
@@ -22,7 +23,6 @@ from finetune.communicator import SingleRank
 from finetune.model_folder import ModelCard, load_model
 from finetune.plans import plan_training
 from finetune.predict import plan_prediction, predict
-from finetune.prediction_views import partition_url, read_views
 from finetune.steps import predict_probabilities
 from finetune.training import train
 

@@ -1,6 +1,5 @@
 """Small tables for the tests of SQL, with files beside them that are not theirs."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,21 +7,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from feature_sets import image_ids, make_clusters, write_feature_set
 
-from featurize.manifests import FeaturesManifest
+from featurize.digests import settings_digest
+from featurize.manifests import (
+    PREDICTED,
+    FeaturesManifest,
+    PredictionsManifest,
+    library_versions,
+    utc_now,
+    write_manifest,
+)
+from featurize.predictions import PREDICTIONS_SCHEMA
+from featurize.shards import ShardWriter
+from featurize.timings import Timings
 
 ODD_NAMES = ["my photos", "50% off", "a+b", "été", "split=train", "c#1", "what?", "[a]*", "it's; {b}", "a\\b"]
-PREDICTIONS_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("path", pa.string()),
-        ("label", pa.string()),
-        ("probability", pa.float32()),
-        ("top_labels", pa.list_(pa.string())),
-        ("top_probabilities", pa.list_(pa.float32())),
-        ("predicted_at", pa.timestamp("us", tz="UTC")),
-        ("reason", pa.string()),
-    ]
-)
 
 
 def write_features(folder: Path, *, rows: int = 50) -> FeaturesManifest:
@@ -36,16 +34,45 @@ def write_features(folder: Path, *, rows: int = 50) -> FeaturesManifest:
 
 
 def write_predictions(output: Path, models: dict[str, list[str | None]]) -> None:
-    """Predictions of some models for the images of `write_features`, a label or null each, and a file that does not count."""
-    for model_id, labels in models.items():
+    """Predictions of some models for the images of `write_features`, a label or null each, and a file that does not count.
+
+    There are no `views.json`: the view `latest` shows the last of the models.
+    """
+    for number, (model_id, labels) in enumerate(models.items()):
         folder = output / f"model_id={model_id}"
-        (folder / "data").mkdir(parents=True)
-        path = folder / "data" / "part-00000001-00000-1.parquet"
-        pq.write_table(pa.table(prediction_columns(labels), PREDICTIONS_SCHEMA), path)
+        writer = ShardWriter(
+            str(folder),
+            "00000001-00000-1",
+            PREDICTIONS_SCHEMA,
+            rows_per_group=16,
+            by_split=False,
+            plain_columns=("image_id", "path", "probability"),
+        )
+        writer.write([PREDICTED] * len(labels), ["1:1"] * len(labels), prediction_columns(labels))
+        record = writer.close()
+        path = folder / record.files[0].path
         shutil.copy(path, path.with_name("part-deadbeef-00000-9.parquet"))
-        file = {"path": f"data/{path.name}", "rows": len(labels), "bytes": path.stat().st_size, "split": None}
-        manifest = {"kind": "predictions", "schema_version": 2, "shards": [{"files": [file], "reject_files": []}]}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        settings = {"table": "predictions", "model_id": model_id}
+        manifest = PredictionsManifest(
+            identity=settings_digest(settings),
+            settings=settings,
+            classes=["ant", "bee", "cat"],
+            rows=record.rows,
+            rejects={},
+            content_digest=record.content_digest,
+            shards=[record],
+            created_at=utc_now(),
+            updated_at=f"2026-01-01T00:00:{number:02d}Z",
+            seconds=1.0,
+            timings=Timings(),
+            versions=library_versions(),
+            model_id=model_id,
+            preparation_id="0" * 64,
+            model={"model_id": model_id},
+            threshold=None,
+            source={"kind": "features"},
+        )
+        write_manifest(str(folder), manifest)
 
 
 def write_plain_predictions(output: Path, models: dict[str, list[str | None]]) -> None:

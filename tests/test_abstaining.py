@@ -14,11 +14,10 @@ from logged_models import train_model, write_clusters
 from numpy.typing import NDArray
 from predictions import manifest_of, predicted, read_predictions
 from pyspark.sql import SparkSession
-from scipy.stats import binomtest
 
 from featurize.errors import UsageError
 from featurize.manifests import read_features_manifest
-from finetune.abstaining import best_precision, choose_threshold, find_threshold, wilson_low
+from finetune.abstaining import best_precision, choose_threshold, find_threshold
 from finetune.model_folder import ModelCard, load_model, read_model_card
 from finetune.split_data import read_split
 from finetune.steps import predict_probabilities
@@ -38,13 +37,6 @@ def test_the_threshold_keeps_as_many_as_the_precision_allows(rows: Sequence[tupl
     if threshold is not None:
         assert (probabilities >= threshold).sum() == (probabilities >= min(enough)).sum()
         assert threshold not in probabilities or threshold == 0
-
-
-@given(st.integers(1, 400).flatmap(lambda kept: st.tuples(st.integers(0, kept), st.just(kept))))
-def test_the_interval_is_that_of_scipy(counts: tuple[int, int]) -> None:
-    right, kept = counts
-    wanted = binomtest(right, kept).proportion_ci(method="wilson").low
-    assert wilson_low(right, kept) == pytest.approx(wanted, abs=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,8 @@
-"""Tests of views on predictions: what they show, in the registry and without, in Spark, Hive's SQL and DuckDB."""
+"""Tests of views on predictions: what they show, in the registry and without, in Spark and in DuckDB."""
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pytest
@@ -15,12 +12,14 @@ from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
 from featurize.errors import JobError, UsageError
+from featurize.predictions import VIEWS_NAME, read_views
 from featurize.recipe import RegistrySettings
+from featurize.sql_ddl import make_ddl
+from featurize.sql_tables import find_tables
 from finetune.__main__ import app
 from finetune.model_folder import read_model_card
 from finetune.predict import register_views
-from finetune.prediction_tables import make_ddl
-from finetune.prediction_views import VIEWS_NAME, publish_views, read_views
+from finetune.prediction_views import publish_views
 from finetune.registry import ENVIRONMENT
 from finetune.registry_logging import log_fit
 from finetune.registry_versions import promote
@@ -101,8 +100,6 @@ def test_what_is_wrong_with_a_call_is_said(place: Place) -> None:
         assert (status, "ALIAS=MODEL" in said) == (2, True), said
     status, said = place.call(str(place.out), "--set", f"champion={place.folder / 'new'}")
     assert (status, "holds no predictions of the model" in said) == (2, True), said
-    with pytest.raises(UsageError, match="must be one of spark, hive, duckdb"):
-        make_ddl(str(place.out), "oracle")  # type: ignore[arg-type]
     (place.out / VIEWS_NAME).write_text("{")
     with pytest.raises(JobError, match="is damaged"):
         read_views(str(place.out))
@@ -163,7 +160,7 @@ def test_views_in_spark_show_what_is_published(place: Place) -> None:
     place.predict("new")
     publish_views(str(place.out), set_aliases={"champion": place.ids["old"], "challenger": place.ids["new"]})
     names = register_views(place.spark, str(place.out))
-    assert names == ["predictions", "challenger", "champion", "latest"]
+    assert names == ["predictions", "rejects", "challenger", "champion", "latest"]
     assert counts(place, "predictions") == {place.ids["old"]: 200, place.ids["new"]: 200}
     for view, name in (("latest", "old"), ("champion", "old"), ("challenger", "new")):
         assert counts(place, view) == {place.ids[name]: 200}
@@ -179,57 +176,15 @@ def counts(place: Place, view: str) -> dict[str, int]:
     return {row["model_id"]: row["n"] for row in rows}
 
 
-def test_the_statements_for_spark_and_duckdb_make_the_same_views(place: Place) -> None:
+def test_other_engines_have_the_same_views(place: Place) -> None:
     place.predict("old")
     place.predict("new")
     publish_views(str(place.out), set_aliases={"champion": place.ids["old"]})
-    for statement in statements(make_ddl(str(place.out), "spark")):
-        place.spark.sql(statement)
-    database = duckdb.connect()
-    for statement in statements(make_ddl(str(place.out), "duckdb")):
-        database.execute(statement)
-    query = "SELECT model_id, label, count(*) FROM {} GROUP BY 1, 2 ORDER BY 1, 2"
-    for view in ("predictions", "latest", "champion"):
-        in_spark = [tuple(row) for row in place.spark.sql(query.format(view)).collect()]
-        assert in_spark == database.execute(query.format(view)).fetchall()
-        assert sum(row[2] for row in in_spark) == (400 if view == "predictions" else 200)
-    status, said = place.call(str(place.out), "--print-ddl", "duckdb")
-    assert (status, "CREATE OR REPLACE VIEW" in said) == (0, True)
-
-
-def statements(ddl: str) -> list[str]:
-    assert ddl.endswith(";")
-    return [statement.strip() for statement in ddl.removesuffix(";").split(";\n")]
-
-
-ON_HIVE = """
-import json, sys
-from featurize.session import find_java
-from pyspark.sql import SparkSession
-warehouse, ddl = sys.argv[1:]
-find_java()
-builder = SparkSession.builder.master("local[1]").config("spark.sql.warehouse.dir", warehouse)
-builder = builder.config("spark.ui.enabled", "false").config("spark.driver.host", "127.0.0.1")
-database = f"jdbc:derby:;databaseName={warehouse}/metastore;create=true"
-session = builder.config("spark.hadoop.javax.jdo.option.ConnectionURL", database).enableHiveSupport().getOrCreate()
-for statement in json.loads(ddl):
-    session.sql(statement)
-rows = {view: session.sql(f"SELECT count(*) AS n FROM {view}").first()["n"] for view in ("predictions", "latest")}
-print(json.dumps(rows))
-"""
-
-
-def test_the_statements_for_hive_make_external_tables_in_a_metastore(place: Place) -> None:
-    place.predict("old")
-    place.predict("new")
-    arguments = [str(place.folder / "warehouse"), json.dumps(statements(make_ddl(str(place.out), "hive")))]
-    found: Any = subprocess.run(
-        [sys.executable, "-c", ON_HIVE, *arguments],
-        cwd=place.folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr[-3000:]
-    assert json.loads(found.stdout.splitlines()[-1]) == {"predictions": 400, "latest": 200}
+    register_views(place.spark, str(place.out))
+    with duckdb.connect() as database:
+        database.execute(make_ddl(find_tables(predictions=str(place.out)), "duckdb"))
+        query = "SELECT model_id, label, count(*) FROM {} GROUP BY 1, 2 ORDER BY 1, 2"
+        for view in ("predictions", "latest", "champion"):
+            in_spark = [tuple(row) for row in place.spark.sql(query.format(view)).collect()]
+            assert in_spark == database.execute(query.format(view)).fetchall()
+            assert sum(row[2] for row in in_spark) == (400 if view == "predictions" else 200)

@@ -170,6 +170,14 @@ def test_what_the_camera_wrote_is_in_it(spark: SparkSession, tmp_path: Path, fir
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mapping.json", "part-00000.jsonl"]
 
 
+def test_without_a_model_the_latest_is_taken_and_views_have_names(spark: SparkSession, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "predictions", MODELS)
+    for model in (None, "latest", SECOND):
+        out = tmp_path / str(model)
+        found = read_export(export(spark, out, "solr", model=model, predictions=str(tmp_path / "predictions")), "solr")
+        assert {document["model_id"] for document in found.values()} == {SECOND}
+
+
 def test_predictions_alone_are_documents_too(spark: SparkSession, tmp_path: Path) -> None:
     write_plain_predictions(tmp_path / "predictions", {FIRST: MODELS[FIRST]})
     found = read_export(export(spark, tmp_path / "out", "solr", predictions=str(tmp_path / "predictions")), "solr")
@@ -188,8 +196,9 @@ def test_what_is_asked_for_must_be_clear(spark: SparkSession, tmp_path: Path) ->
     write_features(tmp_path / "set", rows=40)
     write_predictions(tmp_path / "predictions", MODELS)
     urls = {"features": str(tmp_path / "set"), "predictions": str(tmp_path / "predictions")}
+    write_plain_predictions(tmp_path / "plain", MODELS)
     with pytest.raises(UsageError, match=f"predictions of 2 models; name one by --model: {FIRST}, {SECOND}"):
-        export(spark, tmp_path / "out", "solr", **urls)
+        export(spark, tmp_path / "out", "solr", **{**urls, "predictions": str(tmp_path / "plain")})
     with pytest.raises(UsageError, match="`--model` must begin the id of one of"):
         export(spark, tmp_path / "out", "solr", model="00", **urls)
     with pytest.raises(UsageError, match="give either --images or --features"):
@@ -197,7 +206,7 @@ def test_what_is_asked_for_must_be_clear(spark: SparkSession, tmp_path: Path) ->
     (tmp_path / "taken").mkdir()
     with pytest.raises(UsageError, match="is there already"):
         export(spark, tmp_path / "taken", "solr", model=SECOND, **urls)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["predictions", "set", "taken"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "predictions", "set", "taken"]
 
 
 def test_numbers_that_are_none_and_half_a_place_are_left_out() -> None:

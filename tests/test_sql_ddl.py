@@ -99,7 +99,7 @@ def test_hives_own_parser_reads_the_statements(spark: SparkSession, tmp_path: Pa
     write_predictions(tmp_path / "predictions", MODELS)
     tables = find_tables(features=str(tmp_path / "it's"), predictions=str(tmp_path / "predictions"))
     statements = statements_of(make_ddl([*tables, of_every_type()], dialect))
-    assert len(statements) == 4 * 4 + 3 + 2
+    assert len(statements) == 4 * 4 + 3 + 2 + 2
     parser = spark._jvm.org.apache.hadoop.hive.ql.parse.ParseDriver()  # type: ignore[union-attr]
     for statement in statements:
         assert "TOK_" in parser.parse(statement).dump()
@@ -124,6 +124,7 @@ def test_a_metastore_has_tables_whose_views_show_the_rows_that_count(tmp_path: P
         "SELECT count(*) FROM features_files",
         "SELECT model_id, count(*), sum(size(top_labels)) FROM predictions GROUP BY 1 ORDER BY 1",
         "SELECT count(*) FROM rejects",
+        "SELECT DISTINCT model_id FROM latest",
     ]
     done = subprocess.run(
         [sys.executable, "-c", HIVE, str(tmp_path), json.dumps(statements * 2), json.dumps(queries)],
@@ -134,11 +135,12 @@ def test_a_metastore_has_tables_whose_views_show_the_rows_that_count(tmp_path: P
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    splits, files, models, rejects = json.loads(done.stdout.splitlines()[-1])
+    splits, files, models, rejects, latest = json.loads(done.stdout.splitlines()[-1])
     assert splits == [["test", 8], ["train", 24], ["validation", 8]]
     assert files == [[80]]  # the files that do not count are in the folders, and in no view
     assert models == [[model, 20, 60] for model in MODELS]
     assert rejects == [[0]]
+    assert latest == [[list(MODELS)[-1]]]
 
 
 def test_every_type_has_a_name_or_is_refused() -> None:
