@@ -20,6 +20,8 @@ from finetune.setting_names import as_text, short_names
 from finetune.sweep_folder import Setting, SweepCard, rank_settings
 
 if TYPE_CHECKING:
+    from pyspark import SparkContext
+
     from finetune.sweep import SweepResult
     from finetune.sweep_plan import SweepPlan
 
@@ -66,8 +68,10 @@ def _run(plan: "SweepPlan", tasks: int | None) -> "SweepResult":
             from featurize.session import open_session
             from finetune.sweep_tasks import OnSpark
 
-            session = opened.enter_context(open_session("firn sweep", slots=tasks))
-            runner = OnSpark(session.sparkContext, tasks=tasks)
+            def start() -> "SparkContext":
+                return opened.enter_context(open_session("firn sweep", slots=tasks)).sparkContext
+
+            runner = OnSpark(start, tasks=tasks)
         progress = opened.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
         bar = progress.add_task("models", total=plan.most_models)
         return run_sweep(plan, runner=runner, on_trials=lambda trials: progress.advance(bar, len(trials)))

@@ -1,7 +1,7 @@
 """A sweep on Spark: every group of trials is a task."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 from featurize.errors import FirnError, JobError
@@ -20,20 +20,21 @@ class OnSpark:
     """Trains groups of trials as tasks of Spark, some at a time. Each writes its models where all can read them.
 
     Args:
+        start: gives the context; it is called once there is something to train.
         tasks: how many groups are under way at a time.
     """
 
-    def __init__(self, context: "SparkContext", *, tasks: int) -> None:
-        self._context, self._tasks = context, tasks
+    def __init__(self, start: Callable[[], "SparkContext"], *, tasks: int) -> None:
+        self._start, self._tasks = cache(start), tasks
 
     def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
         """As `TrialRunner` says. A task that dies with its executor is tried again by Spark, and finds what it had published."""
-        stop = self._context.cancelAllJobs  # of this command's own session
+        stop = self._start().cancelAllJobs  # of this command's own session
         return train_groups(fair_groups(trials, self._tasks), self._run_group, self._tasks, stop=stop)
 
     def _run_group(self, group: list[PlannedTrial]) -> Outcome:
         with job_errors():
-            outcome: Outcome | str = self._context.parallelize([0], 1).map(partial(_train_in_task, group)).first()
+            outcome: Outcome | str = self._start().parallelize([0], 1).map(partial(_train_in_task, group)).first()
         if isinstance(outcome, str):
             raise JobError(outcome)
         return outcome

@@ -23,6 +23,7 @@ from finetune.plans import plan_training
 from finetune.sweep import run_sweep
 from finetune.sweep_folder import SweepCard, Trial, confidence_interval, rank_settings, read_sweep
 from finetune.sweep_plan import PlannedTrial, SweepPlan, group_trials, plan_sweep
+from finetune.sweep_tasks import OnSpark
 from finetune.training import train
 from finetune.trials import InProcess
 
@@ -242,7 +243,13 @@ def test_on_spark_the_models_are_those_of_one_process(features: Path, tmp_path: 
     found = read_sweep(str(tmp_path / "sweep"))
     assert found is not None
     assert_same_models(found, expected)
-    assert sweep(features, tmp_path / "sweep", values) == (0, 16, 0)
+    plan = plan_sweep(make_recipe(features, tmp_path / "sweep", values), origin="test")
+    again = run_sweep(plan, runner=OnSpark(no_context, tasks=2))
+    assert (again.trained, again.reused) == (0, 16)
+
+
+def no_context() -> Any:
+    pytest.fail("there is nothing to train, and Spark need not be started")
 
 
 @pytest.mark.slow
