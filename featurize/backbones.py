@@ -6,11 +6,14 @@ and never download. TensorFlow is imported by the functions that need it, so tha
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.digests import settings_digest, sha256_file
@@ -47,6 +50,7 @@ _SIZE_WHERE_ANY = {
     "mobilenet_v3": 224
 }  # pixels; what the weights were trained on, where the network itself sets no size
 RESIZING = "stretched, Pillow bilinear"
+_IN_BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"  # an option of TensorFlow's graph optimizer
 
 
 @dataclass(frozen=True)
@@ -173,10 +177,6 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
     """The compiled forward pass of `network`: preprocessing, the network, flattening."""
     import tensorflow as tf
 
-    # A rewrite of the graph, whose matrix products then run in bfloat16. Said either way: a worker process is used again, and
-    # the option is the process's.
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": spec.precision == "bfloat16"})
-
     @tf.function(
         input_signature=[tf.TensorSpec((None, spec.height, spec.width, spec.channels), tf.uint8)], autograph=False
     )
@@ -185,7 +185,30 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
         features = network(prepared, training=False)
         return tf.cast(tf.reshape(features, (tf.shape(features)[0], -1)), tf.float32)
 
-    return lambda images: np.asarray(forward(images).numpy())
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with _products_in(spec.precision):
+            return np.asarray(forward(images).numpy())
+
+    return run
+
+
+@contextmanager
+def _products_in(precision: str) -> Iterator[None]:
+    """Inside, graphs that are run have their matrix products in `precision`.
+
+    The option, a rewrite of the graph, is the whole process's. So it is set for each call alone: a head that runs after the
+    backbone is to stay in float32. TensorFlow keeps the rewritten graph from the first call to the next.
+    """
+    import tensorflow as tf
+
+    if precision != "bfloat16":
+        yield
+        return
+    tf.config.optimizer.set_experimental_options({_IN_BFLOAT16: True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({_IN_BFLOAT16: False})
 
 
 def preprocess(images: Any, mode: Preprocessing) -> Any:

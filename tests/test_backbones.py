@@ -2,7 +2,6 @@
 
 import importlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,6 @@ def run_in_bfloat16(prepared: PreparedBackbone) -> Any:
     from keras import saving
 
     return make_forward(saving.load_model(prepared.path), replace(prepared.spec, precision="bfloat16"))
-
-
-@pytest.fixture
-def float32_afterwards() -> Iterator[None]:
-    """bfloat16 is switched on for a whole process: what comes after must not find it so."""
-    import tensorflow as tf
-
-    yield
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
 
 
 # Preprocessing
@@ -247,9 +237,7 @@ def test_pixels_are_the_images_themselves(tmp_path: Path, channels: int | None, 
 # Precision
 
 
-def test_float32_after_bfloat16_in_one_process_is_float32(
-    small_backbone: Path, tmp_path: Path, float32_afterwards: None
-) -> None:
+def test_float32_after_bfloat16_in_one_process_is_float32(small_backbone: Path, tmp_path: Path) -> None:
     """A Python worker lives on from job to job, and TensorFlow's switch is for the whole process."""
     images = noise(64, 12, 12)
     exact = prepare_backbone(settings(small_backbone, preprocessing="tf", layer="conv"), tmp_path)
@@ -259,10 +247,29 @@ def test_float32_after_bfloat16_in_one_process_is_float32(
     np.testing.assert_allclose(load(exact)(images), first, rtol=1e-5, atol=1e-6)
 
 
+def test_bfloat16_is_for_the_backbone_alone(small_backbone: Path, tmp_path: Path) -> None:
+    """A head that runs after it in the same process, and the one of before, stay in float32."""
+    import tensorflow as tf
+
+    @tf.function
+    def head(features: Any, weights: Any) -> Any:
+        return tf.nn.softmax(tf.matmul(features, weights))
+
+    images = noise(64, 12, 12)
+    in_bfloat16 = run_in_bfloat16(
+        prepare_backbone(settings(small_backbone, preprocessing="tf", layer="conv"), tmp_path)
+    )
+    features = in_bfloat16(images)
+    weights = np.random.default_rng(0).normal(0, 0.05, (features.shape[1], 10)).astype(np.float32)
+    products = features.astype(np.float64) @ weights.astype(np.float64)
+    wanted = np.exp(products) / np.exp(products).sum(axis=1, keepdims=True)
+    for _ in range(2):
+        np.testing.assert_allclose(head(features, weights), wanted, rtol=1e-5)
+        np.testing.assert_array_equal(in_bfloat16(images), features)
+
+
 @pytest.mark.realdata
-def test_auto_keeps_the_features_of_a_real_network_on_real_images(
-    real_data: Path, tmp_path: Path, float32_afterwards: None
-) -> None:
+def test_auto_keeps_the_features_of_a_real_network_on_real_images(real_data: Path, tmp_path: Path) -> None:
     mobilenet = real_data.parent / "backbones" / "mobilenet_v1_imagenet.keras"
     photos = sorted((real_data / "landscapes").rglob("*.jpg"))[::60]
     exact, auto = (
