@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 Firn = Callable[..., "subprocess.CompletedProcess[str]"]
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 _skipped: list[str] = []
+hypothesis.settings.register_profile("untimed", deadline=None)  # speed is measured in benchmarks/
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

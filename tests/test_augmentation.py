@@ -150,7 +150,7 @@ def test_epochs_differ_and_repeat() -> None:
 
 
 @given(st.lists(st.integers(0, 59), max_size=20), st.sampled_from([(9, 12, 3), (28, 28, 1), (1, 1, 1), (2, 5, 4)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_split_of_the_rows_gives_the_same_pixels(rows: list[int], shape: tuple[int, int, int]) -> None:
     images = make_images(60, *shape)
     whole = changed(images, EVERYTHING)

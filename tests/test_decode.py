@@ -339,19 +339,19 @@ def decodes_or_is_refused(content: bytes) -> None:
         assert all(0 <= value <= 255 for value in (*info.colour_mean, *info.colour_std))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=300), prefix=st.sampled_from([b"", *(file[:40] for file in VALID_FILES.values())]))
 def test_random_bytes_decode_or_are_refused(content: bytes, prefix: bytes) -> None:
     decodes_or_is_refused(prefix + content)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(name=st.sampled_from(sorted(VALID_FILES)), length=st.integers(0, 5000))
 def test_truncated_files_decode_or_are_refused(name: str, length: int) -> None:
     decodes_or_is_refused(VALID_FILES[name][:length])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     name=st.sampled_from(sorted(VALID_FILES)),
     height=st.integers(1, 300),

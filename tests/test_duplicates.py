@@ -59,7 +59,7 @@ def all_pairs(splits: dict[str, SplitData], threshold: float) -> tuple[set[Any],
 
 
 @given(st.integers(5, 40), st.integers(1, 7), st.integers(0, 1000))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_pairs_and_leaks_are_those_of_all_with_all_whatever_the_blocks(rows: int, block: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     features, labels = relu_features(rows, 12, seed=seed)

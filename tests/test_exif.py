@@ -250,7 +250,7 @@ def test_longitude_ends_at_180_degrees() -> None:
         assert found is None or math.copysign(1, found) == (1 if longitude == 0 else -1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     degrees=st.integers(0, 200),
     minutes=st.integers(0, 59),
@@ -268,7 +268,7 @@ def test_degrees_minutes_seconds_are_decimal_degrees(
     assert found == (None if exact > 180 else pytest.approx(float(exact if direction == "E" else -exact), abs=1e-12))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(latitude=st.floats(-90, 90))
 def test_position_survives_a_cameras_rounding(latitude: float) -> None:
     # A camera cuts a position into degrees, minutes and hundred-thousandths of a second: 0.3 mm on the ground.

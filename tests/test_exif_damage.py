@@ -204,7 +204,7 @@ def test_block_that_is_none(block: bytes) -> None:
         assert info.metadata == ExifSummary()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     prefix=st.sampled_from([b"", b"II*\0\x08\0\0\0\x05\0", b"MM\0*\0\0\0\x08\0\x05"]),
     noise=st.binary(max_size=200),

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -64,7 +64,6 @@ def test_statistics_of_pixels_are_of_each_channel() -> None:
     np.testing.assert_allclose(result.deviation, images.std(axis=(0, 1, 2), dtype=np.float64), rtol=1e-12)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 300), max_size=12), st.integers(0, 1000), st.sampled_from([FEATURES, NORMALIZED, PIXELS])
 )

@@ -139,7 +139,7 @@ def test_loss_of_a_perfect_model_on_huge_logits_stays_finite() -> None:
 
 
 @given(st.integers(0, 2**31), st.sampled_from(["sgd", "adam"]))
-@settings(deadline=None, max_examples=4)
+@settings(max_examples=4)
 def test_same_seed_gives_the_same_weights_to_the_last_bit(seed: int, optimizer: Any) -> None:
     training = TrainingSettings(optimizer=optimizer, epochs=2, seed=seed)
     data, validation = make_split(130, spread=2.0), make_split(50, spread=2.0, seed=1)

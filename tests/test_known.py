@@ -35,7 +35,7 @@ def as_index(known: dict[str, tuple[str | None, str]], *, chunks: int = 1) -> pa
 
 
 @given(listings, indices, st.integers(1, 4))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_every_image_is_where_a_dictionary_would_put_it(
     stamp_of: dict[str, str], known: dict[str, tuple[str | None, str]], chunks: int
 ) -> None:
@@ -85,7 +85,7 @@ def record(path: str, *, rows: int) -> ShardRecord:
 
 
 @given(listings, st.lists(listings, max_size=5))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_shards_with_a_changed_or_missing_image_are_no_longer_valid(
     stamp_of: dict[str, str], shards: list[dict[str, str]]
 ) -> None:

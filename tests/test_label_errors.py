@@ -67,7 +67,6 @@ def test_counts_of_the_paper_by_hand() -> None:
 
 
 @given(cases())
-@settings(deadline=None)
 def test_joint_is_as_counted_row_by_row(case: tuple[NDArray[np.float64], NDArray[np.int64]]) -> None:
     probabilities, labels = case
     n_classes = probabilities.shape[1]
@@ -88,7 +87,6 @@ def test_joint_is_as_counted_row_by_row(case: tuple[NDArray[np.float64], NDArray
 
 
 @given(cases(), st.sampled_from(BOTH), st.sampled_from(SCORES), st.randoms())
-@settings(deadline=None)
 def test_laws_of_what_is_found(
     case: tuple[NDArray[np.float64], NDArray[np.int64]], pruning: Pruning, score: Score, random: Any
 ) -> None:
@@ -125,7 +123,7 @@ def test_what_cannot_be_judged_is_refused() -> None:
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(0, 3)), min_size=1, max_size=80), st.integers(2, 6), st.randoms()
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_folds_are_even_whole_and_the_same_in_any_order(rows: list[tuple[int, int]], n_folds: int, random: Any) -> None:
     ids, labels = (np.array(column, np.int64) for column in zip(*rows, strict=True))
     folds = assign_folds(ids, labels, seed=3, n_folds=n_folds)

@@ -18,7 +18,6 @@ seeds, epochs = st.integers(0, 2**32), st.integers(1, 1000)
 @given(rows_counts, batch_sizes, sizes, seeds, epochs)
 @example(rows=65, per_rank=32, size=2, seed=0, epoch=1)  # one row is left for two ranks
 @example(rows=1, per_rank=8, size=5, seed=0, epoch=1)
-@settings(deadline=None)
 def test_ranks_together_take_the_steps_of_one_rank(rows: int, per_rank: int, size: int, seed: int, epoch: int) -> None:
     alone = plan_epoch(rows, seed=seed, epoch=epoch, global_batch_size=per_rank * size)
     plans = [
@@ -38,7 +37,6 @@ def test_ranks_together_take_the_steps_of_one_rank(rows: int, per_rank: int, siz
 
 
 @given(rows_counts, batch_sizes, sizes, seeds, epochs)
-@settings(deadline=None)
 def test_every_row_is_seen_once_in_an_epoch(rows: int, batch_size: int, size: int, seed: int, epoch: int) -> None:
     plans = [
         plan_epoch(rows, seed=seed, epoch=epoch, global_batch_size=batch_size, rank=rank, size=size)
@@ -49,7 +47,6 @@ def test_every_row_is_seen_once_in_an_epoch(rows: int, batch_size: int, size: in
 
 
 @given(st.integers(50, 400), seeds, epochs)
-@settings(deadline=None)
 def test_epoch_and_seed_change_the_order_and_nothing_else_does(rows: int, seed: int, epoch: int) -> None:
     def order(*, seed: int = seed, epoch: int = epoch, global_batch_size: int = 8) -> list[int]:
         plan = plan_epoch(rows, seed=seed, epoch=epoch, global_batch_size=global_batch_size)
@@ -98,7 +95,7 @@ def test_batches_keep_pixels_as_they_are() -> None:
 
 
 @given(st.integers(0, 9000), sizes)
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_slices_of_all_ranks_cover_every_row_once(rows: int, size: int) -> None:
     data = make_split(rows, dim=3)
     parts = [part for rank in range(size) for part in MemoryData(data).slices(rank=rank, size=size)]

@@ -41,7 +41,6 @@ def predictions(draw: st.DrawFn) -> Predictions:
 
 
 @given(predictions())
-@settings(deadline=None)
 def test_scores_equal_scikit_learn(case: Predictions) -> None:
     probabilities, label_index, classes = case
     predicted = probabilities.argmax(axis=1)
@@ -59,7 +58,6 @@ def test_scores_equal_scikit_learn(case: Predictions) -> None:
 
 
 @given(predictions())
-@settings(deadline=None)
 def test_class_scores_equal_scikit_learn(case: Predictions) -> None:
     probabilities, label_index, classes = case
     predicted = probabilities.argmax(axis=1)
@@ -72,7 +70,6 @@ def test_class_scores_equal_scikit_learn(case: Predictions) -> None:
 
 
 @given(predictions(), st.integers(1, 15))
-@settings(deadline=None)
 def test_top_k_accuracy_equals_scikit_learn_without_ties(case: Predictions, k: int) -> None:
     probabilities, label_index, classes = case
     # Distinct values in every row: float32 and the clipping may have made ties.
@@ -86,7 +83,6 @@ def test_top_k_accuracy_equals_scikit_learn_without_ties(case: Predictions, k: i
 
 
 @given(predictions())
-@settings(deadline=None)
 def test_laws(case: Predictions) -> None:
     probabilities, label_index, classes = case
     evaluation = evaluate_probabilities(probabilities, label_index, classes)
@@ -104,7 +100,7 @@ def test_laws(case: Predictions) -> None:
 
 
 @given(predictions(), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_order_of_rows_does_not_matter(case: Predictions, seed: int) -> None:
     probabilities, label_index, classes = case
     order = np.random.default_rng(seed).permutation(len(label_index))
@@ -115,7 +111,7 @@ def test_order_of_rows_does_not_matter(case: Predictions, seed: int) -> None:
 
 
 @given(predictions(), st.integers(0, 2**32 - 1))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_order_of_classes_does_not_matter_to_scores(case: Predictions, seed: int) -> None:
     probabilities, label_index, classes = case
     order = np.random.default_rng(seed).permutation(len(classes))

@@ -20,7 +20,7 @@ def distances_of(features: NDArray[np.generic], query: NDArray[np.generic], metr
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     seed=st.integers(0, 10**6),
     rows=st.integers(1, 300),

@@ -17,7 +17,7 @@ def workers_left() -> list[str]:
 
 
 @given(st.lists(st.integers(0, 3), max_size=40), st.integers(1, 6), st.integers(1, 50))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_results_come_in_order_whatever_takes_longest(delays: list[int], threads: int, ahead: int) -> None:
     def work(item: tuple[int, int]) -> int:
         time.sleep(0.001 * item[1])

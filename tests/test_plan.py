@@ -25,7 +25,6 @@ def assert_is_partition(shards: list[tuple[int, int]], images: int) -> None:
 @given(st.lists(sizes_of_images, max_size=300), st.integers(1, 40))
 @example([LIMIT] * 3, 1)
 @example([LIMIT - 1, 1, 1], 1)
-@settings(deadline=None)
 def test_every_image_is_in_one_shard_and_none_is_too_large(sizes: list[int | None], slots: int) -> None:
     shards = plan_shards(listing_of(len(sizes), bytes_size=sizes), slots=slots)
     assert_is_partition(shards, len(sizes))
@@ -34,7 +33,6 @@ def test_every_image_is_in_one_shard_and_none_is_too_large(sizes: list[int | Non
 
 
 @given(st.lists(sizes_of_images, max_size=300), st.integers(1, 40))
-@settings(deadline=None)
 def test_a_shard_is_cut_short_only_where_one_more_image_would_be_too_much(sizes: list[int | None], slots: int) -> None:
     shards = plan_shards(listing_of(len(sizes), bytes_size=sizes), slots=slots)
     most = max((stop - start for start, stop in shards), default=0)
@@ -45,7 +43,7 @@ def test_a_shard_is_cut_short_only_where_one_more_image_would_be_too_much(sizes:
 @given(st.integers(0, 120_000), st.integers(1, 500))
 @example(100 * MAX_SHARD_IMAGES + 1, 1)
 @example(50_791, 1)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_small_images_make_equal_shards_within_the_limits(images: int, slots: int) -> None:
     shards = plan_shards(LISTING.slice(0, images) if images <= len(LISTING) else listing_of(images), slots=slots)
     assert_is_partition(shards, images)
@@ -70,7 +68,7 @@ def test_there_is_work_for_every_slot_three_times(images: int, slots: int) -> No
     st.lists(st.tuples(st.text(max_size=5), st.text(max_size=3) | st.none(), st.integers(0, 9) | st.none())),
     st.lists(st.integers(1, 20), min_size=1),
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_workers_get_the_rows_of_their_shard(
     tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, str | None, int | None]], lengths: list[int]
 ) -> None:

@@ -142,7 +142,7 @@ def write_table(path: Path, groups: list[int]) -> list[bytes]:
 
 
 @given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=3), st.randoms())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_rows_of_a_table_are_found_in_any_order_and_in_any_thread(
     tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], random: Any
 ) -> None:

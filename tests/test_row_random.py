@@ -51,7 +51,7 @@ def test_the_reference_gives_the_published_numbers() -> None:
 @given(
     st.integers(0, 2**63 - 1), st.integers(0, 2**31 - 1), st.integers(-(2**63), 2**63 - 1), st.integers(0, 2**64 - 1)
 )
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_keys_and_words_are_those_of_splitmix64(seed: int, epoch: int, row_id: int, stream: int) -> None:
     keys = row_keys(seed, tf.constant(epoch), tf.constant([row_id], tf.int64))
     key = splitmix64(row_id + splitmix64(epoch + splitmix64(seed, 0), 0), 0)
@@ -81,7 +81,7 @@ def test_one_graph_of_all_epochs_gives_the_bits_of_no_graph(compiled: bool) -> N
 
 
 @given(st.lists(st.integers(0, 1999), max_size=40), st.integers(0, 40))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_rows_numbers_depend_on_no_other_row_and_not_on_their_count(rows: list[int], count: int) -> None:
     alone = uniforms(keys_of(ROW_IDS[np.array(rows, int)]), stream=1, count=count).numpy()
     assert alone.shape == (len(rows), count)

@@ -29,7 +29,7 @@ def values_in(folder: Path, record: ShardRecord) -> dict[str | None, list[int]]:
 
 
 @given(st.integers(0, 90), lengths, st.integers(1, 30), st.booleans())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_rows_keep_their_order_in_full_row_groups_whatever_the_batches(
     tmp_path_factory: pytest.TempPathFactory, count: int, lengths: list[int], rows_per_group: int, by_split: bool
 ) -> None:
@@ -93,7 +93,7 @@ def test_a_shard_without_images_has_an_index_and_nothing_else(tmp_path: Path) ->
 
 
 @given(st.permutations(range(12)), lengths)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_the_digest_knows_neither_order_nor_batches_nor_rejects(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], lengths: list[int]
 ) -> None:

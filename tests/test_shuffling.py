@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune.shuffling import Rows, ShuffleBuffer
@@ -38,7 +38,6 @@ def shuffled(pieces: Sequence[int], takes: Sequence[int], *, capacity: int, seed
 @given(
     st.lists(st.integers(0, 30), max_size=12), st.lists(st.integers(0, 40)), st.integers(1, 70), st.integers(0, 2**32)
 )
-@settings(deadline=None)
 def test_every_row_is_taken_once_whatever_the_pieces_and_takes(
     pieces: list[int], takes: list[int], capacity: int, seed: int
 ) -> None:

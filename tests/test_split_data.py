@@ -43,7 +43,7 @@ def make_features(rows: int, *, pixels: bool, seed: int) -> tuple[NDArray[Any], 
 
 
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(0, 99), st.integers(1, 40), st.booleans(), st.randoms())
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_split_is_the_same_whatever_the_shards_and_their_order(
     rows: int, n_shards: int, seed: int, rows_per_group: int, pixels: bool, random: Any
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ def labels_for(predictions: Ints) -> st.SearchStrategy[Ints]:
 
 
 @given(matrices)
-@settings(deadline=None)
 def test_rows_are_as_counted_one_by_one(predictions: Ints) -> None:
     found = row_stability(predictions)
     for row, said in enumerate(predictions.T.tolist()):
@@ -40,7 +39,6 @@ def test_rows_are_as_counted_one_by_one(predictions: Ints) -> None:
 
 
 @given(matrices, st.randoms())
-@settings(deadline=None)
 def test_order_of_the_models_does_not_matter(predictions: Ints, random: Any) -> None:
     order = list(range(len(predictions)))
     random.shuffle(order)
@@ -58,7 +56,6 @@ def test_most_unstable_rows_come_first_and_stable_ones_not_at_all() -> None:
 
 
 @given(matrices.flatmap(lambda predictions: st.tuples(st.just(predictions), labels_for(predictions))))
-@settings(deadline=None)
 def test_recall_of_each_model_is_that_of_its_confusion_matrix(case: tuple[Ints, Ints]) -> None:
     predictions, labels = case
     found = class_stability(predictions, labels, N_CLASSES)
@@ -88,7 +85,6 @@ def test_classes_that_depend_on_the_seed_come_first() -> None:
 
 
 @given(st.integers(0, 400), st.integers(0, 400))
-@settings(deadline=None)
 def test_p_value_is_that_of_the_exact_binomial_test(only_first: int, only_second: int) -> None:
     trials = only_first + only_second
     expected = binomtest(only_first, trials, 0.5).pvalue if trials else 1.0
@@ -121,7 +117,6 @@ def test_large_counts_have_a_p_value() -> None:
 
 
 @given(matrices.filter(lambda m: len(m) > 1).flatmap(lambda m: st.tuples(st.just(m), labels_for(m))))
-@settings(deadline=None)
 def test_counts_of_two_models_are_as_counted_one_by_one(case: tuple[Ints, Ints]) -> None:
     (first, second), labels = case[0][:2], case[1]
     found = mcnemar_test(first, second, labels)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from feature_sets import image_ids, make_clusters, uneven_shards, with_files, write_feature_set
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -196,7 +196,6 @@ def test_every_row_group_is_in_one_stream_and_streams_are_about_even(sets: dict[
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=8), st.integers(1, 5000))
 @example(stream_rows=[1001] * 8, global_batch_size=4)
 @example(stream_rows=[1, 10**6], global_batch_size=3)
-@settings(deadline=None)
 def test_every_step_has_its_part_of_each_stream(stream_rows: list[int], global_batch_size: int) -> None:
     rows = sum(stream_rows)
     global_batch_size = max(global_batch_size, rows // 2000)
