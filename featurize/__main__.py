@@ -15,9 +15,10 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.describe import describe, print_description
 from featurize.errors import UsageError
 from featurize.export_command import export_command
-from featurize.manifests import read_manifest
+from featurize.manifests import FeaturesManifest, read_manifest
 from featurize.recipe import read_recipe, upper_half
 from featurize.reporting import build_numbers, report_build
+from featurize.row_edits import correct_rows
 from featurize.similar_command import similar_command
 from featurize.sql_command import sql_command
 from featurize.storage import absolute_url
@@ -106,6 +107,8 @@ def describe_command(
         manifest = read_manifest(url)
         if manifest is None:
             raise UsageError(f"{absolute_url(url)} holds neither a feature set nor an images table.")
+        if isinstance(manifest, FeaturesManifest):
+            manifest = correct_rows(url, manifest)
         if as_json:
             print_result(describe(absolute_url(url), manifest), as_json=True)
         else:

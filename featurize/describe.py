@@ -40,6 +40,7 @@ def describe(url: str, manifest: Manifest) -> dict[str, Any]:
             "preparation_id": manifest.preparation_id,
             "feature_shape": manifest.feature_shape,
             "feature_dtype": manifest.feature_dtype,
+            "corrected_labels": _corrected(manifest),
         }
     if isinstance(manifest, PredictionsManifest):
         document |= {
@@ -74,6 +75,8 @@ def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
             ("input", f"{backbone['height']} x {backbone['width']}, preprocessing {backbone['preprocessing']}"),
             ("features", f"{shape} {manifest.feature_dtype}"),
         ]
+        if corrected := _corrected(manifest):
+            facts.append(("labels", f"{corrected:,} of {manifest.row_count:,} corrected"))
     if isinstance(manifest, PredictionsManifest):
         threshold = manifest.threshold
         facts += [
@@ -90,6 +93,11 @@ def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
         ("identity", f"{manifest.identity[:16]}, updated {manifest.updated_at}"),
     ]
     return facts
+
+
+def _corrected(manifest: FeaturesManifest) -> int:
+    """Rows with another label than the files have."""
+    return sum(manifest.edits.corrected.values()) if manifest.edits is not None else 0
 
 
 def _class_table(manifest: Manifest) -> Table:

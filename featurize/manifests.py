@@ -8,14 +8,17 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from featurize import storage
 from featurize.digests import settings_digest
 from featurize.errors import JobError, UsageError
 from featurize.timings import Timings
+
+if TYPE_CHECKING:
+    from featurize.row_edits import RowEdits
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -145,6 +148,19 @@ class FeaturesManifest(Manifest):
     rows_per_group: int
     recipe: dict[str, Any]
     lineage: dict[str, Any]
+    _edits: Any = PrivateAttr(default=None)
+
+    @property
+    def edits(self) -> "RowEdits | None":
+        """What is to be read otherwise than the files have it; `rows` are then those that are read. None: nothing."""
+        edits: RowEdits | None = self._edits
+        return edits
+
+    def with_edits(self, edits: "RowEdits", rows: dict[str, dict[str, int]]) -> "FeaturesManifest":
+        """The same for readers who are to see `edits`, and so these numbers of rows. It is not to be written."""
+        edited = self.model_copy(update={"rows": rows})
+        edited._edits = edits
+        return edited
 
 
 class PredictionsManifest(Manifest):
@@ -204,7 +220,19 @@ def read_manifest(url: str) -> Manifest | None:
 
 
 def read_features_manifest(url: str) -> FeaturesManifest:
-    """The manifest of the feature set at `url`.
+    """The manifest of the feature set at `url`, as its rows are to be read: by it every reader sees the corrected labels.
+
+    Raises:
+        UsageError: there is no feature set.
+        JobError: it, or its corrections, are damaged.
+    """
+    from featurize.row_edits import correct_rows
+
+    return correct_rows(url, read_published_features(url))
+
+
+def read_published_features(url: str) -> FeaturesManifest:
+    """The manifest of the feature set at `url`, as it was published: for what takes no labels from it.
 
     Raises:
         UsageError: there is no feature set.
@@ -218,7 +246,13 @@ def read_features_manifest(url: str) -> FeaturesManifest:
 
 
 def write_manifest(url: str, manifest: Manifest) -> None:
-    """Publishes the table at `url`: from now on readers see what `manifest` lists."""
+    """Publishes the table at `url`: from now on readers see what `manifest` lists.
+
+    Raises:
+        ValueError: `manifest` has edits, and so does not say what is in the files.
+    """
+    if isinstance(manifest, FeaturesManifest) and manifest.edits is not None:
+        raise ValueError("a manifest with edits is for reading alone.")
     storage.write_json(storage.join_url(url, MANIFEST_NAME), manifest.model_dump())
 
 

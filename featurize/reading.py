@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from featurize import storage
 from featurize.errors import JobError, first_line
 from featurize.manifests import FeaturesManifest
+from featurize.row_edits import GroupEdit
 
 READING_THREADS = 4
 
@@ -28,20 +29,33 @@ class RowGroup:
         url: of the file.
         index: in the file.
         footer: of the file, which need not be read again.
+        path: of the file, as the manifest has it.
+        edit: what is to be read otherwise than the file has it.
     """
 
     url: str
     index: int
     footer: pq.FileMetaData
+    path: str = ""
+    edit: GroupEdit | None = None
 
     @property
     def rows(self) -> int:
-        """Number of images."""
+        """Number of images that count."""
+        if self.edit is not None and self.edit.kept is not None:
+            return int(self.edit.kept.sum())
+        return self.stored_rows
+
+    @property
+    def stored_rows(self) -> int:
+        """Number of images in the file."""
         return int(self.footer.row_group(self.index).num_rows)
 
 
 def list_row_groups(url: str, manifest: FeaturesManifest, split: str) -> list[RowGroup]:
     """The row groups of one split, in the order of the files in the manifest. Reads the footers, in threads.
+
+    Those of which a selection leaves nothing are among them, as numbers of row groups count them.
 
     Raises:
         JobError: a file is missing, damaged, or has other rows than the manifest says.
@@ -54,18 +68,19 @@ def list_row_groups(url: str, manifest: FeaturesManifest, split: str) -> list[Ro
         if footer.num_rows != file.rows:
             raise JobError(f"{file_url} has {footer.num_rows} rows, the manifest says {file.rows}.")
     rows = sum(footer.num_rows for footer in footers)
-    if rows != manifest.split_rows(split):
+    if manifest.edits is None and rows != manifest.split_rows(split):
         raise JobError(f"{url}: split {split} has {rows} rows, the manifest says {manifest.split_rows(split)}.")
+    edits = manifest.edits.groups if manifest.edits is not None else {}
     return [
-        RowGroup(file_url, index, footer)
-        for file_url, footer in zip(urls, footers, strict=True)
+        RowGroup(file_url, index, footer, file.path, edits.get((file.path, index)))
+        for file, file_url, footer in zip(files, urls, footers, strict=True)
         for index in range(footer.num_row_groups)
         if footer.row_group(index).num_rows
     ]
 
 
 def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a row group.
+    """Some columns of a row group: the rows that count, with their corrected labels.
 
     Raises:
         JobError: the file is missing or damaged, or lacks a column.
@@ -74,7 +89,7 @@ def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
         table = file.read_row_group(group.index, columns=list(columns), use_threads=False)
     if missing := [name for name in columns if name not in table.column_names]:
         raise JobError(f"{group.url} has no column {missing[0]}.")
-    return table
+    return table if group.edit is None else group.edit.apply(table)
 
 
 def iterate_row_groups(groups: Sequence[RowGroup], columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -18,14 +18,14 @@ from uuid import uuid4
 from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, Row, SparkSession
-from pyspark.sql.functions import col, lit
+from pyspark.sql.functions import broadcast, coalesce, col, lit
 from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StringType, StructField, StructType
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
 from featurize.reading import read_footer
-from featurize.sql_tables import SqlTable, SqlView
+from featurize.sql_tables import CorrectedLabels, SqlTable, SqlView
 
 FORMATS = (".csv", ".parquet")
 _PATTERN = re.compile(r"([{}\[\]*?\\])")  # what Spark takes for a pattern in a path
@@ -57,7 +57,7 @@ def register_views(spark: SparkSession, tables: Sequence[SqlTable | SqlView]) ->
 
 
 def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:
-    """A table as a DataFrame."""
+    """A table as a DataFrame, with corrected labels."""
     columns = from_arrow_schema(table.columns)
     frames = []
     for values in dict.fromkeys(part.values for part in table.parts):
@@ -69,7 +69,18 @@ def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:
     if not frames:
         partition = [StructField(name, StringType()) for name in table.partition]
         return spark.createDataFrame([], StructType([*columns.fields, *partition]))
-    return reduce(DataFrame.union, frames)
+    frame = reduce(DataFrame.union, frames)
+    return frame if table.corrected is None else _corrected(spark, frame, table.corrected)
+
+
+def _corrected(spark: SparkSession, frame: DataFrame, corrected: CorrectedLabels) -> DataFrame:
+    """`frame` with corrected labels: they are few, and go to every task."""
+    indices = {label: index for index, label in enumerate(corrected.classes)}
+    rows = [(image_id, label, indices[label]) for image_id, label in corrected.labels.items()]
+    last = spark.createDataFrame(rows, "image_id string, _label string, _label_index int")
+    names = {"label": coalesce(col("_label"), col("label")), "label_index": coalesce("_label_index", "label_index")}
+    joined = frame.join(broadcast(last), "image_id", "left")
+    return joined.select(*(names[name].alias(name) if name in names else col(name) for name in frame.columns))
 
 
 def run_query(spark: SparkSession, query: str) -> DataFrame:

@@ -85,7 +85,7 @@ def _duckdb_select(table: SqlTable, part: Part) -> str:
     pairs = zip(part.values, table.partition, strict=True)
     values = "".join(f", {_duckdb_text(value)} AS {_name(name, 'duckdb')}" for value, name in pairs)
     files = ", ".join(_duckdb_text(_duckdb_path(file)) for file in part.files)
-    columns = ", ".join(_name(name, "duckdb") for name in table.columns.names)
+    columns = ", ".join(_shown(table, name, "duckdb") for name in table.columns.names)
     return f"SELECT {columns}{values} FROM read_parquet([{files}], hive_partitioning = false)"
 
 
@@ -116,11 +116,25 @@ def _external_table(table: SqlTable, dialect: Dialect) -> Iterator[str]:
         values = ", ".join(f"{_name(name, dialect)} = {_hive_text(value)}" for name, value in pairs)
         yield f"ALTER TABLE {files_name} ADD PARTITION ({values}) LOCATION {_hive_text(part.folder)}"
     names = [_hive_text(file.rpartition("/")[2]) for part in table.parts for file in part.files]
-    shown = ", ".join(_name(name, dialect) for name in (*table.columns.names, *table.partition))
+    shown = ", ".join(_shown(table, name, dialect) for name in (*table.columns.names, *table.partition))
     counted = (
         f"regexp_extract(INPUT__FILE__NAME, '[^/]+$', 0) IN ({', '.join(sorted(set(names)))})" if names else "false"
     )
     yield f"CREATE VIEW {view} AS SELECT {shown} FROM {files_name}\n  WHERE {counted}"
+
+
+def _shown(table: SqlTable, name: str, dialect: Dialect) -> str:
+    """A column as a view shows it: the label, and its index, as they were corrected."""
+    column, corrected = _name(name, dialect), table.corrected
+    if corrected is None or name not in ("label", "label_index"):
+        return column
+    text = _duckdb_text if dialect == "duckdb" else _hive_text
+    cases = [
+        f"WHEN {_name('image_id', dialect)} IN ({', '.join(text(image_id) for image_id in images)}) THEN "
+        + (text(label) if name == "label" else str(corrected.classes.index(label)))
+        for label, images in corrected.by_class().items()
+    ]
+    return f"CASE {' '.join(cases)} ELSE {column} END AS {column}"
 
 
 def _check_folders(table: SqlTable, dialect: Dialect) -> None:

@@ -8,6 +8,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from featurize import storage
+from featurize.corrections import read_corrections
 from featurize.errors import UsageError
 from featurize.images import IMAGES_SCHEMA
 from featurize.manifests import (
@@ -16,8 +17,8 @@ from featurize.manifests import (
     FeaturesManifest,
     ImagesManifest,
     PredictionsManifest,
-    read_features_manifest,
     read_manifest,
+    read_published_features,
 )
 from featurize.predictions import PARTITION, PREDICTIONS_SCHEMA, read_views
 from featurize.reading import read_footer
@@ -50,6 +51,7 @@ class SqlTable:
 
     Attributes:
         columns: that the files have.
+        corrected: the label of each image that was corrected, which is shown in place of that of the files; None: there are none.
         partition: names of further columns, whose values are those of the part; all are text.
         sources: URLs that it was found at.
     """
@@ -59,6 +61,27 @@ class SqlTable:
     partition: tuple[str, ...]
     parts: tuple[Part, ...]
     sources: tuple[str, ...]
+    corrected: "CorrectedLabels | None" = None
+
+
+@dataclass(frozen=True)
+class CorrectedLabels:
+    """Labels in place of those in the files.
+
+    Attributes:
+        labels: by `image_id`.
+        classes: the label of every `label_index`.
+    """
+
+    labels: Mapping[str, str]
+    classes: tuple[str, ...]
+
+    def by_class(self) -> dict[str, list[str]]:
+        """The images that are to have each label."""
+        images: dict[str, list[str]] = {}
+        for image_id, label in self.labels.items():
+            images.setdefault(label, []).append(image_id)
+        return images
 
 
 @dataclass(frozen=True)
@@ -123,13 +146,16 @@ def _images(url: str, name: str) -> _Found:
 
 
 def _features(url: str, name: str) -> _Found:
-    manifest = read_features_manifest(url)
+    manifest = read_published_features(url)
+    last = read_corrections(url).last()
+    labels = dict(zip(last["image_id"].to_pylist(), last["label"].to_pylist(), strict=True))
+    corrected = CorrectedLabels(labels, tuple(manifest.classes)) if labels else None
     parts = tuple(
         part
         for split in manifest.rows
         for part in _parts(url, [file for file in manifest.files if file.split == split], (split,))
     )
-    table = SqlTable(name, _columns_of(parts, _empty_features(manifest)), ("split",), parts, (url,))
+    table = SqlTable(name, _columns_of(parts, _empty_features(manifest)), ("split",), parts, (url,), corrected)
     return _Found(table, _parts(url, manifest.reject_files, (name,)))
 
 

@@ -25,6 +25,7 @@ from finetune.own_models import see_working_folder
 from finetune.plans import TrainingPlan, find_trained, plan_training
 from finetune.predict_command import predict_command
 from finetune.progress import epoch_progress
+from finetune.relabel_command import relabel_command
 from finetune.report_command import report_command
 from finetune.streams import N_STREAMS
 from finetune.sweep_command import sweep_command
@@ -35,6 +36,7 @@ app = make_app("Features to models, on any number of ranks.")
 app.add_typer(models_app, name="models")
 app.command("check")(check_command)
 app.command("predict")(predict_command)
+app.command("relabel")(relabel_command)
 app.command("report")(report_command)
 app.command("sweep")(sweep_command)
 app.command("views")(views_command)

@@ -64,6 +64,7 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
         "cache": cache,
         "files": [file.path for file in manifest.files if file.split == "train"] if cache == "stream" else None,
         "global_batch_size": recipe.training.batch_size * ranks,
+        **identity_of_rows(manifest),
     }
     return TrainingPlan(recipe=recipe, manifest=manifest, ranks=ranks, model_id=settings_digest(settings), head=head)
 
@@ -79,6 +80,14 @@ def _with_absolute_urls(recipe: FinetuneRecipe) -> FinetuneRecipe:
         changes["head"] = storage.absolute_url(resolve_model(recipe.model.head, registry=registry))
     model = recipe.model.model_copy(update=changes)
     return recipe.model_copy(update={"features": features, "model": model})
+
+
+def identity_of_rows(manifest: FeaturesManifest) -> dict[str, str]:
+    """What of the model's identity is in no file of the feature set; nothing where all is read as the files have it."""
+    edits = manifest.edits
+    if edits is None or edits.corrections_digest is None:
+        return {}
+    return {"corrections": edits.corrections_digest}
 
 
 def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | None:

@@ -34,6 +34,7 @@ from featurize.reading import (
     row_shape,
     wrong_features,
 )
+from featurize.row_edits import GroupEdit, group_key
 from finetune.batches import PADDING
 from finetune.reading import open_ordered_reader
 from finetune.shuffling import Rows, ShuffleBuffer
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 N_STREAMS = 8
 _COLUMNS = ("image_id", "label_index", "features")
+_EDITED_COLUMNS = (*_COLUMNS, "path")  # by which the edit of a row group is found
 _ROWS_AT_ONCE = 512  # handed to TensorFlow, which takes a millisecond for each call of Python
 _CALLS_IN_FLIGHT = 4
 _EVEN = 1.1  # how much longer than by row groups the longest stream may be, for files that each belong to one stream
@@ -53,7 +55,10 @@ _GROUPS_IN_FLIGHT = 9
 
 @dataclass(frozen=True)
 class Stream:
-    """What one reader reads: of all row groups of `files`, in their order, every `parts`-th from number `part` on: `groups`."""
+    """What one reader reads: of all row groups of `files`, in their order, every `parts`-th from number `part` on: `groups`.
+
+    Rows that a selection leaves out are read and dropped.
+    """
 
     files: tuple[str, ...]
     groups: tuple[RowGroup, ...]
@@ -90,7 +95,7 @@ class StreamData:
     def memory_bytes(self, *, rank: int = 0, size: int = 1) -> int:
         """About the most that the features of one rank take during an epoch: buffers, row groups in flight, some batches."""
         streams = [self._streams[number] for number in self._own(rank, size)]
-        in_flight = sum(_GROUPS_IN_FLIGHT * max(group.rows for group in stream.groups) for stream in streams)
+        in_flight = sum(_GROUPS_IN_FLIGHT * max(group.stored_rows for group in stream.groups) for stream in streams)
         rows = in_flight + sum(map(self._capacity, streams)) + (_CALLS_IN_FLIGHT * _ROWS_AT_ONCE if streams else 0)
         return rows * int(np.prod(self._manifest.feature_shape)) * np.dtype(self._manifest.feature_dtype).itemsize
 
@@ -195,7 +200,8 @@ def deal_streams(groups: Sequence[RowGroup]) -> list[Stream]:
     by_group = [Stream(files, tuple(groups[part::parts]), part, parts) for part in range(parts)]
     by_file = _deal_files(groups, parts)
     longest = [max((stream.rows for stream in streams), default=0) for streams in (by_group, by_file)]
-    return by_file if longest[1] <= _EVEN * longest[0] and len(by_file) == parts else by_group
+    chosen = by_file if longest[1] <= _EVEN * longest[0] and len(by_file) == parts else by_group
+    return [stream for stream in chosen if stream.rows]  # of all rows of one a selection may leave nothing
 
 
 def plan_shares(stream_rows: Sequence[int], global_batch_size: int) -> NDArray[np.int64]:
@@ -262,12 +268,18 @@ def _read_stream(stream: Stream, manifest: FeaturesManifest, *, seed: int) -> Ge
     """
     _check_files(stream)
     left = stream.rows
+    edits = {group.edit.key: group.edit for group in stream.groups if group.edit is not None}
+    columns = _EDITED_COLUMNS if edits else _COLUMNS
     try:
-        with open_ordered_reader(stream.files, _COLUMNS, seed=seed, part=stream.part, parts=stream.parts) as reader:
+        with open_ordered_reader(stream.files, columns, seed=seed, part=stream.part, parts=stream.parts) as reader:
             while left > 0:
-                rows = _rows_of(next(reader), manifest, origin=stream.files[0])
+                batch = next(reader)
+                rows = _rows_of(batch, manifest, origin=stream.files[0])
+                if edits:
+                    rows = _edited(rows, edits.get(group_key(batch.image_id.tolist(), batch.path.tolist())))
                 left -= rows.n_rows
-                yield rows
+                if rows.n_rows:
+                    yield rows
     except (OSError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise _find_damage(stream, manifest, error) from error
 
@@ -293,6 +305,14 @@ def _rows_of(batch: Any, manifest: FeaturesManifest, *, origin: str) -> Rows:
         raise wrong_features(origin, size)
     labels = batch.label_index.astype(np.int32, copy=False)
     return Rows(features.reshape(len(labels), *shape), labels, row_ids_of(batch.image_id.tolist(), origin=origin))
+
+
+def _edited(rows: Rows, edit: GroupEdit | None) -> Rows:
+    """The rows of a row group that count, with their corrected labels."""
+    if edit is None:
+        return rows
+    rows = rows._replace(label_index=edit.apply_to_labels(rows.label_index))
+    return rows if edit.kept is None else Rows(*(part[edit.kept] for part in rows))
 
 
 def _find_damage(stream: Stream, manifest: FeaturesManifest, error: Exception) -> JobError:

@@ -18,7 +18,7 @@ from finetune.checkpoints import read_checkpoint, remove_checkpoint, write_check
 from finetune.fit import FitResult, InterruptedTrainingError, fit
 from finetune.loader import Data, cache_of, open_split
 from finetune.model_folder import ModelCard, read_model_card
-from finetune.plans import TrainingPlan, weights_of_classes
+from finetune.plans import TrainingPlan, identity_of_rows, weights_of_classes
 from finetune.stacked import fit_stack
 from finetune.stacks import Stacks
 from finetune.sweep_folder import Trial
@@ -122,7 +122,7 @@ class OpenedData:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._data: dict[tuple[str, str, tuple[int, int] | None], tuple[Data, Data]] = {}
+        self._data: dict[tuple[tuple[str, ...], str, tuple[int, int] | None], tuple[Data, Data]] = {}
 
     def open(self, url: str, manifest: FeaturesManifest, settings: TrainingSettings) -> tuple[Data, Data]:
         """Training and validation rows; of a stream, those of the calling thread.
@@ -132,7 +132,7 @@ class OpenedData:
         """
         cache = cache_of(settings, manifest)
         own = (settings.shuffle_rows, threading.get_ident()) if cache == "stream" else None
-        key = (manifest.content_digest, cache, own)
+        key = ((manifest.content_digest, *identity_of_rows(manifest).values()), cache, own)
         with self._lock:
             if key not in self._data:
                 self._data = {kept: data for kept, data in self._data.items() if kept[0] == key[0]}
