@@ -14,6 +14,8 @@ from featurize.sweep_settings import SweepSettings
 from featurize.training_settings import TrainingSettings
 
 SPLITS = ("train", "validation", "test")
+JOINED = ("predictions", "images", "labels")
+"""The keys of `[features]` that name tables for `where`."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -117,10 +119,29 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
 
 
 class FeaturesSettings(Settings):
-    """Where the feature set is written."""
+    """Where the feature set is, and which of its rows are trained on."""
 
     url: str = Field(min_length=1)
     rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
+    where: str | None = Field(
+        default=None, min_length=1, description="a condition in SQL: the rows that count, in all splits; left out: all"
+    )
+    predictions: str | None = Field(
+        default=None, min_length=1, description="URL of predictions, of which `where` sees the view `latest`"
+    )
+    images: str | None = Field(default=None, min_length=1, description="URL of an images table that `where` sees")
+    labels: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a .csv or .parquet file with `image_id` and any columns that `where` sees",
+    )
+
+    @model_validator(mode="after")
+    def _has_use_for_tables(self) -> "FeaturesSettings":
+        unused = [f"`{name}`" for name in JOINED if getattr(self, name) is not None]
+        if unused and self.where is None:
+            raise ValueError(f"{', '.join(unused)} {'have' if len(unused) > 1 else 'has'} no use without `where`.")
+        return self
 
 
 class RegistrySettings(Settings):
@@ -191,7 +212,8 @@ def upper_half(recipe: Recipe, *, origin: str) -> FeaturizeRecipe:
     """
     if recipe.images is None or recipe.backbone is None or recipe.features is None:
         raise UsageError(_missing_sections(recipe, ("images", "backbone", "features"), origin=origin))
-    return FeaturizeRecipe(images=recipe.images, backbone=recipe.backbone, features=recipe.features)
+    features = FeaturesSettings(url=recipe.features.url, rows_per_group=recipe.features.rows_per_group)
+    return FeaturizeRecipe(images=recipe.images, backbone=recipe.backbone, features=features)
 
 
 def lower_half(recipe: Recipe, *, origin: str) -> FinetuneRecipe:

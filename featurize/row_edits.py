@@ -78,13 +78,15 @@ class RowEdits:
         corrected: rows of each split whose label is not that of the file, of those that count.
         left_out: rows of each split that do not count.
         corrections_digest: of the corrected labels in training and validation; None where there are none.
-        selection_digest: of the rows of training and validation that count; None where no selection was made.
+        where: the query by which rows were selected; None: no selection was made.
+        selection_digest: of the rows of training and validation that count, in their order; None as well.
     """
 
     groups: Mapping[tuple[str, int], GroupEdit]
     corrected: Mapping[str, int]
     left_out: Mapping[str, int]
     corrections_digest: str | None = None
+    where: str | None = None
     selection_digest: str | None = None
 
 
@@ -118,9 +120,13 @@ def correct_rows(url: str, manifest: "FeaturesManifest") -> "FeaturesManifest":
 
 
 def with_edits(
-    url: str, manifest: "FeaturesManifest", groups: Mapping[tuple[str, int], GroupEdit], *, is_selection: bool = False
+    url: str, manifest: "FeaturesManifest", groups: Mapping[tuple[str, int], GroupEdit], *, where: str | None = None
 ) -> "FeaturesManifest":
-    """`manifest` with the edits `groups` in place of those it has, and its numbers of rows as they are read then."""
+    """`manifest` with the edits `groups` in place of those it has, and its numbers of rows as they are read then.
+
+    Args:
+        where: the query that selected rows.
+    """
     bare = manifest.with_edits(RowEdits(groups, {}, {}), manifest.rows)
     rows: dict[str, dict[str, int]] = {split: {} for split in manifest.rows}
     corrected, left_out = dict.fromkeys(manifest.rows, 0), dict.fromkeys(manifest.rows, 0)
@@ -136,14 +142,15 @@ def with_edits(
             lines = _changed_lines(edit, table)
             corrected[split] += len(lines)
             changes += lines if split in _TRAINED_ON else []
-        if is_selection and split in _TRAINED_ON:
+        if where is not None and split in _TRAINED_ON:
             selected.append(_rows_digest(split, table))
     edits = RowEdits(
         groups,
         corrected,
         left_out,
         multiset_digest(changes) if changes else None,
-        sha256_bytes("\0".join(selected).encode()) if is_selection else None,
+        where,
+        sha256_bytes("\0".join(selected).encode()) if where is not None else None,
     )
     return manifest.with_edits(edits, {split: dict(sorted(counts.items())) for split, counts in rows.items()})
 

@@ -27,6 +27,7 @@ from finetune.predict_command import predict_command
 from finetune.progress import epoch_progress
 from finetune.relabel_command import relabel_command
 from finetune.report_command import report_command
+from finetune.selection import describe_selection
 from finetune.streams import N_STREAMS
 from finetune.sweep_command import sweep_command
 from finetune.training import train
@@ -67,6 +68,8 @@ def fit_command(
         plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
         card = find_trained(plan, overwrite=overwrite)
         reused, is_rank_0 = card is not None, os.environ.get("HOROVOD_RANK", "0") == "0"
+        if is_rank_0 and (selection := describe_selection(plan.manifest)):
+            say(selection)
         if card is None and is_rank_0 and not resume and has_checkpoint(plan.recipe.model.url):
             warn("a training that was cut short has left its checkpoint; this one starts afresh. To go on: --resume.")
         run = partial(
@@ -96,6 +99,9 @@ def evaluate_command(
     features: Annotated[str | None, typer.Option(help="A feature set; default: the one it was trained on.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     output: Annotated[str | None, typer.Option(help="Folder for scores, table and plot; default: the model's.")] = None,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Judges by all rows, whatever the `where` of the model selects.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluates a model: accuracy, precision, recall, F1, confusion matrix as table and plot."""
@@ -105,7 +111,7 @@ def evaluate_command(
         from finetune.registry_models import resolve_model
 
         folder = resolve_model(model)
-        result = evaluate_model(folder, features, split, output)
+        result = evaluate_model(folder, features, split, output, all_rows=all_rows)
         print_evaluation(result, Console(stderr=as_json))
         print_result(result, as_json=as_json)
         report_logged(log_evaluation(folder, result))

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.errors import UsageError
-from featurize.manifests import read_features_manifest
 from finetune.answers import Threshold
 from finetune.model_folder import ModelCard, check_features, load_model
 from finetune.report_numbers import wilson_interval
+from finetune.selection import read_selected_by_model
 from finetune.split_data import iterate_split
 from finetune.steps import predict_probabilities
 
@@ -31,7 +31,7 @@ def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshol
     if not 0 < precision <= 1:
         raise UsageError(f"`--precision` must be in (0, 1]. Got {precision:g}.")
     features = card.features.url
-    manifest = read_features_manifest(features)
+    manifest = read_selected_by_model(card, features)
     check_features(card, features, manifest)
     if not manifest.split_rows(SPLIT):
         raise UsageError(f"{features} has no validation split, by which a threshold could be set.")

@@ -76,7 +76,14 @@ class DataQuality:
         }
 
 
-def check_data(url: str, *, seed: int = 42, threshold: float | None = None, max_pairs: int = MAX_PAIRS) -> DataQuality:
+def check_data(
+    url: str,
+    *,
+    seed: int = 42,
+    threshold: float | None = None,
+    max_pairs: int = MAX_PAIRS,
+    manifest: FeaturesManifest | None = None,
+) -> DataQuality:
     """Looks for label errors in training and validation, and for duplicates in all splits of the feature set at `url`.
 
     The features of all splits are held in memory, and those of training and validation up to three times.
@@ -85,12 +92,13 @@ def check_data(url: str, *, seed: int = 42, threshold: float | None = None, max_
         seed: of the folds and of the heads.
         threshold: of the similarity of near duplicates; default: `duplicates.choose_threshold`.
         max_pairs: as for `find_duplicates`.
+        manifest: that of the feature set, if only the rows that it selects are to be looked at.
 
     Raises:
         UsageError: there is no feature set.
         JobError: files are missing or damaged, or features are not finite.
     """
-    manifest = read_features_manifest(url)
+    manifest = manifest or read_features_manifest(url)
     names = [*SPLITS, *(name for name in manifest.rows if name not in SPLITS)]
     splits = {name: read_split(url, manifest, name) for name in names if manifest.split_rows(name)}
     errors, share, accuracy = _judge_labels(splits, manifest, seed=seed)

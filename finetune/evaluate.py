@@ -11,32 +11,37 @@ from rich.table import Table
 
 from featurize import storage
 from featurize.errors import UsageError
-from featurize.manifests import FeaturesManifest, read_features_manifest
+from featurize.manifests import FeaturesManifest
 from finetune.metrics import Evaluation, evaluate_probabilities, most_confused
 from finetune.model_folder import check_features, load_model
 from finetune.plots import plot_confusion_matrix, render_png
+from finetune.selection import read_selected_by_model
 from finetune.split_data import iterate_split
 from finetune.steps import predict_probabilities
 
 _MOST_CLASSES_ON_SCREEN = 12
 
 
-def evaluate_model(model_url: str, features_url: str | None, split: str, output: str | None) -> dict[str, Any]:
+def evaluate_model(
+    model_url: str, features_url: str | None, split: str, output: str | None, *, all_rows: bool = False
+) -> dict[str, Any]:
     """Evaluates a model and writes `evaluation-<split>.json`, `confusion-<split>.csv` and `confusion-<split>.png`.
 
     Args:
         features_url: default: the feature set that the model was trained on.
         output: folder for the three files; default: the model's.
+        all_rows: whether to judge by all rows; else by those that the query of the model selects, if it has one.
 
     Returns:
-        The scores as `Evaluation.as_dict` has them, `most_confused`, and the paths of what was written.
+        The scores as `Evaluation.as_dict` has them, `most_confused`, the paths of what was written, how many rows of the split
+        were `left_out` by the query, and how many have `corrected_labels`.
 
     Raises:
         UsageError: no model, no feature set, features of another backbone, no rows in the split.
     """
     network, card = load_model(model_url)
     url = features_url or card.features.url
-    manifest = read_features_manifest(url)
+    manifest = read_selected_by_model(card, url, all_rows=all_rows)
     check_features(card, url, manifest)
     _check_split(url, manifest, split)
     parts = [  # file by file: only the probabilities of all rows are in memory together
@@ -57,6 +62,8 @@ def evaluate_model(model_url: str, features_url: str | None, split: str, output:
         "model_id": card.model_id,
         "features": storage.absolute_url(url),
         "split": split,
+        "left_out": manifest.edits.left_out[split] if manifest.edits is not None else 0,
+        "corrected_labels": manifest.edits.corrected[split] if manifest.edits is not None else 0,
     }
     storage.write_json(paths["evaluation"], result)
     storage.write_bytes(paths["table"], confusion_csv(evaluation).encode())
@@ -81,7 +88,8 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     scores = Table.grid(padding=(0, 2))
     for key in ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss"):
         scores.add_row(f"[bold]{key}", f"{result[key]:.4f}")
-    scores.add_row("[bold]rows", f"{result['rows']} of split {result['split']}")
+    left_out = f", {result['left_out']} left out by `where`" if result["left_out"] else ""
+    scores.add_row("[bold]rows", f"{result['rows']} of split {result['split']}{left_out}")
     console.print(scores, highlight=False)
     if len(result["classes"]) <= _MOST_CLASSES_ON_SCREEN:
         console.print("confusion matrix, a column for each predicted class:", highlight=False)
@@ -99,7 +107,9 @@ _OUTPUTS = (("evaluation", "evaluation", "json"), ("table", "confusion", "csv"),
 def _check_split(url: str, manifest: FeaturesManifest, split: str) -> None:
     if manifest.split_rows(split) == 0:
         with_rows = ", ".join(name for name in manifest.rows if manifest.split_rows(name))
-        raise UsageError(f"{url}: split {split!r} has no rows. Splits with rows: {with_rows}.")
+        left_out = manifest.edits.left_out.get(split, 0) if manifest.edits is not None else 0
+        why = f" that the model's `where` selects; --all-rows judges by all {left_out}" if left_out else ""
+        raise UsageError(f"{url}: split {split!r} has no rows{why}. Splits with rows: {with_rows}.")
 
 
 def _confusion_table(result: dict[str, Any]) -> Table:

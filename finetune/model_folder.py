@@ -50,6 +50,7 @@ class ModelCard(BaseModel):
     ranks: int
     global_batch_size: int
     rows: dict[str, int]
+    read_as: dict[str, str] = {}  # the query, and the digests of what it selected and of corrected labels
     metrics: dict[str, float]
     best_epoch: int
     history: list[dict[str, float]]

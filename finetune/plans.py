@@ -6,9 +6,9 @@ from featurize import storage
 from featurize.claims import CLAIM_NAME
 from featurize.digests import settings_digest
 from featurize.errors import UsageError
-from featurize.manifests import FeaturesManifest, read_features_manifest
+from featurize.manifests import FeaturesManifest
 from featurize.model_settings import UNFROZEN
-from featurize.recipe import FinetuneRecipe
+from featurize.recipe import JOINED, FinetuneRecipe
 from featurize.training_settings import TrainingSettings
 from finetune.checkpoints import CHECKPOINT_NAME
 from finetune.event_files import EVENTS_FOLDER
@@ -16,6 +16,7 @@ from finetune.loader import cache_of
 from finetune.model_folder import ModelCard, read_model_card
 from finetune.models import model_faults
 from finetune.own_models import source_digest
+from finetune.selection import read_selected
 from finetune.unfreezing import TrainedHead, find_head
 
 _MODEL_CODE_VERSION = 2  # raised when the same settings come to give another model
@@ -38,13 +39,13 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
     """Reads the manifest of the feature set and checks that a model can be trained on it.
 
     Args:
-        manifest: that of the feature set, if it has been read already.
+        manifest: that of the feature set, if it has been read already; with the rows that the recipe selects.
 
     Raises:
-        UsageError: there is no feature set, or nothing to learn from it.
+        UsageError: there is no feature set, its rows cannot be selected as the recipe says, or there is nothing to learn from it.
     """
     recipe = _with_absolute_urls(recipe)
-    manifest = manifest or read_features_manifest(recipe.features.url)
+    manifest = manifest or read_selected(recipe.features)
     present = [label for label, rows in manifest.rows.get("train", {}).items() if rows]
     if len(present) < 2:
         found = f"only {present[0]}" if present else "none"
@@ -71,7 +72,9 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
 
 def _with_absolute_urls(recipe: FinetuneRecipe) -> FinetuneRecipe:
     """`recipe` as it means the same in any working directory, as ranks on Spark have their own, and whatever moves an alias."""
-    features = recipe.features.model_copy(update={"url": storage.absolute_url(recipe.features.url)})
+    named = {name: getattr(recipe.features, name) for name in ("url", *JOINED)}
+    urls = {name: storage.absolute_url(url) for name, url in named.items() if url is not None}
+    features = recipe.features.model_copy(update=urls)
     changes = {"url": storage.absolute_url(recipe.model.url)}
     if recipe.model.head is not None:
         from finetune.registry_models import resolve_model
@@ -85,9 +88,10 @@ def _with_absolute_urls(recipe: FinetuneRecipe) -> FinetuneRecipe:
 def identity_of_rows(manifest: FeaturesManifest) -> dict[str, str]:
     """What of the model's identity is in no file of the feature set; nothing where all is read as the files have it."""
     edits = manifest.edits
-    if edits is None or edits.corrections_digest is None:
+    if edits is None:
         return {}
-    return {"corrections": edits.corrections_digest}
+    parts = {"corrections": edits.corrections_digest, "where": edits.where, "selected": edits.selection_digest}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | None:

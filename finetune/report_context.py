@@ -31,7 +31,7 @@ def report_context(target: Target, judged: Judgement, *, title: str | None, chec
     model, manifest = judged.models[0], judged.manifest
     verdict = verdict_section(judged)
     mistakes, stability = mistakes_section(judged), stability_section(judged)
-    quality = quality_section(judged.features_url) if is_checked(manifest, check_data) else []
+    quality = quality_section(judged.features_url, manifest) if is_checked(manifest, check_data) else []
     shown = [*mistakes, *(stability["images"] if stability else []), *_images_of(quality)]
     thumbnails, reason = read_thumbnails(manifest, [item["path"] for item in shown])
     missing = len({item["path"] for item in shown} - thumbnails.keys())

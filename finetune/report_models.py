@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.errors import UsageError
-from featurize.manifests import FeaturesManifest, read_features_manifest
+from featurize.manifests import FeaturesManifest
 from finetune.model_folder import CARD_NAME, ModelCard, check_features, load_model, read_model_card
 from finetune.report_numbers import wilson_interval
+from finetune.selection import read_selected_by_model
 from finetune.setting_names import as_text, describe_values
 from finetune.split_data import iterate_split
 from finetune.steps import predict_probabilities
@@ -109,7 +110,8 @@ def find_target(url: str, compared: Sequence[str] = ()) -> Target:
 def judge(target: Target, split: str) -> Judgement:
     """Lets all models of `target` predict one split of the feature set that the first was trained on.
 
-    Rows are read once, a row group at a time; of models but the first only the predicted classes are kept.
+    If that was trained by a query, all are judged by the rows that it selects. Rows are read once, a row group at a time; of
+    models but the first only the predicted classes are kept.
 
     Raises:
         UsageError: a model is missing, or was trained on other classes or another backbone; the split has no rows.
@@ -117,7 +119,7 @@ def judge(target: Target, split: str) -> Judgement:
     """
     loaded = [load_model(candidate.url) for candidate in target.candidates]
     url = loaded[0][1].features.url
-    manifest = read_features_manifest(url)
+    manifest = read_selected_by_model(loaded[0][1], url)
     for _, card in loaded:
         check_features(card, url, manifest)
     if manifest.split_rows(split) == 0:

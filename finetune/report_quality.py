@@ -26,15 +26,15 @@ def is_checked(manifest: FeaturesManifest, asked: bool | None) -> bool:
     return manifest.row_count * bytes_of_row <= AUTOMATIC_BYTES if asked is None else asked
 
 
-def quality_section(url: str) -> list[Section]:
-    """What `finetune check` finds in the feature set at `url`, the first of each kind with their images.
+def quality_section(url: str, manifest: FeaturesManifest) -> list[Section]:
+    """What `finetune check` finds in the rows of the feature set at `url` that count, the first of each kind with their images.
 
     Raises:
         JobError: as `data_quality.check_data`.
     """
     from finetune.data_quality import check_data
 
-    found = check_data(url)
+    found = check_data(url, manifest=manifest)
     return [_labels(found), _duplicates(found.duplicates, found.rows)]
 
 

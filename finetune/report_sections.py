@@ -204,6 +204,7 @@ def lineage_section(card: ModelCard, judged: Judgement) -> list[tuple[str, list[
                 ("Content when trained", card.features.content_digest),
                 ("Content now", "the same" if same else f"{features.content_digest}: images came or went since"),
                 ("Images by split", rows),
+                *_edited_rows(features),
                 ("Rejected images", f"{features.reject_count:,}"),
                 *images,
             ],
@@ -211,6 +212,19 @@ def lineage_section(card: ModelCard, judged: Judgement) -> list[tuple[str, list[
         ("Backbone", [(key, as_text(backbone[key])) for key in shown if backbone.get(key) is not None]),
         ("Recipe", [(key, as_text(value)) for key, value in flatten(card.recipe) if value not in (None, {}, [])]),
         ("Versions", sorted(card.versions.items())),
+    ]
+
+
+def _edited_rows(features: FeaturesManifest) -> list[tuple[str, str]]:
+    """What was read otherwise than the files have it."""
+    edits = features.edits
+    if edits is None:
+        return []
+    counts = {"Left out by `where`": edits.left_out, "Corrected labels": edits.corrected}
+    return [
+        (name, ", ".join(f"{split} {count:,}" for split, count in by_split.items()))
+        for name, by_split in counts.items()
+        if any(by_split.values())
     ]
 
 

@@ -6,12 +6,13 @@ from typing import Any
 
 from featurize import storage
 from featurize.errors import UsageError
-from featurize.manifests import FeaturesManifest, read_features_manifest
+from featurize.manifests import FeaturesManifest
 from featurize.recipe import FinetuneRecipe, Recipe
 from featurize.settings import check_settings
 from featurize.sweep_settings import SweepSettings, ValueRange
 from finetune.plans import TrainingPlan, plan_training
 from finetune.search import Search, Values, count_settings, start_search
+from finetune.selection import read_selected
 from finetune.sweep_folder import MODELS_FOLDER
 
 _ID_DIGITS = 16  # of the model's identity, in the name of its folder
@@ -110,7 +111,7 @@ def plan_sweep(recipe: Recipe, *, origin: str) -> SweepPlan:
         url=storage.absolute_url(sweep.url),
         settings=sweep,
         recipe=base,
-        manifest=read_features_manifest(recipe.features.url),
+        manifest=read_selected(recipe.features),
         document=document,
         origin=origin,
         most_models=n_settings * len(sweep.seeds_from(base.training.seed)),

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from featurize import storage
 from featurize.claims import Claim, claim_output
-from featurize.errors import FirnError
+from featurize.errors import FirnError, SharedError
 from featurize.manifests import library_versions, utc_now
 from featurize.training_settings import METRICS
-from finetune.agreement import raise_together
+from finetune.agreement import gather_rows, raise_together
 from finetune.checkpoints import read_checkpoint, remove_checkpoint, write_checkpoint
 from finetune.communicator import Communicator
 from finetune.event_files import event_files, remove_event_files
@@ -19,7 +19,7 @@ from finetune.fit import EpochReport, FitResult, fit
 from finetune.loader import Data, cache_of, open_split
 from finetune.model_folder import ModelCard, refer_to_features, save_model
 from finetune.models import build_model
-from finetune.plans import TrainingPlan, find_trained, weights_of_classes
+from finetune.plans import TrainingPlan, find_trained, identity_of_rows, weights_of_classes
 from finetune.training_state import Entry, TrainingState
 from finetune.unfreezing import build_unfrozen
 
@@ -61,6 +61,7 @@ def train(
         except FirnError as caught:
             error = caught
         raise_together(error, ranks)
+        _check_same_plan(plan, ranks)
         if inputs is None:  # cannot be: the line above has raised
             return None
         if claim is not None and inputs.state is None:
@@ -97,6 +98,7 @@ def publish(plan: TrainingPlan, result: FitResult, *, train_rows: int, validatio
         ranks=plan.ranks,
         global_batch_size=recipe.training.batch_size * plan.ranks,
         rows={"train": train_rows, "validation": validation_rows},
+        read_as=identity_of_rows(manifest),
         metrics={key: value for key, value in best.items() if key in METRICS},
         best_epoch=result.best_epoch,
         history=result.history,
@@ -107,6 +109,20 @@ def publish(plan: TrainingPlan, result: FitResult, *, train_rows: int, validatio
         created_at=utc_now(),
         versions=library_versions(),
     )
+
+
+def _check_same_plan(plan: TrainingPlan, ranks: Communicator) -> None:
+    """Checks that ranks that each asked the query and read the corrections themselves, under horovodrun, found the same.
+
+    Raises:
+        SharedError: something was corrected or predicted meanwhile, or the query gives another answer each time.
+    """
+    if ranks.size > 1 and plan.manifest.edits is not None:
+        numbers = [float(int(part, 16)) for part in (plan.model_id[:8], plan.model_id[8:16])]
+        if any(row != numbers for row in gather_rows(numbers, ranks)):
+            raise SharedError(
+                "the ranks have found different rows to train on; start again when nothing is being corrected."
+            )
 
 
 @dataclass(frozen=True)
