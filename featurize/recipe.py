@@ -124,7 +124,10 @@ class FeaturesSettings(Settings):
     url: str = Field(min_length=1)
     rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
     where: str | None = Field(
-        default=None, min_length=1, description="a condition in SQL: the rows that count, in all splits; left out: all"
+        default=None,
+        min_length=1,
+        max_length=4000,  # a registry keeps it as one parameter; long lists of images go into `labels`
+        description="a condition in SQL: the rows that count, in all splits; left out: all",
     )
     predictions: str | None = Field(
         default=None, min_length=1, description="URL of predictions, of which `where` sees the view `latest`"

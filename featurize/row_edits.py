@@ -108,51 +108,71 @@ def correct_rows(url: str, manifest: "FeaturesManifest") -> "FeaturesManifest":
     log = read_corrections(url)
     if not log.count:
         return manifest
-    groups: dict[tuple[str, int], GroupEdit] = {}
+    edited = EditedRows(manifest)
     find = _finder(log, manifest.classes, url)
-    for _, path, group, table in scan_rows(url, manifest, (*KEYS, "label_index")):
+    for split, path, group, table in scan_rows(url, manifest, (*KEYS, "label_index")):
         places, labels = find(table)
+        edit = None
         if len(places):
-            ids, paths = (table[name].to_pylist() for name in KEYS)
-            key = group_key(ids, paths)
-            groups[path, group.index] = GroupEdit(key, places, labels, None, tuple(manifest.classes))
-    return with_edits(url, manifest, groups) if groups else manifest
+            edit = GroupEdit(_key_of(table), places, labels, None, tuple(manifest.classes))
+        edited.add(split, (path, group.index), table, edit)
+    return edited.manifest() if edited.has_edits else manifest
 
 
-def with_edits(
-    url: str, manifest: "FeaturesManifest", groups: Mapping[tuple[str, int], GroupEdit], *, where: str | None = None
-) -> "FeaturesManifest":
-    """`manifest` with the edits `groups` in place of those it has, and its numbers of rows as they are read then.
+class EditedRows:
+    """Gathers the edits of a feature set, row group by row group, and what they come to.
 
     Args:
+        manifest: whose edits are replaced.
         where: the query that selected rows.
     """
-    bare = manifest.with_edits(RowEdits(groups, {}, {}), manifest.rows)
-    rows: dict[str, dict[str, int]] = {split: {} for split in manifest.rows}
-    corrected, left_out = dict.fromkeys(manifest.rows, 0), dict.fromkeys(manifest.rows, 0)
-    changes, selected = list[str](), list[str]()
-    for split, path, group, table in scan_rows(url, bare, (*KEYS, "label_index")):
-        counts = np.bincount(table["label_index"].to_numpy(), minlength=len(manifest.classes))
-        for label, count in zip(manifest.classes, counts.tolist(), strict=True):
+
+    def __init__(self, manifest: "FeaturesManifest", *, where: str | None = None) -> None:
+        self._manifest, self._where = manifest, where
+        self._groups: dict[tuple[str, int], GroupEdit] = {}
+        self._rows: dict[str, dict[str, int]] = {split: {} for split in manifest.rows}
+        self._corrected, self._left_out = dict.fromkeys(manifest.rows, 0), dict.fromkeys(manifest.rows, 0)
+        self._changes, self._selected = list[str](), list[str]()
+
+    @property
+    def has_edits(self) -> bool:
+        """Whether anything is read otherwise."""
+        return bool(self._groups)
+
+    def add(self, split: str, place: tuple[str, int], table: pa.Table, edit: GroupEdit | None) -> None:
+        """Takes in a row group; all are to be given.
+
+        Args:
+            place: path of the file in the manifest, and number of the row group in it.
+            table: `KEYS` and `label_index` of all its rows.
+        """
+        counted = table if edit is None else edit.apply(table)
+        counts = np.bincount(counted["label_index"].to_numpy(), minlength=len(self._manifest.classes))
+        for label, count in zip(self._manifest.classes, counts.tolist(), strict=True):
             if count:
-                rows[split][label] = rows[split].get(label, 0) + count
-        edit = groups.get((path, group.index))
+                self._rows[split][label] = self._rows[split].get(label, 0) + count
         if edit is not None:
-            left_out[split] += len(edit.kept) - table.num_rows if edit.kept is not None else 0
+            self._groups[place] = edit
+            self._left_out[split] += table.num_rows - counted.num_rows
             lines = _changed_lines(edit, table)
-            corrected[split] += len(lines)
-            changes += lines if split in _TRAINED_ON else []
-        if where is not None and split in _TRAINED_ON:
-            selected.append(_rows_digest(split, table))
-    edits = RowEdits(
-        groups,
-        corrected,
-        left_out,
-        multiset_digest(changes) if changes else None,
-        where,
-        sha256_bytes("\0".join(selected).encode()) if where is not None else None,
-    )
-    return manifest.with_edits(edits, {split: dict(sorted(counts.items())) for split, counts in rows.items()})
+            self._corrected[split] += len(lines)
+            self._changes += lines if split in _TRAINED_ON else []
+        if self._where is not None and split in _TRAINED_ON:
+            self._selected.append(_rows_digest(split, counted))
+
+    def manifest(self) -> "FeaturesManifest":
+        """The manifest with these edits, and the numbers of rows that are read."""
+        edits = RowEdits(
+            self._groups,
+            self._corrected,
+            self._left_out,
+            multiset_digest(self._changes) if self._changes else None,
+            self._where,
+            sha256_bytes("\0".join(self._selected).encode()) if self._where is not None else None,
+        )
+        return self._manifest.with_edits(
+            edits, {split: dict(sorted(counts.items())) for split, counts in self._rows.items()}
+        )
 
 
 def scan_rows(
@@ -177,8 +197,12 @@ def keep_rows(edit: GroupEdit | None, kept: NDArray[np.bool_], *, table: pa.Tabl
     if edit is not None:
         return replace(edit, kept=kept)
     none = np.empty(0, np.int32)
+    return GroupEdit(_key_of(table), none, none, kept, tuple(classes))
+
+
+def _key_of(table: pa.Table) -> str:
     ids, paths = (table[name].to_pylist() for name in KEYS)
-    return GroupEdit(group_key(ids, paths), none, none, kept, tuple(classes))
+    return group_key(ids, paths)
 
 
 def _finder(
@@ -205,16 +229,12 @@ def _finder(
 
 
 def _changed_lines(edit: GroupEdit, table: pa.Table) -> list[str]:
-    """What was corrected of a row group, of the rows that count: a line each. `table` has these rows only."""
-    n_rows = table.num_rows if edit.kept is None else len(edit.kept)
-    numbers = np.full(n_rows, -1, np.int64)  # of the rows among those that count
-    numbers[slice(None) if edit.kept is None else edit.kept] = np.arange(table.num_rows)
-    places = numbers[edit.places]
+    """What was corrected of a row group, of the rows that count: a line each."""
     ids, paths = (table[name] for name in KEYS)
     return [
-        f"{ids[int(place)].as_py()}\0{paths[int(place)].as_py()}\0{edit.classes[label]}"
-        for place, label in zip(places, edit.labels, strict=True)
-        if place >= 0
+        f"{ids[place].as_py()}\0{paths[place].as_py()}\0{edit.classes[label]}"
+        for place, label in zip(edit.places.tolist(), edit.labels.tolist(), strict=True)
+        if edit.kept is None or edit.kept[place]
     ]
 
 

@@ -5,6 +5,7 @@ not read for it. What it selects becomes edits of the manifest, which go to ever
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,9 +14,11 @@ from numpy.typing import NDArray
 from featurize.errors import UsageError
 from featurize.manifests import FeaturesManifest, read_features_manifest
 from featurize.recipe import FeaturesSettings
-from featurize.row_edits import keep_rows, scan_rows, with_edits
-from finetune.joined_tables import JoinedTable, read_joined_tables
+from featurize.row_edits import EditedRows, keep_rows, scan_rows
 from finetune.model_folder import ModelCard
+
+if TYPE_CHECKING:
+    from finetune.joined_tables import JoinedTable
 
 _COLUMNS = ("image_id", "path", "label", "label_index", "width", "height")
 _ROW = "firn row"  # no name that a query would use
@@ -61,9 +64,11 @@ def select_rows(features: FeaturesSettings, manifest: FeaturesManifest) -> Featu
         UsageError: the query is wrong, or selects nothing.
         JobError: files are damaged.
     """
-    places, tables = list[tuple[str, int, int]](), list[pa.Table]()
+    from finetune.joined_tables import read_joined_tables  # which imports Spark
+
+    places, tables = list[tuple[str, str, int, int]](), list[pa.Table]()
     for split, path, group, table in scan_rows(features.url, manifest, _COLUMNS):
-        places.append((path, group.index, len(table)))
+        places.append((split, path, group.index, len(table)))
         tables.append(table.append_column("split", pa.array([split] * len(table), pa.string())))
     if not tables:
         raise UsageError(f"{features.url} has no rows to select from.")
@@ -71,18 +76,18 @@ def select_rows(features: FeaturesSettings, manifest: FeaturesManifest) -> Featu
     kept = ask(features.where or "true", rows, read_joined_tables(features))
     if not kept.any():
         raise UsageError(f"`features.where` selects none of the {len(rows):,} rows of {features.url}: {features.where}")
-    groups = dict(manifest.edits.groups) if manifest.edits is not None else {}
-    first = 0
-    for path, index, count in places:
-        part = slice(first, first + count)
-        if not kept[part].all():
-            own = rows.slice(first, count)
-            groups[path, index] = keep_rows(groups.get((path, index)), kept[part], table=own, classes=manifest.classes)
+    before = manifest.edits.groups if manifest.edits is not None else {}
+    selected, first = EditedRows(manifest, where=features.where), 0
+    for split, path, index, count in places:
+        own, chosen, edit = rows.slice(first, count), kept[first : first + count], before.get((path, index))
+        if not chosen.all():
+            edit = keep_rows(edit, chosen, table=own, classes=manifest.classes)
+        selected.add(split, (path, index), own, edit)
         first += count
-    return with_edits(features.url, manifest, groups, where=features.where)
+    return selected.manifest()
 
 
-def ask(where: str, rows: pa.Table, others: Sequence[JoinedTable]) -> NDArray[np.bool_]:
+def ask(where: str, rows: pa.Table, others: "Sequence[JoinedTable]") -> NDArray[np.bool_]:
     """Which of `rows` a condition selects: bool ``(n_rows,)``.
 
     The columns of `rows` are known by their names, as `features.label` too; those of others by the name of their table
@@ -146,21 +151,21 @@ def _check_classes(where: str, before: FeaturesManifest, after: FeaturesManifest
         )
 
 
-def _plain_names(rows: pa.Table, others: Sequence[JoinedTable]) -> dict[str, list[str]]:
+def _plain_names(rows: pa.Table, others: "Sequence[JoinedTable]") -> dict[str, list[str]]:
     """The columns of each of the other tables that are known by their own name alone; the case of letters does not matter."""
     taken = [name.lower() for name in rows.column_names] + [other.name for other in others]
     taken += [name.lower() for other in others for name in other.table.column_names]
     return {other.name: [name for name in other.columns if taken.count(name.lower()) == 1] for other in others}
 
 
-def _shown_names(rows: pa.Table, others: Sequence[JoinedTable], plain: dict[str, list[str]]) -> list[str]:
+def _shown_names(rows: pa.Table, others: "Sequence[JoinedTable]", plain: dict[str, list[str]]) -> list[str]:
     names = list(rows.column_names)
     for other in others:
         names += [name if name in plain[other.name] else f"{other.name}.{name}" for name in other.columns]
     return names
 
 
-def _joined(rows: pa.Table, others: Sequence[JoinedTable], plain: dict[str, list[str]]) -> str:
+def _joined(rows: pa.Table, others: "Sequence[JoinedTable]", plain: dict[str, list[str]]) -> str:
     """All tables side by side, a row for each of `rows`; each of the others also as a struct by its name."""
     columns = [f"firn_rows.{_quoted(name)}" for name in (_ROW, *rows.column_names)]
     joins = ""

@@ -1,5 +1,6 @@
 """Tests of `where` in a recipe: a fit on selected rows is a fit on a set that has no others; and what is refused."""
 
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -34,7 +35,10 @@ from finetune.report_models import find_target, judge
 from finetune.selection import ask, read_selected
 from finetune.split_data import read_split
 from finetune.streams import StreamData
+from finetune.sweep import run_sweep
+from finetune.sweep_plan import plan_sweep
 from finetune.training import train
+from finetune.trials import InProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 ROWS = 180
@@ -237,6 +241,32 @@ def test_what_was_corrected_is_selected_by_its_new_label(folder: Path, tmp_path:
     edits = select(folder, both).edits
     assert edits is not None
     assert sum(edits.corrected.values()) == 5
+
+
+def test_what_was_selected_goes_to_other_processes(folder: Path) -> None:
+    manifest = select(folder, WHERE)
+    there = pickle.loads(pickle.dumps(manifest))
+    for split in manifest.rows:
+        one, other = (read_split(str(folder), which, split) for which in (manifest, there))
+        assert one.paths.equals(other.paths)
+        np.testing.assert_array_equal(one.label_index, other.label_index)
+
+
+def test_every_trial_of_a_sweep_is_trained_on_the_selected_rows(folder: Path, tmp_path: Path) -> None:
+    sections = {
+        "features": {"url": str(folder), "where": WHERE},
+        "model": {"url": "unused"},
+        "training": {"epochs": 1},
+        "sweep": {"url": str(tmp_path / "sweep"), "values": {"training.l2": [0.0, 0.1]}, "seeds": 1},
+    }
+    plan = plan_sweep(read_recipe(write_toml(tmp_path / "recipe.toml", sections)), origin="test")
+    trials = run_sweep(plan, runner=InProcess()).card.trials
+    assert len(trials) == 2
+    for trial in trials:
+        model = read_model_card(trial.url)
+        assert model is not None
+        assert model.rows == {"train": 81, "validation": 27}
+        assert model.read_as["where"] == WHERE
 
 
 @pytest.mark.horovod
