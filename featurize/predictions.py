@@ -28,9 +28,13 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("top_probabilities", pa.list_(pa.float32())),
         ("predicted_at", pa.timestamp("us", tz="UTC")),
         ("reason", pa.string()),
+        ("projection", pa.list_(pa.float32())),
     ]
 )
-"""The columns of predictions. `model_id` is the name of the folder that they are in: ``model_id=<model_id>``."""
+"""The columns of predictions. `model_id` is the name of the folder that they are in: ``model_id=<model_id>``.
+
+`projection` is what `finetune drift` knows the image by: random features of what the model sees of it, or null.
+"""
 VIEWS_NAME = "views.json"
 PARTITION = "model_id="
 LATEST, CHAMPION, ALL = "latest", "champion", "predictions"

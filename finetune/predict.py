@@ -6,6 +6,7 @@ Spark (`register_views`).
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from featurize.sql_tables import find_tables
 from featurize.tables import BuildResult, build_table, settings_in_place
 from finetune.abstaining import choose_threshold
 from finetune.answers import Threshold
+from finetune.drift_reference import Reference, reference_of_run
 from finetune.model_folder import ModelCard, check_preparation
 from finetune.predict_task import PredictTask
 from finetune.predict_transformer import ImageClassifier
@@ -73,12 +75,14 @@ class Predicted:
     Attributes:
         views: on the predictions, as they are now; None where they could not be brought up to date.
         views_fault: why not.
+        reference_fault: why predictions keep no projection, by which drift of features could be seen.
     """
 
     result: BuildResult
     threshold: Threshold | None
     views: PublishedViews | None
     views_fault: str | None = None
+    reference_fault: str | None = None
 
 
 def plan_prediction(
@@ -132,8 +136,16 @@ def predict(
         JobError: the job failed, or another one is writing to the same place.
     """
     threshold = _threshold(plan)
-    shipped = ship_model(spark, plan.folder, plan.card, takes_images=plan.takes_images, threshold=threshold)
-    with storage.no_empty_folder(plan.output):
+    with storage.no_empty_folder(plan.output), _reference(plan) as reference:
+        projection, reference_fault = (None, reference) if isinstance(reference, str) else (reference.projection, None)
+        shipped = ship_model(
+            spark,
+            plan.folder,
+            plan.card,
+            takes_images=plan.takes_images,
+            threshold=threshold,
+            projection=projection,
+        )
         result = build_table(
             spark,
             plan.source,
@@ -146,12 +158,12 @@ def predict(
             decode_timeout_s=decode_timeout_s,
         )
     try:
-        return Predicted(result, threshold, _publish_views(plan))
+        return Predicted(result, threshold, _publish_views(plan), reference_fault=reference_fault)
     except (
         FirnError,
         OSError,
     ) as error:  # of the registry, perhaps; the predictions are published, and the job is done
-        return Predicted(result, threshold, None, str(error))
+        return Predicted(result, threshold, None, str(error), reference_fault)
 
 
 def register_views(spark: SparkSession, output: str) -> list[str]:
@@ -197,6 +209,13 @@ def _threshold(plan: PredictionPlan) -> Threshold | None:
         if known is not None and known["precision"] == plan.precision:
             return Threshold(**known)
     return choose_threshold(plan.folder, plan.card, precision=plan.precision)
+
+
+def _reference(plan: PredictionPlan) -> AbstractContextManager[Reference | str]:
+    """What `finetune drift` will compare with, or why it cannot; kept from the first run on, so projections stay the same."""
+    return reference_of_run(
+        plan.output, plan.folder, plan.card, has_begun=lambda: settings_in_place(plan.url) is not None
+    )
 
 
 def _publish_views(plan: PredictionPlan) -> PublishedViews:

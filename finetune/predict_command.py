@@ -59,6 +59,8 @@ def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) ->
         report_views(predicted.views)
     else:
         warn(f"the views on {plan.output} are as they were: {predicted.views_fault}")
+    if predicted.reference_fault is not None:
+        warn(f"`finetune drift` will not see drift of features in these predictions: {predicted.reference_fault}")
     numbers = {
         "predictions": plan.url,
         "model_id": plan.card.model_id,

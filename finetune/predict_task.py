@@ -39,7 +39,7 @@ class PredictTask:
             PREDICTIONS_SCHEMA,
             rows_per_group=_ROWS_PER_GROUP,
             by_split=False,
-            plain_columns=("image_id", "path", "probability"),
+            plain_columns=("image_id", "path", "probability", "projection"),
         )
 
     def ahead(self, threads: int) -> int:
@@ -55,11 +55,11 @@ class PredictTask:
     def consume(self, loaded: Iterator[Loaded[NDArray[Any]]], writer: ShardWriter, timings: Timings) -> None:
         """Runs full batches through the model, the last one short, and writes what it says."""
         for batch, arrays in full_batches(loaded, self.model.backbone.batch_size, lambda array: array):
-            predict = self.model.predictor(timings)
+            predict = self.model.projecting_predictor(timings)
             with timings.measure("forward"):
-                probabilities = predict(arrays)
+                probabilities, projections = predict(arrays)
             with timings.measure("write"):
-                _write(self.model, writer, batch, probabilities)
+                _write(self.model, writer, batch, probabilities, projections)
 
 
 def features_from(content: bytes, model: ShippedModel) -> NDArray[Any]:
@@ -81,6 +81,7 @@ def _write(
     writer: ShardWriter,
     batch: list[Loaded[NDArray[Any]]],
     probabilities: NDArray[np.float32],
+    projections: NDArray[np.float32] | None,
 ) -> None:
     now = datetime.now(UTC)
     writer.write(
@@ -91,5 +92,6 @@ def _write(
             "path": [loaded.image.path for loaded in batch],
             **answers_of(probabilities, model.classes, model.threshold),
             "predicted_at": [now] * len(batch),
+            "projection": [None] * len(batch) if projections is None else list(projections),
         },
     )

@@ -16,6 +16,7 @@ from featurize.shipped import ShippedBackbone, ship_backbone, shipping_folder
 from featurize.timings import Timings
 from featurize.worker import use_task_resources
 from finetune.answers import Threshold
+from finetune.drift_projection import Projection, embed, embedding_model
 from finetune.model_backbone import prepare_model_backbone, rows_at_a_time
 from finetune.model_folder import ModelCard, copy_network, load_network
 from finetune.pyfunc_model import read_spec
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     import keras
 
 Probabilities = Callable[[NDArray[Any]], NDArray[np.float32]]
+Projected = Callable[[NDArray[Any]], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
 _MOST_NETWORKS = 4  # heads are small, and a query may compare champion and challenger
 _networks: dict[str, "keras.Model"] = {}  # by digest, of this worker process, kept from task to task
+_embedding: dict[str, "keras.Model"] = {}  # the same with embeddings as a second output
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class ShippedModel:
         network_sha256: of this file.
         takes_images: or else features.
         threshold: below which there is no label.
+        projection: what of an image is kept with its prediction; None: nothing.
     """
 
     model_id: str
@@ -49,6 +53,7 @@ class ShippedModel:
     network_sha256: str
     takes_images: bool
     threshold: Threshold | None = None
+    projection: Projection | None = None
 
     def predictor(self, timings: Timings) -> Probabilities:
         """From a batch of pixels or features to ``float32 (n_images, n_classes)``; what it needs is loaded if it is not yet."""
@@ -58,11 +63,34 @@ class ShippedModel:
         forward, network = self.backbone.forward(timings), self._network(timings)
         return lambda pixels: predict_probabilities(network, forward(pixels))
 
+    def projecting_predictor(self, timings: Timings) -> Projected:
+        """As `predictor`, with the projections, ``float32 (n_images, size)`` or None, out of the same pass."""
+        projection = self.projection
+        if projection is None:
+            predict = self.predictor(timings)
+            return lambda inputs: (predict(inputs), None)
+        forward = self.backbone.forward(timings) if self.takes_images else None
+        model = self._embedding_model(timings)
+
+        def predict_and_project(inputs: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            probabilities, embeddings = embed(model, inputs if forward is None else forward(inputs))
+            return probabilities, projection.apply(embeddings)
+
+        return predict_and_project
+
+    def _embedding_model(self, timings: Timings) -> "keras.Model":
+        network = self._network(timings)
+        if self.network_sha256 not in _embedding:
+            _embedding[self.network_sha256] = embedding_model(network)
+        return _embedding[self.network_sha256]
+
     def _network(self, timings: Timings) -> "keras.Model":
         if self.network_sha256 not in _networks:
             with timings.measure("startup"):
                 while len(_networks) >= _MOST_NETWORKS:
-                    del _networks[next(iter(_networks))]
+                    oldest = next(iter(_networks))
+                    del _networks[oldest]
+                    _embedding.pop(oldest, None)
                 use_task_resources()
                 path = Path(SparkFiles.get(self.network_file))
                 if sha256_file(path) != self.network_sha256:
@@ -72,12 +100,19 @@ class ShippedModel:
 
 
 def ship_model(
-    spark: SparkSession, url: str, card: ModelCard, *, takes_images: bool, threshold: Threshold | None = None
+    spark: SparkSession,
+    url: str,
+    card: ModelCard,
+    *,
+    takes_images: bool,
+    threshold: Threshold | None = None,
+    projection: Projection | None = None,
 ) -> ShippedModel:
     """Hands the model at `url` to every executor.
 
     Args:
         takes_images: whether it is to label images; or else features that are ready.
+        projection: that of the model's `drift_reference.Reference`; None: predictions keep none.
 
     Raises:
         UsageError: its backbone cannot be had as it was.
@@ -100,4 +135,5 @@ def ship_model(
         network_sha256=card.network_sha256,
         takes_images=takes_images,
         threshold=threshold,
+        projection=projection,
     )

@@ -95,4 +95,5 @@ def prediction_columns(labels: list[str | None]) -> dict[str, list[object]]:
         "top_probabilities": [[0.5, 0.3, 0.2] for _ in rows],
         "predicted_at": [1_700_000_000_000_000 + row for row in rows],
         "reason": [None if label is not None else "below the threshold" for label in labels],
+        "projection": [[0.6, 0.8] for _ in rows],
     }

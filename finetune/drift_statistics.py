@@ -1,0 +1,153 @@
+"""Two samples against each other: counts of labels, confidences, random features; and the correction for several tests at once.
+
+Each test takes the reference first. Its p is that of "both come from one distribution"; the images are taken for independent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating[Any]]
+LEAST_EXPECTED = 5.0
+"""Images that a cell of the table must be expected to have. Source: W. G. Cochran, "Some methods for strengthening the common
+chi-square tests", 1954."""
+_MASK_CELLS = 1 << 21  # of the mask of permutations that is in memory at a time
+
+
+@dataclass(frozen=True)
+class Test:
+    """The outcome of one test.
+
+    Attributes:
+        statistic: the larger, the more the samples differ.
+        p: that they differ so much if nothing has changed, in [0, 1].
+    """
+
+    __test__ = False  # pytest would take it for a class of tests
+
+    statistic: float
+    p: float
+
+
+def count_together(
+    reference: Mapping[str, int], window: Mapping[str, int], *, least: float = LEAST_EXPECTED
+) -> NDArray[np.int64]:
+    """Counts of both samples, rare classes put together until each cell is expected to hold `least` images.
+
+    Classes go together from the most frequent to the rarest of both samples taken as one, so that who joins whom does not depend
+    on how they differ. Classes that neither has are left out.
+
+    Returns:
+        int64 ``(2, n_groups)``; one group where there are too few images for more.
+    """
+    labels = sorted(reference.keys() | window.keys())
+    counts = np.array([[part.get(label, 0) for label in labels] for part in (reference, window)], np.int64)
+    counts = counts.reshape(2, len(labels))
+    together = counts.sum(axis=0)
+    order = [int(index) for index in np.argsort(-together, kind="stable") if together[index]]
+    share = int(counts.sum(axis=1).min()) / max(1, int(together.sum()))  # of the smaller sample
+    groups: list[NDArray[np.int64]] = []
+    open_group = np.zeros(2, np.int64)
+    for index in order:
+        open_group = open_group + counts[:, index]
+        if open_group.sum() * share >= least:
+            groups.append(open_group)
+            open_group = np.zeros(2, np.int64)
+    if groups:
+        groups[-1] = groups[-1] + open_group
+    return np.stack(groups or [open_group], axis=1)
+
+
+def chi_square(counts: NDArray[np.int64]) -> Test:
+    """Pearson's test that the two rows of ``(2, n_groups)`` counts have the same shares; p is 1 where there is one group.
+
+    Source: K. Pearson, 1900; for two samples R. A. Fisher, 1922. No correction for continuity.
+    """
+    from scipy.stats import chi2
+
+    totals = counts.sum(axis=1, keepdims=True)
+    if counts.shape[1] < 2 or not totals.all():
+        return Test(0.0, 1.0)
+    expected = totals * counts.sum(axis=0, keepdims=True) / counts.sum()
+    statistic = float(((counts - expected) ** 2 / expected).sum())
+    return Test(statistic, float(chi2.sf(statistic, counts.shape[1] - 1)))
+
+
+def stability_index(counts: NDArray[np.int64]) -> float:
+    """The population stability index of ``(2, n_groups)`` counts: the sum over groups of (p - q) ln(p / q).
+
+    Half an image is added to every cell, so that an empty one does not make it infinite.
+    Sources: N. Siddiqi, Credit Risk Scorecards, 2006, which calls 0.1 to 0.25 a small shift and more a large one; the sum is the
+    divergence J of H. Jeffreys, 1946.
+    """
+    shares = (counts + 0.5) / (counts + 0.5).sum(axis=1, keepdims=True)
+    return float(((shares[1] - shares[0]) * np.log(shares[1] / shares[0])).sum())
+
+
+def expected_stability_index(counts: NDArray[np.int64]) -> float:
+    """The index that samples of these sizes have on average where nothing has changed: (groups - 1) (1/n + 1/m).
+
+    Source: B. Yurdakul, J. Naranjo, "Statistical properties of the population stability index", 2020: over (1/n + 1/m) it has
+    the chi-square distribution with groups - 1 degrees of freedom.
+    """
+    totals = counts.sum(axis=1)
+    return float((counts.shape[1] - 1) * (1 / totals).sum()) if totals.all() else 0.0
+
+
+def kolmogorov_smirnov(reference: Floats, window: Floats) -> Test:
+    """The two-sample test: the largest distance of the empirical distribution functions, with its asymptotic p.
+
+    Equal values, as of probabilities that are 1 in float32, make it careful: p is then too large.
+    """
+    from scipy.stats import ks_2samp
+
+    found = ks_2samp(reference, window, method="asymp")
+    return Test(float(found.statistic), min(1.0, float(found.pvalue)))
+
+
+def mean_discrepancy(reference: Floats, window: Floats, *, permutations: int, seed: int) -> Test:
+    """Maximum mean discrepancy on explicit features: the squared distance of the means of the two samples.
+
+    Its p is that of the permutation test: all images are dealt anew into two samples of the same sizes, and it is counted how
+    often these are as far apart. It is exact for samples of any size, and never below 1 / (permutations + 1).
+    Sources: A. Gretton et al., "A kernel two-sample test", 2012; B. Phipson, G. K. Smyth, "Permutation p-values should never be
+    zero", 2010. On random features: J. Zhao, D. Meng, "FastMMD", 2015.
+
+    Args:
+        reference: float ``(n_reference, n_features)``.
+        window: float ``(n_window, n_features)``.
+    """
+    rows = np.concatenate([reference, window]).astype(np.float64)
+    rows -= rows.mean(axis=0)  # of which the difference of means does not depend, but rounding does
+    n, m = len(window), len(reference)
+    # All rows sum to 0, so the mean of the others follows from the sum of the window.
+    scale = (1 / n + 1 / m) ** 2
+    found = scale * float((rows[m:].sum(axis=0) ** 2).sum())
+    random = np.random.default_rng(seed)
+    at_least, left, chunk = 0, permutations, max(1, _MASK_CELLS // len(rows))
+    while left:
+        keys = random.random((min(chunk, left), len(rows)))
+        chosen = np.argpartition(keys, n - 1, axis=1)[:, :n]
+        mask = np.zeros(keys.shape)
+        np.put_along_axis(mask, chosen, 1.0, axis=1)
+        dealt = scale * ((mask @ rows) ** 2).sum(axis=1)
+        at_least += int((dealt >= found * (1 - 1e-12)).sum())
+        left -= len(keys)
+    return Test(found, (1 + at_least) / (1 + permutations))
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """The p of several tests, each corrected so that one below a rate occurs by chance no more often than at that rate.
+
+    Whether the tests depend on each other does not matter. Source: S. Holm, "A simple sequentially rejective multiple test
+    procedure", 1979.
+    """
+    corrected = [0.0] * len(values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[index]))
+        corrected[index] = highest
+    return corrected
