@@ -6,14 +6,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from finetune.drift_statistics import weighted
+
 POWER = 0.8
 """The chance with which the change is noticed."""
 STABILITY_INDEX = 0.2
 """Of predicted labels: between what is called a small and a large shift."""
 CONFIDENCE_DISTANCE = 0.15
 """The largest distance of the distribution functions of confidence: 15 % of all images become unsure, for instance."""
-FEATURE_SHIFT = 0.2
-"""Distance of the means of features, in standard deviations: over all directions, as in Cohen's d."""
+FEATURE_SHIFT = 0.5
+"""Distance of the means of features, in standard deviations: a medium effect.
+
+Source: J. Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988.
+"""
 _MOST = 10_000_000
 
 
@@ -57,25 +62,24 @@ def images_for_confidence(
 def images_for_features(
     projections: NDArray[np.floating[Any]], *, rate: float, shift: float = FEATURE_SHIFT, power: float = POWER
 ) -> int | None:
-    """Images for the test on features to notice means that are `shift` standard deviations apart.
+    """Images for the test on features to notice means that are `shift` standard deviations apart in some direction.
 
     Without a change the squared distance is about a chi-square variable, scaled, of the same mean and variance (Source:
-    G. E. P. Box, "Some theorems on quadratic forms", 1954); with one it is taken for normal, its variance being that of a
-    change in the direction in which images differ most, which is the hardest to see.
+    G. E. P. Box, "Some theorems on quadratic forms", 1954); with one it is taken for normal. The direction is that in which
+    images differ most.
 
     Args:
-        projections: of the reference, ``(n_reference, n_features)``.
-        shift: the squared distance is `shift` squared times the sum of the variances of all features.
+        projections: of the reference, ``(n_reference, n_features)``; they are weighted as the test does.
     """
     from scipy.stats import chi2, norm
 
-    covariance = np.cov(projections.astype(np.float64), rowvar=False)
+    covariance = np.cov(weighted(projections), rowvar=False)
     total, squared = float(np.trace(covariance)), float((covariance**2).sum())
     if total <= 0:
         return None
     largest = float(np.linalg.eigvalsh(covariance)[-1])
     critical = squared / total * chi2.isf(rate, total**2 / squared)
-    distance = shift**2 * total
+    distance = shift**2 * largest
 
     def suffices(n: int) -> bool:
         spread = 1 / n + 1 / len(projections)

@@ -11,6 +11,7 @@ from scipy import stats
 from finetune.drift_power import images_for_confidence, images_for_features, images_for_labels
 from finetune.drift_statistics import (
     LEAST_EXPECTED,
+    RIDGE,
     chi_square,
     count_together,
     expected_stability_index,
@@ -18,6 +19,7 @@ from finetune.drift_statistics import (
     kolmogorov_smirnov,
     mean_discrepancy,
     stability_index,
+    weighted,
 )
 
 COUNTS = st.dictionaries(st.sampled_from("abcdefghij"), st.integers(0, 60), max_size=10)
@@ -80,14 +82,17 @@ def test_kolmogorov_smirnov_is_the_largest_distance_and_its_p_that_of_chance() -
     assert kolmogorov_smirnov(np.ones(50, np.float32), np.ones(60, np.float32)).p == 1
 
 
-def test_the_discrepancy_is_the_squared_distance_of_means_and_its_p_that_of_all_permutations() -> None:
-    rows = np.random.default_rng(5).normal(size=(9, 3)) + 2
+def test_the_discrepancy_is_the_weighted_distance_of_means_and_its_p_that_of_all_permutations() -> None:
+    rows = np.random.default_rng(5).normal(size=(9, 3)) * [3, 1, 0.1] + 2
     reference, window = rows[:5], rows[5:] + 0.8
     both = np.concatenate([reference, window])
+    covariance = np.cov(both, rowvar=False, bias=True)
+    inverse = np.linalg.inv(covariance + RIDGE * np.trace(covariance) / 3 * np.eye(3))
 
     def distance(chosen: tuple[int, ...]) -> float:
         others = [row for row in range(9) if row not in chosen]
-        return float(((both[list(chosen)].mean(axis=0) - both[others].mean(axis=0)) ** 2).sum())
+        difference = both[list(chosen)].mean(axis=0) - both[others].mean(axis=0)
+        return float(difference @ inverse @ difference)
 
     found = mean_discrepancy(reference, window, permutations=20_000, seed=0)
     wanted = distance((5, 6, 7, 8))
@@ -95,6 +100,22 @@ def test_the_discrepancy_is_the_squared_distance_of_means_and_its_p_that_of_all_
     exact = np.mean([distance(chosen) >= wanted - 1e-12 for chosen in combinations(range(9), 4)])
     assert found.p == pytest.approx(exact, abs=0.02)
     assert mean_discrepancy(reference, window, permutations=20_000, seed=0) == found
+
+
+def test_a_small_shift_where_images_hardly_differ_is_seen_beside_large_differences() -> None:
+    random = np.random.default_rng(11)
+    one, other = (random.normal(size=(size, 5)) * [9, 9, 1, 1, 1] for size in (300, 200))
+    assert mean_discrepancy(one, other, permutations=999, seed=0).p > 0.05
+    other[:, 2] += 3
+    assert mean_discrepancy(one, other, permutations=999, seed=0).p == 0.001
+
+
+def test_weighted_rows_have_variances_up_to_1_and_no_nan() -> None:
+    rows = np.random.default_rng(12).normal(size=(500, 4)) * [5, 1, 0.01, 0] + 7
+    found = weighted(rows.astype(np.float32))
+    np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-9)
+    assert 0.9 < found.var(axis=0).max() <= 1
+    assert np.all(weighted(np.ones((5, 3))) == 0)
 
 
 def test_the_discrepancy_is_never_sure_beyond_its_permutations() -> None:
@@ -159,7 +180,7 @@ def test_as_many_images_as_it_says_notice_a_shift_of_features() -> None:
     scales = np.array([1.0, 0.7, 0.5, 0.3])
     needed = images_for_features(random.normal(size=(600, 4)) * scales, rate=0.01)
     assert needed is not None
-    shift = 0.2 * np.sqrt((scales**2).sum()) * np.array([1, 0, 0, 0])  # where images differ most: the hardest
+    shift = 0.5 * scales * np.array([1, 0, 0, 0])
     noticed = [
         mean_discrepancy(
             random.normal(size=(600, 4)) * scales,
