@@ -5,6 +5,7 @@ in the same place are refused.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from time import perf_counter, time
 from typing import Any
@@ -85,8 +86,9 @@ def build_table(
     settings: Mapping[str, Any],
     details: Mapping[str, Any],
     task: ShardTask[Any],
-    max_reject_fraction: float,
+    max_reject_fraction: float | None,
     decode_timeout_s: float,
+    held: Claim | None = None,
 ) -> BuildResult:
     """Builds the table at `url` from `source`, or adds to it what is missing.
 
@@ -94,8 +96,9 @@ def build_table(
         settings: all that determines the values of the rows; its digest is the identity of the table.
         details: the fields of the manifest that are peculiar to its type.
         task: what is done with the images.
-        max_reject_fraction: of all images in the table; if more are rejected, nothing is published.
+        max_reject_fraction: of all images in the table; if more are rejected, nothing is published. None: that is no reason.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
+        held: the claim on `url`, where the caller holds it for longer than this build.
 
     Raises:
         UsageError: something else is at `url`.
@@ -105,7 +108,7 @@ def build_table(
     url = storage.absolute_url(url)
     check_apart(url, source)
     check_target(url, manifest_type, settings=settings)
-    with storage.no_empty_folder(url), claim_output(url) as claim:
+    with storage.no_empty_folder(url), claim_output(url) if held is None else nullcontext(held) as claim:
         existing = check_target(url, manifest_type, settings=settings)
         unfinished = check_unfinished(url, settings)
         published = existing.shards if existing is not None else []
@@ -167,13 +170,14 @@ def _make_shards(
     task: ShardTask[Any],
     settings: Mapping[str, Any],
     work: Work,
-    max_reject_fraction: float,
+    max_reject_fraction: float | None,
 ) -> _Made:
     """The Spark job, and the check that the table may be published with what it made."""
     started, started_at = perf_counter(), time()
     with staging.removed_if_nothing_is_finished(run.url, run.name):
         made = _run_shards(spark, run, task, work.todo)
-        _check_rejects(run, settings, work.published, [*work.taken_over, *made], max_reject_fraction)
+        if max_reject_fraction is not None:
+            _check_rejects(run, settings, work.published, [*work.taken_over, *made], max_reject_fraction)
     return _Made(made, started_at, perf_counter() - started)
 
 

@@ -29,6 +29,7 @@ from finetune.progress import epoch_progress
 from finetune.relabel_command import relabel_command
 from finetune.report_command import report_command
 from finetune.selection import describe_selection
+from finetune.stream_command import stream_command
 from finetune.streams import N_STREAMS
 from finetune.sweep_command import sweep_command
 from finetune.training import train
@@ -41,6 +42,7 @@ app.command("drift")(drift_command)
 app.command("predict")(predict_command)
 app.command("relabel")(relabel_command)
 app.command("report")(report_command)
+app.command("stream")(stream_command)
 app.command("sweep")(sweep_command)
 app.command("views")(views_command)
 

@@ -108,15 +108,19 @@ def reference_of_run(
     """
     was_there = storage.exists(reference_url(output, card.model_id))
     try:
-        try:
-            found: Reference | str = find_reference(output, url, card)
-        except UsageError as error:
-            found = str(error)
-        yield found
+        yield reference_or_fault(output, url, card)
     finally:
         if not was_there and not has_begun():
             storage.remove(reference_url(output, card.model_id))
             storage.remove_if_empty(storage.join_url(output, FOLDER))
+
+
+def reference_or_fault(output: str, url: str, card: ModelCard) -> "Reference | str":
+    """As `find_reference`, or why there is none: without it images are labelled all the same, but keep no projection."""
+    try:
+        return find_reference(output, url, card)
+    except UsageError as error:
+        return str(error)
 
 
 def make_reference(url: str, card: ModelCard) -> Reference:

@@ -7,13 +7,14 @@ Spark (`register_views`).
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyspark.sql import SparkSession
 
 from featurize import storage
+from featurize.claims import Claim
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import FirnError, UsageError
 from featurize.image_source import ImageSource
@@ -23,6 +24,7 @@ from featurize.sources import open_features, open_source
 from featurize.sql import register_views as register_tables
 from featurize.sql_tables import find_tables
 from featurize.tables import BuildResult, build_table, settings_in_place
+from featurize.targets import check_target
 from finetune.abstaining import choose_threshold
 from finetune.answers import Threshold
 from finetune.drift_reference import Reference, reference_of_run
@@ -135,35 +137,66 @@ def predict(
         UsageError: the model's backbone cannot be had as it was, or other predictions are there.
         JobError: the job failed, or another one is writing to the same place.
     """
-    threshold = _threshold(plan)
     with storage.no_empty_folder(plan.output), _reference(plan) as reference:
-        projection, reference_fault = (None, reference) if isinstance(reference, str) else (reference.projection, None)
-        shipped = ship_model(
-            spark,
-            plan.folder,
-            plan.card,
-            takes_images=plan.takes_images,
-            threshold=threshold,
-            projection=projection,
+        shipped = ship_planned(spark, plan, reference=reference)
+        predicted = label_planned(
+            spark, plan, shipped, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
         )
+    return replace(predicted, reference_fault=reference if isinstance(reference, str) else None)
+
+
+def ship_planned(spark: SparkSession, plan: PredictionPlan, *, reference: Reference | str) -> ShippedModel:
+    """Hands the model of `plan` to every executor, and sees that its predictions may go where they are to go.
+
+    Args:
+        reference: see `reference_or_fault`.
+
+    Raises:
+        UsageError: the model's backbone cannot be had as it was, or other predictions are there.
+        JobError: the network is missing or damaged.
+    """
+    threshold = _threshold(plan)
+    check_target(plan.url, PredictionsManifest, settings=_identity_settings(plan.card, threshold))
+    return ship_model(
+        spark,
+        plan.folder,
+        plan.card,
+        takes_images=plan.takes_images,
+        threshold=threshold,
+        projection=None if isinstance(reference, str) else reference.projection,
+    )
+
+
+def label_planned(
+    spark: SparkSession,
+    plan: PredictionPlan,
+    shipped: ShippedModel,
+    *,
+    max_reject_fraction: float | None,
+    decode_timeout_s: float,
+    held: Claim | None = None,
+) -> Predicted:
+    """As `predict`, by the model of `plan` as it was shipped; for the last three arguments and errors see `build_table`."""
+    with storage.no_empty_folder(plan.output):
         result = build_table(
             spark,
             plan.source,
             plan.url,
             manifest_type=PredictionsManifest,
-            settings=_identity_settings(plan.card, threshold),
+            settings=_identity_settings(plan.card, shipped.threshold),
             details=_manifest_details(plan, shipped),
             task=PredictTask(shipped),
             max_reject_fraction=max_reject_fraction,
             decode_timeout_s=decode_timeout_s,
+            held=held,
         )
     try:
-        return Predicted(result, threshold, _publish_views(plan), reference_fault=reference_fault)
+        return Predicted(result, shipped.threshold, _publish_views(plan))
     except (
         FirnError,
         OSError,
     ) as error:  # of the registry, perhaps; the predictions are published, and the job is done
-        return Predicted(result, threshold, None, str(error), reference_fault)
+        return Predicted(result, shipped.threshold, None, str(error))
 
 
 def register_views(spark: SparkSession, output: str) -> list[str]:

@@ -1,0 +1,153 @@
+"""The model of a stream: looked up before every batch, exchanged where the name means another one by now, held by a claim."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pyspark.sql import SparkSession
+
+from featurize import storage
+from featurize.claims import Claim, claim_output
+from featurize.cli import say, warn
+from featurize.errors import FirnError, JobError
+from featurize.manifests import utc_now
+from featurize.recipe import RegistrySettings
+from finetune.predict import PredictionPlan, ship_planned
+from finetune.registry import all_experiments, find_run, open_registry, registry_at, registry_errors
+from finetune.registry_models import is_folder, read_folder, resolve_model
+from finetune.shipped_model import ShippedModel
+from finetune.stream_checkpoint import Checkpoint, Pin
+from finetune.stream_source import files_source
+
+
+@dataclass(frozen=True)
+class ModelInUse:
+    """A model that the workers have, and the claim on its predictions."""
+
+    plan: PredictionPlan
+    shipped: ShippedModel
+    claim: Claim
+    held: ExitStack
+
+    @property
+    def model_id(self) -> str:
+        """Of the model."""
+        return self.plan.card.model_id
+
+
+class StreamModels:
+    """Which model labels a batch.
+
+    The claim on a model's predictions is held from the model's first batch here to its last: a second stream of the same model
+    is refused, and so is `finetune predict` with it.
+
+    Args:
+        first: what is to be labelled with, as it was found when the stream was planned; its source has no images.
+    """
+
+    def __init__(self, spark: SparkSession, first: PredictionPlan, checkpoint: Checkpoint) -> None:
+        self._spark, self._checkpoint = spark, checkpoint
+        self._name, self._images = first.name, str(first.source.settings["source"])
+        self._output, self._precision = first.output, first.precision
+        self._told: str | None = None
+        self._current = self._take(first)
+
+    @property
+    def current(self) -> ModelInUse:
+        """The model that the last batch was labelled by, or the first one."""
+        return self._current
+
+    def close(self) -> None:
+        """Gives the claim back."""
+        self._current.held.close()
+
+    def for_batch(self, batch_id: int, query: str) -> ModelInUse:
+        """The model of a batch: that which it was begun with before a kill, or else the one that the name means now.
+
+        It is pinned: from here on no other model labels this batch.
+
+        Raises:
+            FirnError: the batch was begun with a model that cannot be had any more.
+        """
+        pin = self._checkpoint.read_pin(batch_id, query)
+        if pin is None:
+            self._follow()
+            plan = self._current.plan
+            pin = Pin(
+                query=query, model_id=self._current.model_id, name=plan.name, url=plan.folder, pinned_at=utc_now()
+            )
+            self._checkpoint.write_pin(batch_id, pin)
+        elif pin.model_id != self._current.model_id:
+            folder = _folder_of(pin, self._checkpoint.pin_url(batch_id))
+            say(f"batch {batch_id} was begun with the model {pin.model_id[:16]} and is finished with it.")
+            self._exchange(_plan_of(pin.name, folder, self._images, self._output, self._precision))
+        return self._current
+
+    def _follow(self) -> None:
+        """Exchanges the model if the name means another one by now; where that fails the old one goes on, and it is told."""
+        before = self._current.model_id
+        try:
+            folder = resolve_model(self._name)
+            plan = _plan_of(self._name, folder, self._images, self._output, self._precision)
+            if plan.card.model_id == before:
+                self._told = None
+                return
+            self._exchange(plan)
+        except (FirnError, OSError) as error:  # of the registry or of the new model: images go on being labelled
+            if str(error) != self._told:
+                warn(f"the model {before[:16]} goes on labelling: {error}")
+            self._told = str(error)
+            return
+        self._told = None
+        say(
+            f"{self._name} is the model {self._current.model_id[:16]} now; it labels from here on, after {before[:16]}."
+        )
+
+    def _exchange(self, plan: PredictionPlan) -> None:
+        taken = self._take(plan)
+        self._current.held.close()
+        self._current = taken
+
+    def _take(self, plan: PredictionPlan) -> ModelInUse:
+        """Claims the predictions of a model and hands the model to the workers."""
+        with ExitStack() as stack:
+            stack.enter_context(storage.no_empty_folder(plan.url))
+            claim = stack.enter_context(claim_output(plan.url))
+            shipped = ship_planned(self._spark, plan)
+            return ModelInUse(plan, shipped, claim, stack.pop_all())
+
+
+def plan_labelling(name: str, images: str, output: str, precision: float | None) -> PredictionPlan:
+    """What `finetune predict` plans, of a folder of which no image is listed yet.
+
+    Raises:
+        UsageError: no such model.
+    """
+    return _plan_of(name, resolve_model(name), images, output, precision)
+
+
+def _plan_of(name: str, folder: str, images: str, output: str, precision: float | None) -> PredictionPlan:
+    return PredictionPlan(name, folder, read_folder(folder), files_source(images), True, output, precision)
+
+
+def _folder_of(pin: Pin, pin_url: str) -> str:
+    """The folder of the model that a batch was begun with, or that of a copy which the registry has.
+
+    Raises:
+        JobError: it is gone.
+    """
+    try:
+        if read_folder(pin.url).model_id == pin.model_id:
+            return pin.url
+    except FirnError:  # gone or damaged: there may be a copy
+        pass
+    if not is_folder(pin.name):
+        settings = registry_at(RegistrySettings())
+        client = open_registry(str(settings.url))
+        with registry_errors(str(settings.url)):
+            run = find_run(client, list(all_experiments(client)), pin.model_id)
+        if run is not None:
+            return resolve_model(str(run.info.run_id))
+    raise JobError(
+        f"the batch of {pin_url} was begun with the model {pin.model_id[:16]}, and {pin.url} holds it no longer. Put it back; or "
+        "remove that file, and images of this batch may be labelled by two models."
+    )
