@@ -1,0 +1,157 @@
+"""A stream is killed in mid-run while images come in and its model is exchanged: every image is labelled exactly once.
+
+FIRN_STREAM_IMAGES=1000 makes it longer.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from predictions import read_predictions
+from pyspark.sql import SparkSession
+from stream_places import Models, Place, copy_models, promote_to, register_both, train_two
+
+from featurize import storage
+from featurize.predictions import read_views
+from finetune.registry import ENVIRONMENT
+from finetune.stream import plan_stream, run_stream
+from integration.hdfs_cluster import MiniHdfs
+from integration.processes import wait_until
+
+pytestmark = [
+    pytest.mark.spark,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+IMAGES = int(os.environ.get("FIRN_STREAM_IMAGES", "200"))
+
+
+@pytest.fixture(scope="module")
+def trained(spark: SparkSession, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return train_two(spark, photos, tmp_path_factory.mktemp("stream"))
+
+
+class Driver:
+    """`finetune stream` in a process of its own."""
+
+    def __init__(self, place: Place, model: str, number: int) -> None:
+        self._log, self._output = place.folder / f"log{number}", place.folder / f"output{number}"
+        places = ["--images", place.images, "--output", place.out, "--checkpoint", place.checkpoint]
+        options = ["--trigger-s", "0.2", "--max-images-per-batch", "20", "--json"]
+        with self._log.open("wb") as log, self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "finetune", "stream", model, *map(str, places), *options],
+                cwd=place.folder,
+                stdout=output,
+                stderr=log,
+                start_new_session=True,
+                env={name: value for name, value in os.environ.items() if not name.startswith(("SPARK_", "PYSPARK_"))},
+            )
+
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def kill(self) -> None:
+        time.sleep(np.random.default_rng().uniform(0, 1.5))  # at some moment of a batch
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def end(self) -> None:
+        if not self.has_ended():
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait(timeout=120)
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def answer(self) -> dict[str, object]:
+        return dict(json.loads(self._output.read_text().splitlines()[-1]))
+
+
+def labelled(place: Place) -> dict[str, int]:
+    """Images by model, those that could not be read too, as they are published."""
+    if not place.out.exists() or not any(place.out.glob("model_id=*/manifest.json")):
+        return {}
+    manifests = read_views(str(place.out)).manifests
+    return {model_id: manifest.row_count + manifest.reject_count for model_id, manifest in manifests.items()}
+
+
+def test_a_stream_that_is_killed_twice_and_changes_its_model_labels_every_image_once(
+    spark: SparkSession, trained: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(spark, tmp_path)
+    place.images.mkdir()
+    models = copy_models(trained, tmp_path / "models")
+    registry = register_both(models, tmp_path)
+    monkeypatch.setenv(ENVIRONMENT, str(registry.url))
+    drivers: list[Driver] = []
+
+    def start() -> Driver:
+        drivers.append(Driver(place, "photos@champion", len(drivers)))
+        return drivers[-1]
+
+    def wait_for(model: str | None, images: int) -> None:
+        def is_there() -> bool:
+            assert not drivers[-1].has_ended(), drivers[-1].said()
+            counts = labelled(place)
+            return (sum(counts.values()) if model is None else counts.get(models.ids[model], 0)) >= images
+
+        wait_until(is_there, f"{images} images by {model}: {labelled(place)}", timeout_s=400)
+
+    per_class = IMAGES // 12  # a quarter at a time
+    try:
+        place.arrive(1, per_class=per_class, corrupt=2)
+        start()
+        wait_for("old", 20)
+        place.arrive(2, per_class=per_class, corrupt=2)
+        drivers[-1].kill()
+        promote_to(registry, models["new"])
+        place.arrive(3, per_class=per_class, corrupt=2)
+        start()
+        wait_for("new", 20)
+        drivers[-1].kill()
+        start()
+        place.arrive(4, per_class=per_class, corrupt=2)
+        wait_for(None, len(place.paths()))
+        drivers[-1].end()
+    finally:
+        for driver in drivers:
+            if not driver.has_ended():
+                os.killpg(driver.process.pid, signal.SIGKILL)
+                driver.process.wait()
+    last = drivers[-1]
+    assert last.process.returncode == 0, last.said()
+    assert "Traceback" not in last.said()
+    assert last.answer()["is_stopped"] is True
+    assert place.done() == place.paths()
+    assert len(place.paths()) == 12 * per_class + 8
+    assert set(read_predictions(place.out)["model_id"]) == set(models.ids.values())
+    assert sorted(path.name for path in place.out.glob("model_id=*/*")) == sorted(
+        2 * ["data", "index", "manifest.json", "rejects"]
+    )
+
+
+@pytest.mark.hdfs
+def test_a_stream_from_hdfs_to_hdfs(spark: SparkSession, trained: Models, hdfs: MiniHdfs, tmp_path: Path) -> None:
+    url = f"{hdfs.url}/stream {tmp_path.name}"
+    place = Place(spark, tmp_path)
+    place.images.mkdir()
+    for step in (1, 2):
+        place.arrive(step)
+        hdfs.upload(place.images / f"step #{step}?", f"{url}/in/step {step}")
+        plan = plan_stream(str(trained["old"]), f"{url}/in", f"{url}/out", f"{url}/checkpoint")
+        done = run_stream(spark, plan, once=True, most_per_batch=6)
+        assert (done.batches, done.added, done.rejected) == (2, {trained.ids["old"]: 9}, 1)
+    assert run_stream(spark, plan, once=True).batches == 0
+    place.run(trained["old"])
+    found, wanted = read_predictions(f"{url}/out"), read_predictions(place.out)
+    assert sorted(found.index) == sorted(file for file in storage.list_files(f"{url}/in") if "torn" not in file)
+    assert found.set_index("image_id")["label"].to_dict() == wanted.set_index("image_id")["label"].to_dict()
+    assert len(found) == 18
