@@ -1,6 +1,6 @@
 """What is done already: the listing of a source compared with the indices of a table and of a run that was cut short."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,8 @@ from featurize.manifests import ShardRecord
 from featurize.shards import INDEX_SCHEMA
 
 _FILES_AT_A_TIME = 16
+IndexFiles = MutableMapping[str, pa.Table]
+"""What was read of index files, by URL: under one name there is never another one."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,32 @@ def missing_from(index: pa.Table, listing: pa.Table) -> pa.Table:
     return listing.filter(pc.invert(is_known))
 
 
-def read_known(records: Sequence[ShardRecord], index_urls: Sequence[str]) -> KnownShards:
+def read_known(
+    records: Sequence[ShardRecord], index_urls: Sequence[str], files_read: IndexFiles | None = None
+) -> KnownShards:
     """Shards with what is in them.
 
     Args:
         index_urls: where the index file of each record lies.
+        files_read: as for `read_index`.
     """
-    return KnownShards(list(records), read_index(index_urls))
+    return KnownShards(list(records), read_index(index_urls, files_read))
 
 
-def read_index(urls: Sequence[str]) -> pa.Table:
-    """The rows of all index files at `urls`."""
+def read_index(urls: Sequence[str], files_read: IndexFiles | None = None) -> pa.Table:
+    """The rows of all index files at `urls`.
+
+    Args:
+        files_read: by a caller who comes again: it is not read again, and holds what is at `urls` afterwards and nothing else.
+    """
+    kept = {url: files_read[url] for url in urls if url in files_read} if files_read else {}
+    missing = [url for url in urls if url not in kept]
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
-        parts = list(pool.map(_read_index_file, urls))
-    return pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
+        kept |= zip(missing, pool.map(_read_index_file, missing), strict=True)
+    if files_read is not None:
+        files_read.clear()
+        files_read.update(kept)
+    return pa.concat_tables([kept[url] for url in urls]) if kept else INDEX_SCHEMA.empty_table()
 
 
 def still_valid(shards: KnownShards, listing: pa.Table) -> KnownShards:

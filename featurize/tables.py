@@ -20,6 +20,7 @@ from featurize.digests import combine_digests, settings_digest
 from featurize.errors import JobError
 from featurize.image_source import ImageSource
 from featurize.jobs import run_plan
+from featurize.known import IndexFiles
 from featurize.manifests import (
     Manifest,
     ShardRecord,
@@ -89,6 +90,7 @@ def build_table(
     max_reject_fraction: float | None,
     decode_timeout_s: float,
     held: Claim | None = None,
+    files_read: IndexFiles | None = None,
 ) -> BuildResult:
     """Builds the table at `url` from `source`, or adds to it what is missing.
 
@@ -99,6 +101,7 @@ def build_table(
         max_reject_fraction: of all images in the table; if more are rejected, nothing is published. None: that is no reason.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
         held: the claim on `url`, where the caller holds it for longer than this build.
+        files_read: index files of the table, for a caller who builds it again and again; see `read_index`.
 
     Raises:
         UsageError: something else is at `url`.
@@ -113,7 +116,7 @@ def build_table(
         unfinished = check_unfinished(url, settings)
         published = existing.shards if existing is not None else []
         run = Run(url=url, name=uuid4().hex[:8], reader=source.reader, decode_timeout_s=decode_timeout_s)
-        work = find_work(spark, source, run=run, published=published, unfinished=unfinished)
+        work = find_work(spark, source, run=run, published=published, unfinished=unfinished, files_read=files_read)
         if existing is not None and not work.todo.num_rows and not work.taken_over:
             _remove_all_but(url, published)
             return BuildResult(existing, skipped=work.skipped, removed=work.removed, seconds=perf_counter() - started)

@@ -11,7 +11,7 @@ from pyspark.sql import SparkSession
 from featurize import staging, storage
 from featurize.image_source import ImageSource
 from featurize.jobs import run_plan
-from featurize.known import Comparison, KnownShards, compare, missing_from, read_known, still_valid
+from featurize.known import Comparison, IndexFiles, KnownShards, compare, missing_from, read_known, still_valid
 from featurize.manifests import ShardRecord
 from featurize.staging import Unfinished
 from featurize.worker import Run, make_hasher
@@ -45,13 +45,18 @@ def find_work(
     run: Run,
     published: Sequence[ShardRecord],
     unfinished: Unfinished | None,
+    files_read: IndexFiles | None = None,
 ) -> Work:
     """Compares the source with the table, whose shards are `published`, and with what a killed run left unfinished.
+
+    Args:
+        files_read: as for `read_index`, of the published shards.
 
     Raises:
         JobError: images had to be read again to see whether they have changed, and the job that did it failed.
     """
-    known = read_known(published, [storage.join_url(run.url, shard.index_file.path) for shard in published])
+    index_urls = [storage.join_url(run.url, shard.index_file.path) for shard in published]
+    known = read_known(published, index_urls, files_read)
     compared = compare(source.listing, known.index)
     changed = find_changed(spark, run, listing=source.listing, compared=compared)
     kept = known.without_paths(source.listing.column("path").take(pa.array(changed)))

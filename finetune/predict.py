@@ -18,6 +18,7 @@ from featurize.claims import Claim
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import FirnError, UsageError
 from featurize.image_source import ImageSource
+from featurize.known import IndexFiles
 from featurize.manifests import NAMES, PredictionsManifest, read_features_manifest, read_manifest
 from featurize.predictions import PublishedViews, partition_url, read_views
 from featurize.sources import open_features, open_source
@@ -175,8 +176,9 @@ def label_planned(
     max_reject_fraction: float | None,
     decode_timeout_s: float,
     held: Claim | None = None,
+    files_read: IndexFiles | None = None,
 ) -> Predicted:
-    """As `predict`, by the model of `plan` as it was shipped; for the last three arguments and errors see `build_table`."""
+    """As `predict`, by the model of `plan` as it was shipped; for the other arguments and errors see `build_table`."""
     with storage.no_empty_folder(plan.output):
         result = build_table(
             spark,
@@ -189,6 +191,7 @@ def label_planned(
             max_reject_fraction=max_reject_fraction,
             decode_timeout_s=decode_timeout_s,
             held=held,
+            files_read=files_read,
         )
     try:
         return Predicted(result, shipped.threshold, _publish_views(plan))

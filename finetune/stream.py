@@ -229,6 +229,7 @@ class _Labeller:
             max_reject_fraction=None,  # corrupt images stay in the folder: a limit would end the stream for ever
             decode_timeout_s=self._decode_timeout_s,
             held=model.claim,
+            files_read=model.files_read,
         )
         return LabelledBatch(
             batch_id, model.model_id, len(rows), made.result, made.views, made.views_fault, monotonic() - started

@@ -1,7 +1,7 @@
 """The model of a stream: looked up before every batch, exchanged where the name means another one by now, held by a claim."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pyspark.sql import SparkSession
 
@@ -9,6 +9,7 @@ from featurize import storage
 from featurize.claims import Claim, claim_output
 from featurize.cli import say, warn
 from featurize.errors import FirnError, JobError
+from featurize.known import IndexFiles
 from featurize.manifests import utc_now
 from featurize.recipe import RegistrySettings
 from finetune.predict import PredictionPlan, ship_planned
@@ -21,12 +22,17 @@ from finetune.stream_source import files_source
 
 @dataclass(frozen=True)
 class ModelInUse:
-    """A model that the workers have, and the claim on its predictions."""
+    """A model that the workers have, and the claim on its predictions.
+
+    Attributes:
+        files_read: index files of the predictions. Nobody else writes there, so that a batch reads only what the last one wrote.
+    """
 
     plan: PredictionPlan
     shipped: ShippedModel
     claim: Claim
     held: ExitStack
+    files_read: IndexFiles = field(default_factory=dict)
 
     @property
     def model_id(self) -> str:

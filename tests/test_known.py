@@ -107,3 +107,16 @@ def test_a_listing_may_hold_more_than_2_gib_of_paths() -> None:
     long_path = pa.array(["x" * (200 << 20)]).cast(LISTING_SCHEMA.field("path").type)
     table = pa.table({"path": pa.chunked_array([long_path] * 11), "number": list(range(11))})
     assert table.take(pa.array([10]))["number"].to_pylist() == [10]
+
+
+def test_index_files_that_were_read_are_not_read_again(tmp_path: Path) -> None:
+    urls = [str(tmp_path / f"{name}.parquet") for name in "abc"]
+    for number, url in enumerate(urls):
+        pq.write_table(as_index({f"path {number}": ("x" * 64, "1:1")}), url)
+    files_read: dict[str, pa.Table] = {}
+    assert read_index(urls[:2], files_read)["path"].to_pylist() == ["path 0", "path 1"]
+    Path(urls[0]).unlink()
+    assert read_index([urls[2], urls[0]], files_read)["path"].to_pylist() == ["path 2", "path 0"]
+    assert set(files_read) == {urls[2], urls[0]}
+    assert read_index([], files_read).num_rows == 0
+    assert not files_read
