@@ -91,6 +91,7 @@ def build_table(
     decode_timeout_s: float,
     held: Claim | None = None,
     files_read: IndexFiles | None = None,
+    is_partial: bool = False,
 ) -> BuildResult:
     """Builds the table at `url` from `source`, or adds to it what is missing.
 
@@ -102,6 +103,8 @@ def build_table(
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
         held: the claim on `url`, where the caller holds it for longer than this build.
         files_read: index files of the table, for a caller who builds it again and again; see `read_index`.
+        is_partial: the source lists some images of a larger one. A known image stays as it is then, also if it has changed: its
+            shard would be made again without those of its images that are not listed.
 
     Raises:
         UsageError: something else is at `url`.

@@ -46,11 +46,13 @@ def find_work(
     published: Sequence[ShardRecord],
     unfinished: Unfinished | None,
     files_read: IndexFiles | None = None,
+    is_partial: bool = False,
 ) -> Work:
     """Compares the source with the table, whose shards are `published`, and with what a killed run left unfinished.
 
     Args:
         files_read: as for `read_index`, of the published shards.
+        is_partial: as for `build_table`.
 
     Raises:
         JobError: images had to be read again to see whether they have changed, and the job that did it failed.
@@ -58,7 +60,9 @@ def find_work(
     index_urls = [storage.join_url(run.url, shard.index_file.path) for shard in published]
     known = read_known(published, index_urls, files_read)
     compared = compare(source.listing, known.index)
-    changed = find_changed(spark, run, listing=source.listing, compared=compared)
+    changed = compared.suspect[:0]
+    if not is_partial:
+        changed = find_changed(spark, run, listing=source.listing, compared=compared)
     kept = known.without_paths(source.listing.column("path").take(pa.array(changed)))
     missing = missing_from(kept.index, source.listing)
     taken_over = take_over(unfinished, published, listing=missing)

@@ -177,6 +177,7 @@ def label_planned(
     decode_timeout_s: float,
     held: Claim | None = None,
     files_read: IndexFiles | None = None,
+    is_partial: bool = False,
 ) -> Predicted:
     """As `predict`, by the model of `plan` as it was shipped; for the other arguments and errors see `build_table`."""
     with storage.no_empty_folder(plan.output):
@@ -192,6 +193,7 @@ def label_planned(
             decode_timeout_s=decode_timeout_s,
             held=held,
             files_read=files_read,
+            is_partial=is_partial,
         )
     try:
         return Predicted(result, shipped.threshold, _publish_views(plan))

@@ -230,6 +230,7 @@ class _Labeller:
             decode_timeout_s=self._decode_timeout_s,
             held=model.claim,
             files_read=model.files_read,
+            is_partial=True,
         )
         return LabelledBatch(
             batch_id, model.model_id, len(rows), made.result, made.views, made.views_fault, monotonic() - started

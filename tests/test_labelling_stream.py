@@ -156,6 +156,17 @@ def test_corrupt_files_alone_end_no_stream(trained: Models, place: Place) -> Non
     assert place.done() == place.paths()
 
 
+def test_a_changed_image_costs_no_other_one_its_row(trained: Models, place: Place) -> None:
+    place.arrive(1, corrupt=0)
+    predicted(place.spark, trained["old"], place.out, images=place.images)  # one shard
+    before = read_predictions(place.out)
+    shutil.copy(place.images / "step #1?" / "red" / "000.png", place.images / "step #1?" / "blue" / "000.png")
+    done = place.run(trained["old"], most_per_batch=4)
+    assert (done.batches, done.added, done.skipped) == (3, {trained.ids["old"]: 0}, 9)
+    assert_same_predictions(read_predictions(place.out), before)
+    assert predicted(place.spark, trained["old"], place.out, images=place.images).changed == 1
+
+
 def test_a_moved_alias_exchanges_the_model_between_two_batches(
     models: Models, registry: RegistrySettings, place: Place, capfd: pytest.CaptureFixture[str]
 ) -> None:
