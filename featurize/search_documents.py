@@ -31,7 +31,7 @@ from featurize.sql_tables import FEATURES, IMAGES, PREDICTIONS, REJECTS, SqlTabl
 Engine = Literal["opensearch", "solr"]
 SCHEMA_FILES: dict[Engine, str] = {"opensearch": "mapping.json", "solr": "schema.json"}
 ID_DIGITS = 40  # of a SHA-256, in hexadecimal: 160 bits
-_LEFT_OUT = ("content", "features")  # no metadata: they are large, and stay where they are
+_LEFT_OUT = ("content", "features", "projection")  # no metadata: they are large, and stay where they are
 _OF_MODEL = {"label": "predicted_label"}  # beside the label that an image was given by people
 _NOT_OF_MODEL = ("image_id", "path", "label_index", "width", "height")  # the image's own columns tell these
 _OPENSEARCH = {

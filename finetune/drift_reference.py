@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
-from featurize.manifests import FeaturesManifest, read_features_manifest
+from featurize.manifests import FeaturesManifest
 from finetune.drift_projection import SIZE, Projection, embed, embedding_model, median_distance, seed_of
 from finetune.model_folder import ModelCard, check_features, load_model
+from finetune.selection import read_selected_by_model
 from finetune.split_data import iterate_split
 
 FOLDER = "drift"
@@ -130,7 +131,7 @@ def make_reference(url: str, card: ModelCard) -> Reference:
         UsageError: the feature set is gone, is another one now, or has too small a validation split.
     """
     features = card.features.url
-    manifest = read_features_manifest(features)
+    manifest = read_selected_by_model(card, features)
     check_features(card, features, manifest)
     rows = manifest.split_rows(SPLIT)
     if rows < LEAST_IMAGES:

@@ -12,6 +12,7 @@ from featurize.errors import FirnError, JobError
 from featurize.known import IndexFiles
 from featurize.manifests import utc_now
 from featurize.recipe import RegistrySettings
+from finetune.drift_reference import reference_or_fault
 from finetune.predict import PredictionPlan, ship_planned
 from finetune.registry import all_experiments, find_run, open_registry, registry_at, registry_errors
 from finetune.registry_models import is_folder, read_folder, resolve_model
@@ -118,7 +119,10 @@ class StreamModels:
         with ExitStack() as stack:
             stack.enter_context(storage.no_empty_folder(plan.url))
             claim = stack.enter_context(claim_output(plan.url))
-            shipped = ship_planned(self._spark, plan)
+            reference = reference_or_fault(plan.output, plan.folder, plan.card)
+            if isinstance(reference, str):
+                warn(f"no drift of features will be seen: {reference}")
+            shipped = ship_planned(self._spark, plan, reference=reference)
             return ModelInUse(plan, shipped, claim, stack.pop_all())
 
 
