@@ -119,7 +119,15 @@ def build_table(
         unfinished = check_unfinished(url, settings)
         published = existing.shards if existing is not None else []
         run = Run(url=url, name=uuid4().hex[:8], reader=source.reader, decode_timeout_s=decode_timeout_s)
-        work = find_work(spark, source, run=run, published=published, unfinished=unfinished, files_read=files_read)
+        work = find_work(
+            spark,
+            source,
+            run=run,
+            published=published,
+            unfinished=unfinished,
+            files_read=files_read,
+            is_partial=is_partial,
+        )
         if existing is not None and not work.todo.num_rows and not work.taken_over:
             _remove_all_but(url, published)
             return BuildResult(existing, skipped=work.skipped, removed=work.removed, seconds=perf_counter() - started)
