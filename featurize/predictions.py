@@ -92,10 +92,18 @@ def read_views(output: str) -> PublishedViews:
         UsageError: there are no predictions.
         JobError: `views.json` is damaged.
     """
+    published = find_views(output)
+    if published is None:
+        raise UsageError(f"{storage.absolute_url(output)} holds no predictions. Make some with `finetune predict`.")
+    return published
+
+
+def find_views(output: str) -> PublishedViews | None:
+    """As `read_views`; None where there are no predictions."""
     url = storage.absolute_url(output)
     manifests = _read_manifests(url)
     if not manifests:
-        raise UsageError(f"{url} holds no predictions. Make some with `finetune predict`.")
+        return None
     views = read_views_file(url)
     if views.latest not in manifests:  # killed before the views were published, or a model's predictions were removed
         views = views.model_copy(update={"latest": latest_of(views.aliases, manifests)})

@@ -45,9 +45,9 @@ def sql_command(
 
         if (query is None) == (print_ddl is None):
             raise UsageError("a query is wanted, or `--print-ddl` without one.")
-        urls = {"images": images, "features": features, "predictions": predictions}
-        if recipe is not None:
-            urls = {name: url or _urls_of(recipe, overrides or ()).get(name) for name, url in urls.items()}
+        named = {"images": images, "features": features, "predictions": predictions}
+        urls = {} if recipe is None else _urls_of(recipe, overrides or ())
+        urls |= {name: url for name, url in named.items() if url is not None}
         tables = find_tables(**urls, others=_named(table or ()))
         if not tables:
             raise UsageError("no table is named: --images, --features, --predictions, --table or --recipe.")

@@ -16,11 +16,10 @@ from featurize.manifests import (
     DataFile,
     FeaturesManifest,
     ImagesManifest,
-    PredictionsManifest,
     read_manifest,
     read_published_features,
 )
-from featurize.predictions import PARTITION, PREDICTIONS_SCHEMA, read_views
+from featurize.predictions import PARTITION, PREDICTIONS_SCHEMA, find_views
 from featurize.reading import read_footer
 from featurize.shards import REJECTS_SCHEMA
 from featurize.staging import STAGING
@@ -140,13 +139,20 @@ def _images(url: str, name: str) -> _Found:
     manifest = read_manifest(url)
     if not isinstance(manifest, ImagesManifest):
         raise UsageError(f"{url} is not an images table. Make one with `featurize ingest`.")
+    return _images_of(manifest, url, name)
+
+
+def _images_of(manifest: ImagesManifest, url: str, name: str) -> _Found:
     parts = _parts(url, manifest.files, ())
     table = SqlTable(name, _columns_of(parts, IMAGES_SCHEMA), (), parts, (url,))
     return _Found(table, _parts(url, manifest.reject_files, (name,)))
 
 
 def _features(url: str, name: str) -> _Found:
-    manifest = read_published_features(url)
+    return _features_of(read_published_features(url), url, name)
+
+
+def _features_of(manifest: FeaturesManifest, url: str, name: str) -> _Found:
     last = read_corrections(url).last()
     labels = dict(zip(last["image_id"].to_pylist(), last["label"].to_pylist(), strict=True))
     corrected = CorrectedLabels(labels, tuple(manifest.classes)) if labels else None
@@ -163,9 +169,9 @@ def _predictions(url: str, name: str) -> _Found:
     """Predictions have a manifest for each model, and views; where there is no manifest, every file counts."""
     if not storage.is_folder(url):
         raise UsageError(f"{url} holds no predictions. Make some with `finetune predict`.")
-    if not _has_manifests(url):
+    published = find_views(url)
+    if published is None:
         return _Found(_any_table(url, name), ())
-    published = read_views(url)
     parts, rejects = list[Part](), list[Part]()
     for model_id, manifest in published.manifests.items():
         folder = storage.join_url(url, f"{PARTITION}{model_id}")
@@ -176,20 +182,16 @@ def _predictions(url: str, name: str) -> _Found:
     return _Found(table, tuple(rejects), views)
 
 
-def _has_manifests(url: str) -> bool:
-    folders = (folder for folder in storage.list_folders(url) if folder.rpartition("/")[2].startswith(PARTITION))
-    return any(storage.exists(storage.join_url(folder, MANIFEST_NAME)) for folder in folders)
-
-
 def _any_table(url: str, name: str) -> SqlTable:
     """A table with a manifest, or else every Parquet file below a folder; columns of the form ``key=value`` in the path."""
-    if storage.exists(storage.join_url(url, MANIFEST_NAME)):
-        manifest = read_manifest(url)
-        if isinstance(manifest, PredictionsManifest):
-            parts = _parts(url, manifest.files, ())
-            return SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (), parts, (url,))
-        find = _features if isinstance(manifest, FeaturesManifest) else _images
-        return find(url, name).table
+    manifest = read_manifest(url)
+    if isinstance(manifest, ImagesManifest):
+        return _images_of(manifest, url, name).table
+    if isinstance(manifest, FeaturesManifest):
+        return _features_of(manifest, url, name).table
+    if manifest is not None:
+        parts = _parts(url, manifest.files, ())
+        return SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (), parts, (url,))
     found_files = storage.list_files(url)
     if any(f"/{STAGING}/" in file.removeprefix(url) for file in found_files):
         raise UsageError(f"{url}: nothing is published there yet, and a run of Firn is unfinished. Run it to its end.")

@@ -20,7 +20,7 @@ from featurize.errors import FirnError, UsageError
 from featurize.image_source import ImageSource
 from featurize.known import IndexFiles
 from featurize.manifests import NAMES, PredictionsManifest, read_features_manifest, read_manifest
-from featurize.predictions import PublishedViews, partition_url, read_views
+from featurize.predictions import PublishedViews, partition_url
 from featurize.sources import open_features, open_source
 from featurize.sql import register_views as register_tables
 from featurize.sql_tables import find_tables
@@ -196,12 +196,10 @@ def label_planned(
             is_partial=is_partial,
         )
     try:
-        return Predicted(result, shipped.threshold, _publish_views(plan))
-    except (
-        FirnError,
-        OSError,
-    ) as error:  # of the registry, perhaps; the predictions are published, and the job is done
+        views = publish_views(plan.output, first_registered_model=plan.registered_model)
+    except (FirnError, OSError) as error:  # perhaps of the registry; the predictions are published, and the job is done
         return Predicted(result, shipped.threshold, None, str(error))
+    return Predicted(result, shipped.threshold, views)
 
 
 def register_views(spark: SparkSession, output: str) -> list[str]:
@@ -254,12 +252,6 @@ def _reference(plan: PredictionPlan) -> AbstractContextManager[Reference | str]:
     return reference_of_run(
         plan.output, plan.folder, plan.card, has_begun=lambda: settings_in_place(plan.url) is not None
     )
-
-
-def _publish_views(plan: PredictionPlan) -> PublishedViews:
-    """The views follow the registered model by whose alias the first predictions were made."""
-    followed = read_views(plan.output).views.registered_model
-    return publish_views(plan.output, registered_model=followed or plan.registered_model)
 
 
 def _identity_settings(card: ModelCard, threshold: Threshold | None) -> dict[str, Any]:

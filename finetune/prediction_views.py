@@ -23,6 +23,7 @@ def publish_views(
     output: str,
     *,
     registered_model: str | None = None,
+    first_registered_model: str | None = None,
     registry: str | None = None,
     set_aliases: Mapping[str, str] = {},
 ) -> PublishedViews:
@@ -32,6 +33,7 @@ def publish_views(
 
     Args:
         registered_model: whose aliases the views are to follow from now on; None: as before.
+        first_registered_model: whose they are to follow where they follow none yet.
         registry: MLflow's tracking URI; default: that of the environment, or `sqlite:///runs/mlflow.db`.
         set_aliases: the model of an alias, by `model_id`, where the views follow no registry.
 
@@ -40,7 +42,7 @@ def publish_views(
         JobError: the registry does not answer.
     """
     before = read_views(output)
-    name = registered_model or before.views.registered_model
+    name = registered_model or before.views.registered_model or first_registered_model
     if name is not None and set_aliases:
         raise UsageError(
             f"the views of {before.url} follow the registered model {name}. Use `finetune models promote`."
