@@ -5,12 +5,13 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pyspark
+from conftest import SHORT_LIVED_JAVA
 
 from featurize import storage
 from integration.processes import LOOPBACK, Daemon, DaemonGroup, free_ports, java_command, java_environment, wait_until
 
 _SERVER = "org.apache.hadoop.hdfs.server"
-_HEAP = ["-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+_JAVA = ["-Xmx256m", *SHORT_LIVED_JAVA.split()]
 _OPEN = ["--add-opens", "java.base/java.lang=ALL-UNNAMED"]  # WebHDFS defines classes as it did before Java 17
 _STALE_S = 3
 _LOGGING = """
@@ -80,7 +81,7 @@ class MiniHdfs(DaemonGroup):
 
     def _start(self, name: str, main_class: str, *arguments: str) -> Daemon:
         conf = self._folder / name
-        command = [java_command(), *_HEAP, *_OPEN, "-cp", f"{conf}:{self._jars}", main_class, *arguments]
+        command = [java_command(), *_JAVA, *_OPEN, "-cp", f"{conf}:{self._jars}", main_class, *arguments]
         return Daemon(name, command, self._folder / f"{name}.log", java_environment())
 
     def _run_format(self) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import psutil
+from conftest import SHORT_LIVED_JAVA
 
 from featurize.session import find_java
 
@@ -183,7 +184,7 @@ def java_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("SPARK_", "PYSPARK_", "HADOOP_", "PYTHONPATH"))
     }
-    return {**kept, "SPARK_LOCAL_IP": LOOPBACK}
+    return {**kept, "SPARK_LOCAL_IP": LOOPBACK, "SPARK_SUBMIT_OPTS": SHORT_LIVED_JAVA}
 
 
 def java_command() -> str:

@@ -12,6 +12,7 @@ from urllib.request import urlopen
 
 import psutil
 import pyspark
+from conftest import SHORT_LIVED_JAVA
 
 from integration.processes import (
     LOOPBACK,
@@ -32,6 +33,7 @@ _SETTINGS = {
     "spark.executor.memory": "512m",
     "spark.driver.memory": "512m",
     "spark.driver.host": LOOPBACK,
+    "spark.executor.extraJavaOptions": SHORT_LIVED_JAVA,
     "spark.ui.enabled": "false",
 }
 
@@ -75,7 +77,7 @@ class SparkCluster(DaemonGroup):
         self._environment = java_environment() | {
             "SPARK_HOME": str(SPARK_HOME),
             "SPARK_DAEMON_MEMORY": "256m",
-            "SPARK_DAEMON_JAVA_OPTS": "-XX:+UseSerialGC -XX:TieredStopAtLevel=1",
+            "SPARK_DAEMON_JAVA_OPTS": SHORT_LIVED_JAVA,
         }
         if hadoop_conf_dir is not None:
             self._environment["HADOOP_CONF_DIR"] = str(hadoop_conf_dir)

@@ -53,7 +53,7 @@ class Driver:
                 stdout=output,
                 stderr=log,
                 start_new_session=True,
-                env={name: value for name, value in os.environ.items() if not name.startswith(("SPARK_", "PYSPARK_"))},
+                env={name: value for name, value in os.environ.items() if not name.startswith("PYSPARK_")},
             )
 
     def has_ended(self) -> bool:
