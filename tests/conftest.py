@@ -16,6 +16,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
     from building import Built
+    from predictions import Trained
 
 ROOT = Path(__file__).resolve().parent.parent
 Firn = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -79,6 +80,24 @@ def built(spark: SparkSession, photos: Path, mean_backbone: Path, tmp_path_facto
     folder = tmp_path_factory.mktemp("built") / "mean"
     result, backbone = featurize(spark, recipe(photos, folder, mean_backbone))
     return Built(folder, result, backbone, read_features_manifest(str(folder)))
+
+
+@pytest.fixture(scope="session")
+def trained(
+    spark: SparkSession, photos: Path, small_backbone: Path, tmp_path_factory: pytest.TempPathFactory
+) -> "dict[str, Trained]":
+    """Models on `photos`; do not change what is in their folders."""
+    from predictions import train_on_photos
+
+    return train_on_photos(spark, photos, small_backbone, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def own_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What MLflow looks up by itself goes to a registry of the tests, not to one in the working directory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('default')}/mlflow.db")
+        yield
 
 
 def make_photos(

@@ -1,16 +1,14 @@
 """Tests of the command `finetune`: in one process, as ranks of horovodrun, on Spark; what it prints and how it fails."""
 
 import json
-import os
 import re
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from claim_files import hold_claim
 from conftest import Firn
 from feature_sets import make_clusters, write_feature_set, write_recipe
 from typer.testing import CliRunner
@@ -169,20 +167,6 @@ def test_two_ranks_on_spark_give_the_model_of_one(
     assert result["model"] == f"file://{folder}/on_spark"
     again = firn("finetune", *arguments, cwd=folder)
     assert last_json(again.stdout) == result | {"reused": True}
-
-
-def hold_claim(folder: Path) -> None:
-    """Claims `folder` in the name of this very process, as a training in progress does."""
-    folder.mkdir()
-    holder = {
-        "token": "t",
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "user": "eve",
-        "since": "now",
-        "beat_at": time.time(),
-    }
-    (folder / "_claim.json").write_text(json.dumps(holder))
 
 
 @pytest.mark.horovod

@@ -45,14 +45,6 @@ pytestmark = [
 KEYS = ("head", "pixels", "unfrozen")
 
 
-@pytest.fixture(scope="module")
-def trained(
-    spark: SparkSession, photos: Path, small_backbone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Trained]:
-    """Models on the photos; do not change what is in their folders."""
-    return train_on_photos(spark, photos, small_backbone, tmp_path_factory.mktemp("predict"))
-
-
 def partition(output: Path, model: Trained) -> Path:
     return output / f"model_id={model.card.model_id}"
 

@@ -1,7 +1,6 @@
 """Tests of a model in SQL and in Spark ML: the answers of `finetune predict`, and of the model that MLflow loads."""
 
 from pathlib import Path
-from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 from conftest import make_photos
 from logged_models import train_model, write_clusters
-from predictions import Trained, predicted, read_predictions, train_on_photos
+from predictions import Trained, predicted, read_predictions
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import DataFrame, SparkSession
 
@@ -24,24 +23,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("own_registry"),
 ]
 KEYS = ("head", "pixels", "unfrozen")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_default(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What MLflow looks up by itself goes to a registry of the tests, not to one in the working directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('default')}/mlflow.db")
-        yield
-
-
-@pytest.fixture(scope="module")
-def trained(
-    spark: SparkSession, photos: Path, small_backbone: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Trained]:
-    """Models on the photos; do not change what is in their folders."""
-    return train_on_photos(spark, photos, small_backbone, tmp_path_factory.mktemp("udf"))
 
 
 def read_images(spark: SparkSession, folder: Path) -> DataFrame:

@@ -1,7 +1,6 @@
 """Tests of the logged model as MLflow's: a real server, a real Spark, and the probabilities that Firn itself computes."""
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.usefixtures("own_registry"),
 ]
 NETWORKS = ("head", "pixels")
 
@@ -74,14 +74,6 @@ class Logged:
 
 def probabilities_of(answer: pd.DataFrame, classes: list[str]) -> NDArray[Any]:
     return np.array([[row[label] for label in classes] for row in answer["probabilities"]])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def own_default(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What MLflow looks up by itself goes to a registry of the tests, not to one in the working directory."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('default')}/mlflow.db")
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from claim_files import hold_claim
 from feature_sets import make_clusters, spec_of, write_feature_set
 from sklearn.utils.class_weight import compute_class_weight
 
@@ -384,20 +383,6 @@ def test_place_that_a_living_job_writes_to_is_refused(features: Path, model_url:
     with pytest.raises(JobError, match=f"is being written by process {os.getpid()}"):
         train_alone(make_recipe(features, model_url))
     assert (model_url / CLAIM_NAME).exists()
-
-
-def hold_claim(folder: Path) -> None:
-    """Claims `folder` in the name of this very process."""
-    folder.mkdir(exist_ok=True)
-    holder = {
-        "token": "t",
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "user": "eve",
-        "since": "now",
-        "beat_at": time.time(),
-    }
-    (folder / CLAIM_NAME).write_text(json.dumps(holder))
 
 
 def test_training_on_pixels_learns(tmp_path: Path) -> None:

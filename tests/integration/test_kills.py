@@ -1,7 +1,7 @@
 """Things die in mid-run, on a real cluster and a real HDFS: the table that comes out is that of an undisturbed run, row for row.
 
-FIRN_KILL_ROUNDS=20 repeats every test that often, each time at another moment. The first round has a network; the others keep
-the pixels, so that they do not spend most of their time on importing TensorFlow.
+FIRN_KILL_ROUNDS=20 repeats every test that often, each time at another moment. A network is in the first round of the test that
+loses it; the others keep the pixels, so that they do not spend most of their time on importing TensorFlow.
 """
 
 import os
@@ -33,7 +33,11 @@ from integration.spark_cluster import SparkCluster, Submission
 pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
 IMAGES, BROKEN = 520, 5
 ROUNDS = range(int(os.environ.get("FIRN_KILL_ROUNDS", "1")))
-in_every_round = pytest.mark.parametrize("undisturbed", ROUNDS, indirect=True)
+PIXELS, NETWORK = "pixels", "network"
+in_every_round = pytest.mark.parametrize("undisturbed", [PIXELS for _ in ROUNDS], indirect=True)
+first_with_a_network = pytest.mark.parametrize(
+    "undisturbed", [PIXELS if round else NETWORK for round in ROUNDS], indirect=True
+)
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,8 @@ def undisturbed(
     mean_backbone: Path,
     undisturbed_by_backbone: dict[str, Undisturbed],
 ) -> Undisturbed:
-    """Of a round."""
-    backbone = "pixels" if getattr(request, "param", 0) else str(mean_backbone)
+    """Of pixels, or of the features of a network."""
+    backbone = str(mean_backbone) if request.param == NETWORK else "pixels"
     if backbone not in undisturbed_by_backbone:
         url = f"{hdfs.url}/kills/undisturbed{len(undisturbed_by_backbone)}"
         result, _ = featurize(spark, recipe(images, url, backbone))
@@ -132,8 +136,14 @@ def job(cluster: SparkCluster, hdfs: MiniHdfs, undisturbed: Undisturbed, tmp_pat
 
 
 @in_every_round
-def test_after_the_driver_was_killed_the_next_run_goes_on(job: Job, undisturbed: Undisturbed) -> None:
+def test_a_second_job_is_refused_and_after_the_first_was_killed_the_next_goes_on(
+    job: Job, undisturbed: Undisturbed, spark: SparkSession
+) -> None:
     first = job.submit()
+    what = "the claim of the first job"
+    wait_until(lambda: storage.exists(f"{job.url}/{CLAIM_NAME}"), what, needs=[first.daemon], timeout_s=120)
+    with pytest.raises(JobError, match=r"is being written by process \d+ of .* since"):
+        featurize(spark, recipe(undisturbed.images, job.url, undisturbed.backbone))
     job.wait_for_commits(1, first)
     first.kill()
     assert not storage.exists(f"{job.url}/manifest.json")
@@ -156,7 +166,7 @@ def test_a_job_survives_the_loss_of_a_worker(
     job.assert_equal_to(undisturbed)
 
 
-@in_every_round
+@first_with_a_network
 def test_a_job_survives_the_death_of_all_its_python(job: Job, undisturbed: Undisturbed) -> None:
     submission = job.submit()
     job.wait_for_commits(1, submission)
@@ -171,16 +181,4 @@ def test_a_job_survives_the_loss_of_a_datanode(job: Job, hdfs: MiniHdfs, undistu
     job.wait_for_commits(1, submission)
     hdfs.kill_datanode(0)
     assert submission.result()["rows"] == IMAGES - BROKEN
-    job.assert_equal_to(undisturbed)
-
-
-def test_a_second_job_on_the_same_output_is_refused_by_the_name_of_the_first(
-    job: Job, undisturbed: Undisturbed, spark: SparkSession
-) -> None:
-    first = job.submit()
-    what = "the claim of the first job"
-    wait_until(lambda: storage.exists(f"{job.url}/{CLAIM_NAME}"), what, needs=[first.daemon], timeout_s=120)
-    with pytest.raises(JobError, match=r"is being written by process \d+ of .* since"):
-        featurize(spark, recipe(undisturbed.images, job.url, undisturbed.backbone))
-    assert first.result()["rows"] == IMAGES - BROKEN
     job.assert_equal_to(undisturbed)
