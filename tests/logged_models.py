@@ -25,7 +25,7 @@ from finetune.plans import plan_training
 from finetune.registry import open_registry, search_runs
 from finetune.training import train
 
-STARTING_S = 90
+STARTING_S = 180
 
 
 def make_recipe(features: Path, model: Path, *, name: str = "softmax_head", **training: Any) -> FinetuneRecipe:
