@@ -7,7 +7,7 @@ images table: no driver sees their bytes. It is removed when the batch is done, 
 
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -143,7 +143,7 @@ class KafkaImages:
             [("partition", "ascending"), ("offset", "ascending")]
         )
         first = {row["path"]: row for row in reversed(rows.to_pylist())}
-        columns = {
+        columns: dict[str, Sequence[Any]] = {
             name: [row[name] for row in first.values()] for name in LISTING_SCHEMA.names if name in rows.schema.names
         }
         return BatchImages(self._source(TableReader(), [listing_batch(columns)]), found=rows.num_rows)
