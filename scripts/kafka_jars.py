@@ -1,6 +1,6 @@
 """Fetches Spark's connector for Kafka and a Kafka broker, for the tests that need a real one, and prints where the jars lie.
 
-The connector first, with what it needs, `CONNECTOR_JARS` of them. The broker runs with the jars that PySpark ships beside these.
+The connector comes first, with what it needs: four jars. The broker runs with the jars that PySpark ships beside these.
 What is in the folder that FIRN_KAFKA_JARS names is taken as it is.
 """
 
@@ -51,7 +51,6 @@ BROKER = [
         "2f509b96ec69c130e6d062d6a6a25e293d23b1b411129480295999cc15d3febf",
     ),
 ]
-CONNECTOR_JARS = len(CONNECTOR)
 
 
 def find_kafka() -> list[Path]:
