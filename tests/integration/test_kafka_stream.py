@@ -21,6 +21,7 @@ from featurize.predictions import read_views
 from finetune import stream_kafka
 from finetune.stream import LabelledBatch, Streamed, plan_stream, run_stream
 from finetune.stream_kafka import CONNECTOR
+from integration.hdfs_cluster import MiniHdfs
 from integration.kafka_broker import KafkaBroker, Message
 from integration.processes import LOOPBACK, Daemon, free_ports, wait_until
 
@@ -49,7 +50,8 @@ class Place:
     def __init__(self, spark: SparkSession, kafka: KafkaBroker, trained: Models, folder: Path) -> None:
         self.spark, self.kafka, self.folder = spark, kafka, folder
         self.model, self.model_id = trained["old"], trained.ids["old"]
-        self.out, self.checkpoint, self.photos = folder / "out", folder / "checkpoint", folder / "photos #1"
+        self.out, self.photos = folder / "out", folder / "photos #1"
+        self.checkpoint = str(folder / "checkpoint #1")
         self.topic = f"photos-{os.getpid()}-{time.monotonic_ns()}"
 
     def make(self, per_class: int) -> list[Path]:
@@ -62,7 +64,7 @@ class Place:
     def run(self, messages: str, topic: str | None = None, **given: Any) -> Streamed:
         """Labels what is there."""
         url = self.kafka.url(topic or self.topic)
-        plan = plan_stream(str(self.model), url, str(self.out), str(self.checkpoint), messages=messages)
+        plan = plan_stream(str(self.model), url, str(self.out), self.checkpoint, messages=messages)
         return run_stream(self.spark, plan, once=True, **given)
 
     def rows(self) -> pd.DataFrame:
@@ -113,12 +115,14 @@ def test_images_as_messages_are_labelled_as_in_a_folder(
     assert list(rows.index) == sorted(f"{place.topic}/{at}" for at in own)
     assert set(place.rejects()) == {f"{place.topic}/0/4", f"{place.topic}/1/4"}
     assert_same_answers(rows, place.batch_rows())
-    assert not (place.checkpoint / "firn" / "messages").exists()
+    assert sorted(path.name for path in Path(place.checkpoint, "firn").iterdir()) == ["batch-2.json", "stream.json"]
     source = read_views(str(place.out)).manifests[place.model_id].source
     assert source == {"kind": "images", "source": kafka.url(place.topic), "layout": "messages", "messages": "images"}
 
 
-def test_a_name_is_labelled_once_whatever_comes_under_it_later(place: Place) -> None:
+@pytest.mark.hdfs
+def test_a_name_is_labelled_once_whatever_comes_under_it_later(place: Place, hdfs: MiniHdfs) -> None:
+    place.checkpoint = f"{hdfs.url}/{place.topic} #1/checkpoint"  # where the executors write the messages
     files = [file.read_bytes() for file in place.make(per_class=2)]
     first = [Message(files[0], b"one.png"), Message(files[1], b"one.png"), Message(files[2], "zwei/ü.png".encode())]
     place.send([*first, Message(files[3]), Message(files[4], b"\xff\xfe"), Message(None, b"three.png")])
