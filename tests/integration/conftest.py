@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from pyspark.sql import SparkSession
+from stream_places import Models, train_two
 
 from integration.hdfs_cluster import MiniHdfs
 from integration.kafka_broker import KafkaBroker
@@ -76,6 +77,12 @@ def firn_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, str(ROOT / "scripts" / "dist.py"), str(folder)], capture_output=True, text=True, check=True
     )
     return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def trained(spark: SparkSession, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Two models for streams; do not change them."""
+    return train_two(spark, photos, tmp_path_factory.mktemp("stream"))
 
 
 @pytest.fixture(scope="module")

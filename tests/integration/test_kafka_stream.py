@@ -14,7 +14,7 @@ import pytest
 from conftest import make_photos
 from predictions import assert_same_predictions, predicted, read_predictions, read_rejects
 from pyspark.sql import SparkSession
-from stream_places import Models, train_two
+from stream_places import Models
 
 from featurize.errors import JobError, UsageError
 from featurize.predictions import read_views
@@ -32,11 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def trained(spark: SparkSession, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return train_two(spark, photos, tmp_path_factory.mktemp("stream"))
 
 
 @pytest.fixture
@@ -123,6 +118,9 @@ def test_images_as_messages_are_labelled_as_in_a_folder(
 @pytest.mark.hdfs
 def test_a_name_is_labelled_once_whatever_comes_under_it_later(place: Place, hdfs: MiniHdfs) -> None:
     place.checkpoint = f"{hdfs.url}/{place.topic} #1/checkpoint"  # where the executors write the messages
+    place.send([Message(None, b"one.png")])  # alone in its batch, and no name is taken by it
+    done = place.run("named-images")
+    assert (done.batches, done.added, done.rejected, done.skipped) == (1, {place.model_id: 0}, 0, 0)
     files = [file.read_bytes() for file in place.make(per_class=2)]
     first = [Message(files[0], b"one.png"), Message(files[1], b"one.png"), Message(files[2], "zwei/ü.png".encode())]
     place.send([*first, Message(files[3]), Message(files[4], b"\xff\xfe"), Message(None, b"three.png")])
@@ -132,7 +130,7 @@ def test_a_name_is_labelled_once_whatever_comes_under_it_later(place: Place, hdf
     done = place.run("named-images")
     assert (done.added, done.skipped) == ({place.model_id: 1}, 1)
     rows, by_path = place.rows(), place.batch_rows()
-    wanted = {"one.png": 0, "zwei/ü.png": 2, f"{place.topic}/0/3": 3, f"{place.topic}/0/4": 4, "three.png": 5}
+    wanted = {"one.png": 0, "zwei/ü.png": 2, f"{place.topic}/0/4": 3, f"{place.topic}/0/5": 4, "three.png": 5}
     assert rows["image_id"].to_dict() == {name: by_path["image_id"].iloc[number] for name, number in wanted.items()}
     with pytest.raises(UsageError, match=r"a stream with `--messages` named-images\. Got images"):
         place.run("images")
