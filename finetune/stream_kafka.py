@@ -91,13 +91,13 @@ class KafkaImages:
         options |= {"kafka.bootstrap.servers": self.brokers, "subscribe": self.topic}
         if most_per_batch is not None:
             options["maxOffsetsPerTrigger"] = str(most_per_batch)
-        try:
-            with job_errors():
+        with job_errors():
+            try:
                 rows = spark.readStream.format("kafka").options(**options).load().where("value IS NOT NULL")
-        except JobError as error:
-            if isinstance(error.__cause__, AnalysisException) and "Failed to find data source" in str(error.__cause__):
+            except AnalysisException as error:
+                if "Failed to find data source" not in str(error):
+                    raise
                 raise UsageError(_missing_connector()) from error
-            raise
         _check_reachable(self.brokers)
         place = ("partition", "offset")
         if self.messages == "urls":

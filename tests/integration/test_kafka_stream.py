@@ -53,13 +53,14 @@ class Place:
         make_photos(self.photos, per_class=per_class)
         return sorted(self.photos.rglob("*.png"))
 
-    def send(self, messages: Iterable[Message], topic: str | None = None) -> None:
-        self.kafka.send(self.spark, topic or self.topic, list(messages))
+    def send(self, messages: Iterable[Message]) -> None:
+        self.kafka.send(self.spark, self.topic, list(messages))
 
-    def run(self, messages: str, topic: str | None = None, **given: Any) -> Streamed:
+    def run(self, messages: str, *, options: Path | None = None, **given: Any) -> Streamed:
         """Labels what is there."""
-        url = self.kafka.url(topic or self.topic)
-        plan = plan_stream(str(self.model), url, str(self.out), self.checkpoint, messages=messages)
+        url, file = self.kafka.url(self.topic), None if options is None else str(options)
+        places = (url, str(self.out), self.checkpoint)
+        plan = plan_stream(str(self.model), *places, messages=messages, kafka_options=file)
         return run_stream(self.spark, plan, once=True, **given)
 
     def rows(self) -> pd.DataFrame:
@@ -149,9 +150,11 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     sent[3] += f"/{files[3].name}"
     odd = [f"{place.photos}/gone.png", "relative.png", "s3://bucket/a.png", f"{place.folder}/pipe", "/" + 5000 * "x"]
     odd += ["/" + 1000 * "x", "hdfs://nowhere/a.png", "hdfs://host:port/a.png", str(place.photos)]
-    place.send(Message(text.encode()) for text in [*sent, *odd, sent[0], f"{place.photos}/red/torn.png"])
+    options = place.folder / "options"
+    options.write_text(f"startingOffsets={json.dumps({place.topic: {'0': 1, '1': 0}})}")
+    place.send(Message(text.encode()) for text in ["passed over", *sent, *odd, sent[0], f"{place.photos}/red/torn.png"])
     place.send([Message(b"\xff\xfe", partition=1), Message(None, partition=1)])
-    done = place.run("urls", most_per_batch=50)
+    done = place.run("urls", most_per_batch=50, options=options)
     assert (done.batches, done.added, done.rejected, done.skipped) == (1, {place.model_id: 4}, 11, 1)
     assert list(place.rows().index) == sorted(f"file://{file}" for file in files[:4])
     reasons = place.rejects()
@@ -159,7 +162,7 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     paths = {f"file://{path}" for path in (odd[0], odd[3], odd[5], odd[8])} | {odd[6], odd[7]}
     assert named == paths
     unnamed = {path for path, reason in reasons.items() if "no absolute path and no URL" in reason}
-    assert unnamed == {f"{place.topic}/{at}" for at in ("0/5", "0/6", "0/8", "1/0")}
+    assert unnamed == {f"{place.topic}/{at}" for at in ("0/6", "0/7", "0/9", "1/0")}
     assert set(reasons) - named - unnamed == {f"file://{place.photos}/red/torn.png"}
     then = predicted(place.spark, place.model, place.out, images=place.photos)  # knows them by their stamps
     assert (then.added, then.skipped, then.changed) == (2, 5, 0)
