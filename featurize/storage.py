@@ -141,6 +141,23 @@ def walk_files(url: str) -> Iterator[WalkedFile]:
             yield WalkedFile(f"{folder[len(path) :]}/{name}".lstrip("/"), int(info["size"]), modified)
 
 
+def find_file(url: str) -> WalkedFile | None:
+    """The file at `url`, as `walk_files` finds it in its folder, with no path below one; None where there is no file.
+
+    Raises:
+        OSError: the storage does not answer, or does not say.
+    """
+    filesystem, path = open_filesystem(url)
+    if absolute_url(url).startswith("file://"):
+        status = _status(path)
+        return None if status is None else WalkedFile("", status.st_size, status.st_mtime_ns)
+    try:
+        info = filesystem.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return WalkedFile("", int(info["size"]), int(info.get("modification_time", 0))) if info["type"] == "file" else None
+
+
 def _leads_back(folder: Path) -> bool:
     """Whether a folder is a link to one that it lies in, so that to follow it would be to go in a circle."""
     return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}

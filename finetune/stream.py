@@ -1,4 +1,4 @@
-"""Streams: images are labelled as they arrive in a folder, in micro-batches of Spark's, each as `finetune predict` does it.
+"""Streams: images are labelled as they arrive in a folder or a topic, in micro-batches, each as `finetune predict` does it.
 
 Spark's checkpoint knows which image is in which batch. The table of predictions knows which images it has, so that a batch that
 is run again after a kill labels what is missing and doubles nothing. The model of a batch is written down before the batch
@@ -19,14 +19,15 @@ from featurize import storage
 from featurize.claims import claim_output
 from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import UsageError
-from featurize.jobs import collect, job_errors
+from featurize.jobs import job_errors
 from featurize.manifests import NAMES, read_manifest
 from featurize.predictions import PublishedViews
 from featurize.tables import BuildResult
 from finetune.predict import PredictionPlan, check_output, label_planned
 from finetune.stream_checkpoint import Checkpoint, StreamRecord
+from finetune.stream_kafka import SCHEME, open_topic
 from finetune.stream_model import StreamModels, plan_labelling
-from finetune.stream_source import files_source, stream_files
+from finetune.stream_source import ArrivingImages, FolderImages
 
 __all__ = ["LabelledBatch", "StreamPlan", "Streamed", "plan_stream", "run_stream"]
 _POLL_S, _STOPPING_POLL_S = 0.5, 0.05
@@ -35,13 +36,13 @@ _SPARKS_LOG = "org.apache.spark.sql.execution.streaming.MicroBatchExecution"
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """A stream that may begin: from which folder, to which output, by which model, with which memory.
+    """A stream that may begin: from where, to which output, by which model, with which memory.
 
     Attributes:
         first: the model as it was found; its source has no images yet.
     """
 
-    images: str
+    arriving: ArrivingImages
     output: str
     checkpoint: Checkpoint
     first: PredictionPlan
@@ -49,7 +50,7 @@ class StreamPlan:
     @property
     def record(self) -> StreamRecord:
         """What its checkpoint says of it."""
-        return StreamRecord(images=self.images, output=self.output)
+        return StreamRecord(images=self.arriving.place, output=self.output, messages=self.arriving.messages)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class LabelledBatch:
 
     Attributes:
         images: that Spark found for it.
+        result: what was done; an image that was found again in the same batch is among those that were skipped.
         views: on the predictions; None where they could not be brought up to date, for `views_fault`.
         seconds: the whole of it, but for what Spark does before and after.
     """
@@ -97,37 +99,61 @@ class Streamed:
         self.views = batch.views or self.views
 
 
-def plan_stream(model: str, images: str, output: str, checkpoint: str, *, precision: float | None = None) -> StreamPlan:
+def plan_stream(
+    model: str,
+    images: str,
+    output: str,
+    checkpoint: str,
+    *,
+    messages: str | None = None,
+    kafka_options: str | None = None,
+    precision: float | None = None,
+) -> StreamPlan:
     """Finds the model and sees that a stream may go from `images` to `output`. Needs neither Spark nor TensorFlow.
 
     Args:
         model: a folder, the id of a run, or ``name@alias``.
-        images: a folder in which images arrive, at whatever depth.
+        images: a folder in which images arrive, at whatever depth, or ``kafka://host:port,host:port/topic``.
         checkpoint: a folder of the stream's own.
+        messages: of a topic: what they are; one of `stream_kafka.Messages`.
+        kafka_options: of a topic: a local file of options for Spark's connector.
         precision: as for `plan_prediction`.
 
     Raises:
-        UsageError: no such model or folder, places within each other, or a checkpoint of another stream.
+        UsageError: no such model, folder or kind of message, places within each other, or a checkpoint of another stream.
     """
-    images, output, checkpoint = (storage.absolute_url(url) for url in (images, output, checkpoint))
-    if not storage.is_folder(images):
-        raise UsageError(f"there is no folder {images}. A stream watches a folder; make it, and move images into it.")
-    manifest = read_manifest(images)
-    if manifest is not None:
-        raise UsageError(
-            f"{images} is {NAMES[manifest.kind]}; a stream watches a folder into which image files are moved."
-        )
-    for option, url in (("output", output), ("checkpoint", checkpoint)):
-        if _is_within(url, images):
-            raise UsageError(
-                f"`--{option}` {url} is in the folder of the images, {images}: its own files would be taken for images."
-            )
+    output, checkpoint = storage.absolute_url(output), storage.absolute_url(checkpoint)
+    arriving: ArrivingImages
+    if images.startswith(SCHEME):
+        arriving = open_topic(images, messages, kafka_options)
+    elif messages is None and kafka_options is None:
+        arriving = _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint)
+    else:
+        raise UsageError(f"`--messages` and `--kafka-options` go with a topic, {SCHEME}host:port/topic. Got {images}.")
     if _is_within(output, checkpoint) or _is_within(checkpoint, output):
         raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} lie within each other.")
     check_output(output)
-    plan = StreamPlan(images, output, Checkpoint(checkpoint), plan_labelling(model, images, output, precision))
+    first = plan_labelling(model, arriving.source(), output, precision)
+    plan = StreamPlan(arriving, output, Checkpoint(checkpoint), first)
     plan.checkpoint.check(plan.record)
     return plan
+
+
+def _open_folder(url: str, *, output: str, checkpoint: str) -> FolderImages:
+    """Raises UsageError: there is no such folder, or it is not one to be watched."""
+    if not storage.is_folder(url):
+        raise UsageError(f"there is no folder {url}. A stream watches a folder; make it, and move images into it.")
+    manifest = read_manifest(url)
+    if manifest is not None:
+        raise UsageError(
+            f"{url} is {NAMES[manifest.kind]}; a stream watches a folder into which image files are moved."
+        )
+    for option, other in (("output", output), ("checkpoint", checkpoint)):
+        if _is_within(other, url):
+            raise UsageError(
+                f"`--{option}` {other} is in the folder of the images, {url}: its own files would be taken for images."
+            )
+    return FolderImages(url)
 
 
 def run_stream(
@@ -141,21 +167,23 @@ def run_stream(
     is_asked_to_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[LabelledBatch], None] = lambda _: None,
 ) -> Streamed:
-    """Labels what is in the folder and then what comes, until it is asked to stop.
+    """Labels what is there and then what comes, until it is asked to stop.
 
     Args:
         once: label what is there and end.
-        trigger_s: seconds between looks into the folder; where a batch takes longer, the next look is at its end.
+        trigger_s: seconds between looks; where a batch takes longer, the next look is at its end.
         most_per_batch: images in a micro-batch; None: all that are there.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
         is_asked_to_stop: asked twice a second; the batch under way is finished first.
         on_batch: called after each batch, in a thread of its own.
 
     Raises:
-        UsageError: the model's backbone cannot be had as it was, or other predictions are there.
-        JobError: a batch failed, or another stream has this checkpoint or labels with this model. Started again, it goes on.
+        UsageError: the model's backbone cannot be had as it was, other predictions are there, or Spark has no connector.
+        JobError: a batch failed, no broker answers, or another stream has this checkpoint or labels with this model. Started
+            again, it goes on.
     """
     done = Streamed()
+    frame = plan.arriving.open(spark, most_per_batch=most_per_batch)
     with (
         storage.no_empty_folder(plan.output),
         storage.no_empty_folder(plan.checkpoint.url),
@@ -164,10 +192,10 @@ def run_stream(
     ):
         plan.checkpoint.begin(plan.record)
         labeller = _Labeller(plan, models, done, decode_timeout_s=decode_timeout_s, on_batch=on_batch)
-        writer = stream_files(spark, plan.images, most_per_batch=most_per_batch).writeStream.foreachBatch(labeller)
+        writer = frame.writeStream.foreachBatch(labeller)
         trigger = {"availableNow": True} if once else {"processingTime": f"{trigger_s * 1000:.0f} milliseconds"}
         _silence(spark)
-        with job_errors():
+        with job_errors(), plan.arriving.failures():
             query = writer.option("checkpointLocation", plan.checkpoint.url).trigger(**trigger).start()
             _wait(query, labeller, is_asked_to_stop)
     done.is_stopped = labeller.is_stopping
@@ -197,7 +225,7 @@ class _Labeller:
         self.failure: Exception | None = None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        """Labels the images that `batch`, of `stream_files`, lists."""
+        """Labels the images that `batch`, of the frame of `ArrivingImages`, lists."""
         with self._lock:
             if self.is_stopping:
                 raise _StoppingError
@@ -220,20 +248,22 @@ class _Labeller:
 
     def _label(self, batch: DataFrame, batch_id: int) -> LabelledBatch:
         started = monotonic()
-        rows = collect(batch)
-        model = self._models.for_batch(batch_id, self._plan.checkpoint.query_id())
-        made = label_planned(
-            batch.sparkSession,
-            replace(model.plan, source=files_source(self._plan.images, rows)),
-            model.shipped,
-            max_reject_fraction=None,  # corrupt images stay in the folder: a limit would end the stream for ever
-            decode_timeout_s=self._decode_timeout_s,
-            held=model.claim,
-            files_read=model.files_read,
-            is_partial=True,
-        )
+        checkpoint = self._plan.checkpoint
+        with self._plan.arriving.of_batch(batch, checkpoint.own_url) as images:
+            model = self._models.for_batch(batch_id, checkpoint.query_id())
+            made = label_planned(
+                batch.sparkSession,
+                replace(model.plan, source=images.source),
+                model.shipped,
+                max_reject_fraction=None,  # corrupt images stay where they are: a limit would end the stream for ever
+                decode_timeout_s=self._decode_timeout_s,
+                held=model.claim,
+                files_read=model.files_read,
+                is_partial=True,
+            )
+        result = replace(made.result, skipped=made.result.skipped + images.found - images.source.images)
         return LabelledBatch(
-            batch_id, model.model_id, len(rows), made.result, made.views, made.views_fault, monotonic() - started
+            batch_id, model.model_id, images.found, result, made.views, made.views_fault, monotonic() - started
         )
 
 

@@ -23,13 +23,18 @@ Document = TypeVar("Document", bound=BaseModel)
 
 
 class StreamRecord(BaseModel):
-    """`stream.json`: what may not change while a checkpoint is in use."""
+    """`stream.json`: what may not change while a checkpoint is in use.
+
+    Attributes:
+        messages: what the messages of a topic are; None: images come into a folder.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     schema_version: int = 1
     images: str
     output: str
+    messages: str | None = None
 
 
 class Pin(BaseModel):
@@ -76,12 +81,12 @@ class Checkpoint:
                     f"{self.url} is no checkpoint of `finetune stream`: {min(others)} is there. Name another."
                 )
             return
-        for option in ("images", "output"):
+        for option in ("images", "output", "messages"):
             known, asked = getattr(there, option), getattr(record, option)
             if known != asked:
                 raise UsageError(
                     f"{self.url} is the checkpoint of a stream with `--{option}` {known}. Got {asked}. A checkpoint knows which "
-                    f"images of one folder are labelled in one output: name another."
+                    f"images of one place are labelled in one output: name another."
                 )
 
     def begin(self, record: StreamRecord) -> None:

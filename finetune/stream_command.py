@@ -23,14 +23,22 @@ MAX_IMAGES_PER_BATCH = 10_000
 
 def stream_command(
     model: Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")],
-    images: Annotated[str, typer.Option(help="The folder in which images arrive, at whatever depth.")],
+    images: Annotated[
+        str, typer.Option(help="The folder in which images arrive, or kafka://host:port,host:port/topic.")
+    ],
     output: Annotated[str, typer.Option(help="URL of the predictions, of this model and of others.")],
     checkpoint: Annotated[str, typer.Option(help="A folder in which the stream keeps how far it is.")],
-    trigger_s: Annotated[float, typer.Option(min=0, help="Seconds between looks into the folder.")] = TRIGGER_S,
+    trigger_s: Annotated[float, typer.Option(min=0, help="Seconds between looks for new images.")] = TRIGGER_S,
     once: Annotated[bool, typer.Option("--once", help="Labels what is there, and ends.")] = False,
     max_images_per_batch: Annotated[
         int, typer.Option(min=1, help="A model is exchanged between two batches.")
     ] = MAX_IMAGES_PER_BATCH,
+    messages: Annotated[
+        str | None, typer.Option(help="Of a topic: images, named-images (the key is the path), or urls of images.")
+    ] = None,
+    kafka_options: Annotated[
+        str | None, typer.Option(help="Of a topic: a file of name=value lines for Spark's connector.")
+    ] = None,
     precision: Annotated[
         float | None,
         typer.Option(
@@ -45,16 +53,24 @@ def stream_command(
     ] = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Labels images as they arrive in a folder, each once, until Ctrl-C or SIGTERM."""
+    """Labels images as they arrive in a folder or a Kafka topic, each once, until Ctrl-C or SIGTERM."""
     with reported_errors():
         from featurize.session import open_session
         from finetune.stream import plan_stream, run_stream
 
         started = perf_counter()
-        plan = plan_stream(model, images, output, checkpoint, precision=precision)
+        plan = plan_stream(
+            model,
+            images,
+            output,
+            checkpoint,
+            messages=messages,
+            kafka_options=kafka_options,
+            precision=precision,
+        )
         with open_session("firn stream") as session, asked_to_stop() as is_asked_to_stop:
             until = "" if once else f", every {trigger_s:g} s; Ctrl-C ends it after the batch under way"
-            say(f"{plan.images}: labelled by {model}, {plan.first.card.model_id[:16]}, to {plan.output}{until}.")
+            say(f"{plan.arriving.url}: labelled by {model}, {plan.first.card.model_id[:16]}, to {plan.output}{until}.")
             done = run_stream(
                 session,
                 plan,

@@ -9,6 +9,7 @@ from featurize import storage
 from featurize.claims import Claim, claim_output
 from featurize.cli import say, warn
 from featurize.errors import FirnError, JobError
+from featurize.image_source import ImageSource
 from featurize.known import IndexFiles
 from featurize.manifests import utc_now
 from featurize.recipe import RegistrySettings
@@ -18,7 +19,6 @@ from finetune.registry import all_experiments, find_run, open_registry, registry
 from finetune.registry_models import is_folder, read_folder, resolve_model
 from finetune.shipped_model import ShippedModel
 from finetune.stream_checkpoint import Checkpoint, Pin
-from finetune.stream_source import files_source
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StreamModels:
 
     def __init__(self, spark: SparkSession, first: PredictionPlan, checkpoint: Checkpoint) -> None:
         self._spark, self._checkpoint = spark, checkpoint
-        self._name, self._images = first.name, str(first.source.settings["source"])
+        self._name, self._source = first.name, first.source
         self._output, self._precision = first.output, first.precision
         self._told: str | None = None
         self._current = self._take(first)
@@ -86,7 +86,7 @@ class StreamModels:
         elif pin.model_id != self._current.model_id:
             folder = _folder_of(pin, self._checkpoint.pin_url(batch_id))
             say(f"batch {batch_id} was begun with the model {pin.model_id[:16]} and is finished with it.")
-            self._exchange(_plan_of(pin.name, folder, self._images, self._output, self._precision))
+            self._exchange(_plan_of(pin.name, folder, self._source, self._output, self._precision))
         return self._current
 
     def _follow(self) -> None:
@@ -94,7 +94,7 @@ class StreamModels:
         before = self._current.model_id
         try:
             folder = resolve_model(self._name)
-            plan = _plan_of(self._name, folder, self._images, self._output, self._precision)
+            plan = _plan_of(self._name, folder, self._source, self._output, self._precision)
             if plan.card.model_id == before:
                 self._told = None
                 return
@@ -126,17 +126,17 @@ class StreamModels:
             return ModelInUse(plan, shipped, claim, stack.pop_all())
 
 
-def plan_labelling(name: str, images: str, output: str, precision: float | None) -> PredictionPlan:
-    """What `finetune predict` plans, of a folder of which no image is listed yet.
+def plan_labelling(name: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
+    """What `finetune predict` plans, of a source of which no image is listed yet.
 
     Raises:
         UsageError: no such model.
     """
-    return _plan_of(name, resolve_model(name), images, output, precision)
+    return _plan_of(name, resolve_model(name), source, output, precision)
 
 
-def _plan_of(name: str, folder: str, images: str, output: str, precision: float | None) -> PredictionPlan:
-    return PredictionPlan(name, folder, read_folder(folder), files_source(images), True, output, precision)
+def _plan_of(name: str, folder: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
+    return PredictionPlan(name, folder, read_folder(folder), source, True, output, precision)
 
 
 def _folder_of(pin: Pin, pin_url: str) -> str:

@@ -1,9 +1,13 @@
-"""The images of a stream: Spark notices the files that come into a folder, and Firn reads them as `finetune predict` does."""
+"""The images of a stream: Spark notices the files that come into a folder, and Firn reads them as `finetune predict` does.
+
+`ArrivingImages` is what every kind of stream gives; `FolderImages` are those of a folder.
+"""
 
 import re
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -11,6 +15,7 @@ from pyspark.sql import functions as F
 from featurize import storage
 from featurize.errors import JobError
 from featurize.image_source import ImageSource, listing_batch, make_listing
+from featurize.jobs import collect
 from featurize.readers import FileReader
 from featurize.splits import SplitRule
 
@@ -21,6 +26,92 @@ _LISTING_TASKS = 8
 _OPEN_BYTES = 64 << 10
 _GLOB = re.compile(r"([\\{}\[\]*?])")
 _AUTHORITY = re.compile(r"^[a-z0-9]+:(//[^/]*)?")
+
+
+@dataclass(frozen=True)
+class BatchImages:
+    """The images of a micro-batch.
+
+    Attributes:
+        found: by Spark, where an image may be twice.
+    """
+
+    source: ImageSource
+    found: int
+
+
+class ArrivingImages(Protocol):
+    """Where the images of a stream come from."""
+
+    @property
+    def url(self) -> str:
+        """Of the place they come from."""
+        ...
+
+    @property
+    def place(self) -> str:
+        """What of it may not change while a checkpoint is in use."""
+        ...
+
+    @property
+    def messages(self) -> str | None:
+        """What the messages of a topic are, which may not change either; None: it is none."""
+        ...
+
+    def source(self) -> ImageSource:
+        """A source without an image."""
+        ...
+
+    def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
+        """A streaming frame of what arrives.
+
+        Args:
+            most_per_batch: images in a micro-batch; None: all that are there.
+        """
+        ...
+
+    def of_batch(self, batch: DataFrame, staging_url: str) -> AbstractContextManager[BatchImages]:
+        """The images of a micro-batch of the frame, to be read in a ``with`` block.
+
+        Args:
+            staging_url: of a folder for what they need meanwhile. What is left in it by a kill is overwritten by the next batch.
+        """
+        ...
+
+    def failures(self) -> AbstractContextManager[None]:
+        """Names the place in errors of Spark's that do not."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """The images of a folder, at whatever depth: `ArrivingImages`."""
+
+    url: str
+    messages: None = None
+
+    @property
+    def place(self) -> str:
+        """See `ArrivingImages`."""
+        return self.url
+
+    def source(self) -> ImageSource:
+        """See `ArrivingImages`."""
+        return files_source(self.url)
+
+    def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
+        """See `ArrivingImages`."""
+        return stream_files(spark, self.url, most_per_batch=most_per_batch)
+
+    @contextmanager
+    def of_batch(self, batch: DataFrame, staging_url: str) -> Iterator[BatchImages]:
+        """See `ArrivingImages`."""
+        rows = collect(batch)
+        yield BatchImages(files_source(self.url, rows), found=len(rows))
+
+    def failures(self) -> AbstractContextManager[None]:
+        """See `ArrivingImages`."""
+        return nullcontext()
 
 
 def stream_files(spark: SparkSession, url: str, *, most_per_batch: int | None) -> DataFrame:
@@ -78,10 +169,6 @@ def _inner_path(path: str, url: str) -> str:
 
 def _size_and_stamp(file: str, length: int, modified_ms: int) -> tuple[int, str]:
     """As a walk over the folder would have it, to the nanosecond: or `finetune predict` would take it for a changed one."""
-    if storage.absolute_url(file).startswith("file://"):
-        try:
-            status = Path(file.removeprefix("file://")).stat()
-        except OSError:  # gone by now: the reader will say so
-            return length, f"{length}:{modified_ms}"
-        return status.st_size, f"{status.st_size}:{status.st_mtime_ns}"
+    if file.startswith("file://") and (found := storage.find_file(file)) is not None:
+        return found.size, f"{found.size}:{found.modified}"
     return length, f"{length}:{modified_ms}"

@@ -7,18 +7,29 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from pyspark.sql import SparkSession
+from stream_places import Models, train_two
 
 from integration.hdfs_cluster import MiniHdfs
+from integration.kafka_broker import KafkaBroker
 from integration.spark_cluster import SparkCluster, make_bare_python
+
+CONNECTOR_JARS = 4  # the first of those that kafka_jars.py prints
+
+
+def fetched(script: str) -> list[Path]:
+    """The jars that a script of `scripts/` fetches."""
+    command = [sys.executable, str(ROOT / "scripts" / script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(done.stderr.strip())
+    return [Path(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="session")
 def _hdfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MiniHdfs]:
-    script = ROOT / "scripts" / "minicluster.py"
-    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(done.stderr.strip())
-    hdfs = MiniHdfs(Path(done.stdout.strip()), tmp_path_factory.mktemp("hdfs"))
+    (jar,) = fetched("minicluster.py")
+    hdfs = MiniHdfs(jar, tmp_path_factory.mktemp("hdfs"))
     yield hdfs
     hdfs.stop()
 
@@ -66,3 +77,25 @@ def firn_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, str(ROOT / "scripts" / "dist.py"), str(folder)], capture_output=True, text=True, check=True
     )
     return Path(done.stdout.strip())
+
+
+@pytest.fixture(scope="session")
+def trained(spark: SparkSession, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Two models for streams; do not change them."""
+    return train_two(spark, photos, tmp_path_factory.mktemp("stream"))
+
+
+@pytest.fixture(scope="module")
+def kafka(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[KafkaBroker]:
+    """A Kafka broker; this thread's Spark has the connector as long as it runs."""
+    jars = fetched("kafka_jars.py")
+    broker = KafkaBroker(jars[:CONNECTOR_JARS], jars[CONNECTOR_JARS:], tmp_path_factory.mktemp("kafka"))
+    thread = spark.sparkContext._jvm.java.lang.Thread.currentThread()  # type: ignore[union-attr]
+    without = thread.getContextClassLoader()
+    try:
+        for jar in broker.connector:
+            spark.sql(f"ADD JAR '{jar}'")
+        yield broker
+    finally:
+        thread.setContextClassLoader(without)
+        broker.stop()

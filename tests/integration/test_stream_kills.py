@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from predictions import read_predictions
 from pyspark.sql import SparkSession
-from stream_places import Models, Place, copy_models, promote_to, register_both, train_two
+from stream_places import Models, Place, copy_models, promote_to, register_both
 
 from featurize import storage
 from featurize.claims import CLAIM_NAME
@@ -32,11 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 IMAGES = int(os.environ.get("FIRN_STREAM_IMAGES", "200"))
-
-
-@pytest.fixture(scope="module")
-def trained(spark: SparkSession, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return train_two(spark, photos, tmp_path_factory.mktemp("stream"))
 
 
 class Driver:
