@@ -18,13 +18,15 @@ from pyspark.sql.streaming.query import StreamingQuery
 from featurize import storage
 from featurize.claims import claim_output
 from featurize.defaults import DECODE_TIMEOUT_S
-from featurize.errors import UsageError
+from featurize.errors import UsageError, first_line
 from featurize.jobs import collect, job_errors
-from featurize.manifests import NAMES, read_manifest
+from featurize.manifests import NAMES, Manifest, PredictionsManifest, read_manifest
 from featurize.predictions import PublishedViews
 from featurize.tables import BuildResult
+from finetune.drift import CheckedWindow
 from finetune.predict import PredictionPlan, check_output, label_planned
 from finetune.stream_checkpoint import Checkpoint, StreamRecord
+from finetune.stream_drift import StreamDrift, WindowSettings
 from finetune.stream_model import StreamModels, plan_labelling
 from finetune.stream_source import files_source, stream_files
 
@@ -39,12 +41,14 @@ class StreamPlan:
 
     Attributes:
         first: the model as it was found; its source has no images yet.
+        windows: that are tested for drift; None: none.
     """
 
     images: str
     output: str
     checkpoint: Checkpoint
     first: PredictionPlan
+    windows: WindowSettings | None = None
 
     @property
     def record(self) -> StreamRecord:
@@ -59,6 +63,8 @@ class LabelledBatch:
     Attributes:
         images: that Spark found for it.
         views: on the predictions; None where they could not be brought up to date, for `views_fault`.
+        windows: that it has filled, and what was found in them.
+        drift_fault: why none could be tested; None: they could.
         seconds: the whole of it, but for what Spark does before and after.
     """
 
@@ -68,6 +74,8 @@ class LabelledBatch:
     result: BuildResult
     views: PublishedViews | None
     views_fault: str | None
+    windows: tuple[CheckedWindow, ...]
+    drift_fault: str | None
     seconds: float
 
 
@@ -78,6 +86,8 @@ class Streamed:
     Attributes:
         added: labelled images by model.
         skipped: images that were in the predictions already.
+        windows: that were tested for drift.
+        alarms: of these, those that gave alarm.
         views: on the predictions, as they were published last.
     """
 
@@ -85,6 +95,8 @@ class Streamed:
     added: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     skipped: int = 0
+    windows: int = 0
+    alarms: int = 0
     is_stopped: bool = False
     views: PublishedViews | None = None
 
@@ -94,10 +106,20 @@ class Streamed:
         self.added[batch.model_id] = self.added.get(batch.model_id, 0) + batch.result.added
         self.rejected += batch.result.rejected
         self.skipped += batch.result.skipped
+        self.windows += len(batch.windows)
+        self.alarms += sum(window.result.alarm for window in batch.windows)
         self.views = batch.views or self.views
 
 
-def plan_stream(model: str, images: str, output: str, checkpoint: str, *, precision: float | None = None) -> StreamPlan:
+def plan_stream(
+    model: str,
+    images: str,
+    output: str,
+    checkpoint: str,
+    *,
+    precision: float | None = None,
+    windows: WindowSettings | None = None,
+) -> StreamPlan:
     """Finds the model and sees that a stream may go from `images` to `output`. Needs neither Spark nor TensorFlow.
 
     Args:
@@ -105,10 +127,13 @@ def plan_stream(model: str, images: str, output: str, checkpoint: str, *, precis
         images: a folder in which images arrive, at whatever depth.
         checkpoint: a folder of the stream's own.
         precision: as for `plan_prediction`.
+        windows: that are to be tested for drift; None: none.
 
     Raises:
-        UsageError: no such model or folder, places within each other, or a checkpoint of another stream.
+        UsageError: no such model or folder, places within each other, a checkpoint of another stream, or no such windows.
     """
+    if windows is not None:
+        windows.check()
     images, output, checkpoint = (storage.absolute_url(url) for url in (images, output, checkpoint))
     if not storage.is_folder(images):
         raise UsageError(f"there is no folder {images}. A stream watches a folder; make it, and move images into it.")
@@ -125,7 +150,8 @@ def plan_stream(model: str, images: str, output: str, checkpoint: str, *, precis
     if _is_within(output, checkpoint) or _is_within(checkpoint, output):
         raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} lie within each other.")
     check_output(output)
-    plan = StreamPlan(images, output, Checkpoint(checkpoint), plan_labelling(model, images, output, precision))
+    first = plan_labelling(model, images, output, precision)
+    plan = StreamPlan(images, output, Checkpoint(checkpoint), first, windows)
     plan.checkpoint.check(plan.record)
     return plan
 
@@ -152,7 +178,8 @@ def run_stream(
         on_batch: called after each batch, in a thread of its own.
 
     Raises:
-        UsageError: the model's backbone cannot be had as it was, or other predictions are there.
+        UsageError: the model's backbone cannot be had as it was, other predictions are there, or there is no reference to test
+            windows against.
         JobError: a batch failed, or another stream has this checkpoint or labels with this model. Started again, it goes on.
     """
     done = Streamed()
@@ -160,7 +187,7 @@ def run_stream(
         storage.no_empty_folder(plan.output),
         storage.no_empty_folder(plan.checkpoint.url),
         claim_output(plan.checkpoint.own_url),
-        closing(StreamModels(spark, plan.first, plan.checkpoint)) as models,
+        closing(StreamModels(spark, plan.first, plan.checkpoint, plan.windows)) as models,
     ):
         plan.checkpoint.begin(plan.record)
         labeller = _Labeller(plan, models, done, decode_timeout_s=decode_timeout_s, on_batch=on_batch)
@@ -232,9 +259,28 @@ class _Labeller:
             files_read=model.files_read,
             is_partial=True,
         )
+        windows, drift_fault = _test_windows(model.drift, made.result.manifest)
         return LabelledBatch(
-            batch_id, model.model_id, len(rows), made.result, made.views, made.views_fault, monotonic() - started
+            batch_id,
+            model.model_id,
+            len(rows),
+            made.result,
+            made.views,
+            made.views_fault,
+            windows,
+            drift_fault,
+            monotonic() - started,
         )
+
+
+def _test_windows(drift: StreamDrift | None, manifest: Manifest) -> tuple[tuple[CheckedWindow, ...], str | None]:
+    """The windows that a batch has filled, or why they could not be tested."""
+    if drift is None or not isinstance(manifest, PredictionsManifest):
+        return (), None
+    try:
+        return drift.check(manifest), None
+    except Exception as error:  # whatever it is, images go on being labelled; run again, the batch would fail for ever
+        return (), first_line(error)
 
 
 def _wait(query: StreamingQuery, labeller: _Labeller, is_asked_to_stop: Callable[[], bool]) -> None:
