@@ -83,7 +83,7 @@ class Predictions:
             name = f"00000001-{len(self.shards):05d}-1"
             writer = ShardWriter(str(self.folder), name, PREDICTIONS_SCHEMA, rows_per_group=9, by_split=False)
             if len(part):
-                writer.write([PREDICTED] * len(part), ["1:1"] * len(part), _rows_of(part))
+                writer.write([PREDICTED] * len(part), ["1:1"] * len(part), _rows_of(part, at=len(self.shards)))
             self.shards.append(writer.close())
         write_manifest(str(self.folder), self.manifest)
 
@@ -111,13 +111,14 @@ class Predictions:
         return StreamDrift(str(self.output), self.model_id, REFERENCE, WindowSettings(least))
 
     def table(self) -> list[dict[str, Any]]:
-        """The rows of the table of windows, but for when they were written."""
+        """The rows of the table of windows, but for times, which depend on when a process died."""
         folder = self.output / "drift" / "stream"
         rows = [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
-        return sorted(({**row, "checked_at": None} for row in rows), key=lambda row: row["window"])
+        kept = [{name: value for name, value in row.items() if not name.endswith("_at")} for row in rows]
+        return sorted(kept, key=lambda row: row["window"])
 
 
-def _rows_of(images: Sequence[int]) -> dict[str, list[Any]]:
+def _rows_of(images: Sequence[int], *, at: int) -> dict[str, list[Any]]:
     random = [np.random.default_rng(int(image)) for image in images]
     return {
         "image_id": [image_id(image) for image in images],
@@ -126,7 +127,7 @@ def _rows_of(images: Sequence[int]) -> dict[str, list[Any]]:
         "probability": [one.random() for one in random],
         "top_labels": [[str(one.choice(["ant", "bee"]))] for one in random],
         "top_probabilities": [[1.0]] * len(images),
-        "predicted_at": [BEGIN + timedelta(seconds=int(image)) for image in images],
+        "predicted_at": [BEGIN + timedelta(seconds=at)] * len(images),
         "reason": [None] * len(images),
         "projection": [one.normal(size=4).tolist() for one in random],
     }
@@ -185,7 +186,7 @@ def test_what_was_there_before_is_in_no_window_and_what_comes_while_nobody_looks
     predictions.label(range(115, 120))
     (window,) = windows.check(predictions.manifest)
     assert (window.number, window.result.images) == (0, 20)
-    assert (window.first, window.last) == (BEGIN + timedelta(seconds=100), BEGIN + timedelta(seconds=119))
+    assert (window.first, window.last) == (BEGIN + timedelta(seconds=1), BEGIN + timedelta(seconds=2))
 
 
 def test_a_window_is_of_one_model_and_waits_for_it(tmp_path: Path) -> None:
