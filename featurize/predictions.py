@@ -36,6 +36,9 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 `projection` is what `finetune drift` knows the image by: random features of what the model sees of it, or null.
 """
+PLAIN_COLUMNS = ("image_id", "path", "probability", "projection")
+"""Of these, the columns whose values hardly repeat."""
+ROWS_PER_GROUP = 1 << 14
 VIEWS_NAME = "views.json"
 PARTITION = "model_id="
 LATEST, CHAMPION, ALL = "latest", "champion", "predictions"

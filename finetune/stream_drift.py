@@ -101,7 +101,7 @@ class StreamDrift:
 
     def _find_position(self) -> Position:
         """Where the windows were left; where there were none, or the place is gone, they begin after all that is there."""
-        kept = read_document(self._position_url(), Position)
+        kept = read_position(self._output, self._model_id)
         manifest = read_manifest(partition_url(self._output, self._model_id))
         names = [] if manifest is None else [shard.index_file.path for shard in manifest.shards]
         if kept is not None and kept.through in (None, *names):
@@ -114,16 +114,26 @@ class StreamDrift:
         return self._write(Position(windows=0 if kept is None else kept.windows, through=names[-1] if names else None))
 
     def _write(self, position: Position) -> Position:
-        storage.write_json(self._position_url(), position.model_dump())
+        storage.write_json(_position_url(self._output, self._model_id), position.model_dump())
         return position
 
-    def _position_url(self) -> str:
-        return storage.join_url(self._folder, f"_{self._model_id}.json")
+
+def read_position(output: str, model_id: str) -> Position | None:
+    """How far the windows of a model have come; None where there never were any.
+
+    Raises:
+        JobError: the position is damaged.
+    """
+    return read_document(_position_url(output, model_id), Position)
 
 
 def windows_url(output: str) -> str:
     """Of the folder with the table of windows of streams to `output`."""
     return storage.join_url(output, WINDOWS_FOLDERS["stream"])
+
+
+def _position_url(output: str, model_id: str) -> str:
+    return storage.join_url(windows_url(output), f"_{model_id}.json")
 
 
 def _shards_through(manifest: Manifest, position: Position) -> int:

@@ -1,11 +1,10 @@
 """Tests of finetune.stream_drift: every image is in one window, whatever dies; and windows of other images give alarm."""
 
-import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from drift_sets import Known, Pixels, draw_many, grey, predictions_of, train_on_shapes
+from drift_sets import Known, Pixels, draw_many, grey, train_on_shapes
+from grown_predictions import BEGIN, MODEL, Predictions, image_id
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,10 +21,10 @@ from pyspark.sql import SparkSession
 from stream_places import Place
 from typer.testing import CliRunner
 
+from featurize.claims import claim_output
+from featurize.compaction import compact_table
 from featurize.errors import UsageError
-from featurize.manifests import PREDICTED, PredictionsManifest, ShardRecord, write_manifest
-from featurize.predictions import PREDICTIONS_SCHEMA
-from featurize.shards import ShardWriter
+from featurize.manifests import read_manifest, write_manifest
 from featurize.sql import register_views
 from featurize.sql_ddl import make_ddl
 from featurize.sql_tables import find_tables
@@ -35,7 +35,7 @@ from finetune.drift_reference import Reference
 from finetune.stream import LabelledBatch, Streamed
 from finetune.stream_checkpoint import Pin
 from finetune.stream_command import report_batch
-from finetune.stream_drift import StreamDrift, WindowSettings
+from finetune.stream_drift import StreamDrift, WindowSettings, read_position
 from finetune.stream_model import StreamModels
 
 pytestmark = [
@@ -43,9 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-MODEL = "5" * 64
 LEAST = 20
-BEGIN = datetime(2026, 11, 1, tzinfo=UTC)
 RANDOM = np.random.default_rng(0)
 REFERENCE = Reference(
     labels=tuple(RANDOM.choice(["ant", "bee"], 60)),
@@ -61,31 +59,12 @@ class Killed(BaseException):
     """Ends a process at this point."""
 
 
-class Predictions:
-    """Predictions that grow, batch by batch, without Spark, and the images of each window that was tested."""
+class Watched(Predictions):
+    """Predictions, and the images of each window of them that was tested."""
 
     def __init__(self, output: Path, model_id: str = MODEL) -> None:
-        self.output, self.model_id, self.shards = output, model_id, list[ShardRecord]()
+        super().__init__(output, model_id)
         self.windows: Windows = {}
-
-    @property
-    def folder(self) -> Path:
-        return self.output / f"model_id={self.model_id}"
-
-    @property
-    def manifest(self) -> PredictionsManifest:
-        return predictions_of(self.model_id, self.shards)
-
-    def label(self, images: Sequence[int], *, parts: int = 1) -> None:
-        """Publishes a batch in so many shards, its rows in another order for each number of them."""
-        dealt = np.array_split(np.random.default_rng(parts).permutation(np.array(images, np.int64)), parts)
-        for part in dealt:
-            name = f"00000001-{len(self.shards):05d}-1"
-            writer = ShardWriter(str(self.folder), name, PREDICTIONS_SCHEMA, rows_per_group=9, by_split=False)
-            if len(part):
-                writer.write([PREDICTED] * len(part), ["1:1"] * len(part), _rows_of(part, at=len(self.shards)))
-            self.shards.append(writer.close())
-        write_manifest(str(self.folder), self.manifest)
 
     @contextmanager
     def dies(self, where: str) -> Iterator[None]:
@@ -110,6 +89,15 @@ class Predictions:
     def begin(self, least: int = LEAST) -> StreamDrift:
         return StreamDrift(str(self.output), self.model_id, REFERENCE, WindowSettings(least))
 
+    def compact(self) -> None:
+        position = read_position(str(self.output), self.model_id)
+        with claim_output(f"file://{self.folder}") as claim:
+            kept = [position.through] if position is not None and position.through is not None else []
+            compact_table(f"file://{self.folder}", claim, least_images=30, kept=kept)
+        manifest = read_manifest(str(self.folder))
+        assert manifest is not None
+        self.shards = manifest.shards
+
     def table(self) -> list[dict[str, Any]]:
         """The rows of the table of windows, but for times, which depend on when a process died."""
         folder = self.output / "drift" / "stream"
@@ -118,36 +106,24 @@ class Predictions:
         return sorted(kept, key=lambda row: row["window"])
 
 
-def _rows_of(images: Sequence[int], *, at: int) -> dict[str, list[Any]]:
-    random = [np.random.default_rng(int(image)) for image in images]
-    return {
-        "image_id": [image_id(image) for image in images],
-        "path": [f"{image:05d}.png" for image in images],
-        "label": [None] * len(images),
-        "probability": [one.random() for one in random],
-        "top_labels": [[str(one.choice(["ant", "bee"]))] for one in random],
-        "top_probabilities": [[1.0]] * len(images),
-        "predicted_at": [BEGIN + timedelta(seconds=at)] * len(images),
-        "reason": [None] * len(images),
-        "projection": [one.normal(size=4).tolist() for one in random],
-    }
-
-
-def image_id(image: int) -> str:
-    return hashlib.sha256(str(image).encode()).hexdigest()
-
-
-KILLS = ("nowhere", "before the test", "before the windows", "before the position", "after all")
+KILLS = ("nowhere", "before the test", "before the windows", "before the position", "after all", "and is compacted")
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 3), st.sampled_from(KILLS)), min_size=1, max_size=7))
 @example(
-    [(19, 2, "before the test"), (1, 3, "before the position"), (45, 2, "before the windows"), (0, 1, "after all")]
+    [
+        (19, 2, "before the test"),
+        (1, 3, "before the position"),
+        (45, 2, "before the windows"),
+        (9, 1, "and is compacted"),
+        (9, 2, "and is compacted"),
+        (0, 1, "after all"),
+    ]
 )
 def test_a_killed_stream_makes_the_windows_of_an_undisturbed_one(batches: list[tuple[int, int, str]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        killed, undisturbed = (Predictions(Path(folder, name)) for name in ("killed", "undisturbed"))
+        killed, undisturbed = (Watched(Path(folder, name)) for name in ("killed", "undisturbed"))
         in_killed, in_undisturbed = killed.begin(), undisturbed.begin()
         images = 0
         for count, parts, where in batches:
@@ -160,6 +136,8 @@ def test_a_killed_stream_makes_the_windows_of_an_undisturbed_one(batches: list[t
             if where != "before the test":
                 with killed.dies(where):
                     in_killed.check(killed.manifest)
+            if where == "and is compacted":
+                killed.compact()
             if where != "nowhere":  # started again, it is given the batch again, which is published
                 in_killed = killed.begin()
                 with killed.dies("nowhere"):
@@ -177,7 +155,7 @@ def test_a_killed_stream_makes_the_windows_of_an_undisturbed_one(batches: list[t
 
 
 def test_what_was_there_before_is_in_no_window_and_what_comes_while_nobody_looks_is(tmp_path: Path) -> None:
-    predictions = Predictions(tmp_path)
+    predictions = Watched(tmp_path)
     predictions.label(range(100))
     predictions.begin()
     predictions.label(range(100, 115))  # by a stream without windows
@@ -190,7 +168,7 @@ def test_what_was_there_before_is_in_no_window_and_what_comes_while_nobody_looks
 
 
 def test_a_window_is_of_one_model_and_waits_for_it(tmp_path: Path) -> None:
-    old, new = Predictions(tmp_path), Predictions(tmp_path, "6" * 64)
+    old, new = Watched(tmp_path), Watched(tmp_path, "6" * 64)
     for predictions, images, wanted in (
         (old, range(15), []),
         (new, range(15, 37), [(0, 22)]),
@@ -206,7 +184,7 @@ def test_a_window_is_of_one_model_and_waits_for_it(tmp_path: Path) -> None:
 
 
 def test_equal_images_count_once_in_a_window(tmp_path: Path) -> None:
-    predictions = Predictions(tmp_path)
+    predictions = Watched(tmp_path)
     windows = predictions.begin()
     predictions.label([7] * 60)
     predictions.label(range(18))
@@ -218,7 +196,7 @@ def test_equal_images_count_once_in_a_window(tmp_path: Path) -> None:
 def test_windows_begin_anew_where_the_predictions_were_made_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    predictions = Predictions(tmp_path)
+    predictions = Watched(tmp_path)
     windows = predictions.begin()
     predictions.label(range(20))
     assert len(windows.check(predictions.manifest)) == 1
