@@ -41,7 +41,7 @@ class Predictions:
                 writer.write([PREDICTED] * len(part), ["1:1"] * len(part), _rows_of(part, at=self._made))
             for reject in range(rejects if number == parts else 0):
                 path = f"torn {self._made} {reject}.png"
-                writer.reject(path=path, image_id=None, bytes_size=3, stamp="3:3", stage="decode", error="torn")
+                writer.reject(path=path, image_id=None, bytes_size=3, stamp="3:3", stage="read", error="torn")
             self.shards.append(writer.close())
             self._made += 1
         write_manifest(str(self.folder), self.manifest)

@@ -18,7 +18,7 @@ from featurize.compaction import Compacted, compact_table
 from featurize.digests import combine_digests
 from featurize.errors import JobError
 from featurize.known import read_index
-from featurize.manifests import PredictionsManifest, read_manifest, write_manifest
+from featurize.manifests import PredictionsManifest, add_counts, read_manifest, write_manifest
 from featurize.staging import STAGING
 from finetune.__main__ import app
 from finetune.stream_drift import Position, read_position, windows_url
@@ -58,6 +58,11 @@ def rows_of(predictions: Predictions) -> tuple[list[Any], ...]:
     return (*(pa.concat_tables(parts).to_pylist() for parts in tables), index.to_pylist())
 
 
+def counts_of(manifest: PredictionsManifest) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]], int]:
+    rejects = add_counts({"": shard.rejects} for shard in manifest.shards)
+    return add_counts(shard.rows for shard in manifest.shards), rejects, sum(shard.unread for shard in manifest.shards)
+
+
 def files_of(predictions: Predictions) -> set[str]:
     return {str(path.relative_to(predictions.folder)) for path in predictions.folder.rglob("*") if path.is_file()}
 
@@ -75,6 +80,7 @@ def test_small_shards_become_larger_ones_with_the_same_rows(predictions: Predict
     assert rows_of(predictions) == rows
     assert [shard.row_count + shard.reject_count for shard in after.shards] == [16, 30, 25, 2]
     assert after.shards[1] == before.shards[4]
+    assert counts_of(after) == counts_of(before)
     assert after.model_dump(exclude={"shards"}) == before.model_dump(exclude={"shards"})
     assert after.content_digest == combine_digests(shard.content_digest for shard in after.shards)
     assert files_of(predictions) == {"manifest.json", *staging.file_paths(after.shards)}

@@ -19,12 +19,14 @@ from conftest import make_photos
 from predictions import read_predictions
 from pyspark.sql import SparkSession
 from stream_places import Models, Place, copy_models, promote_to, register_both, train_two
+from typer.testing import CliRunner
 
 from featurize import storage
 from featurize.claims import CLAIM_NAME
 from featurize.predictions import read_views
 from featurize.sql import read_sql_table
 from featurize.sql_tables import SqlTable, find_tables
+from finetune.__main__ import app
 from finetune.registry import ENVIRONMENT
 from finetune.stream import plan_stream, run_stream
 from finetune.stream_drift import WindowSettings
@@ -183,6 +185,10 @@ def test_a_stream_from_hdfs_to_hdfs(spark: SparkSession, trained: Models, hdfs: 
         assert done.windows == step - 1
     assert run_stream(spark, plan, once=True).batches == 0
     place.run(trained["old"])
+    answer = CliRunner().invoke(app, ["compact", f"{url}/out", "--json"])
+    (compacted,) = json.loads(answer.stdout.splitlines()[-1])["models"]
+    assert (compacted["rows"], compacted["shards_before"], compacted["shards"]) == (24, 4, 2)
+    assert run_stream(spark, plan, once=True).batches == 0
     found, wanted = read_predictions(f"{url}/out"), read_predictions(place.out)
     assert sorted(found.index) == sorted(file for file in storage.list_files(f"{url}/in") if "torn" not in file)
     assert found.set_index("image_id")["label"].to_dict() == wanted.set_index("image_id")["label"].to_dict()
