@@ -3,6 +3,7 @@
     <output>/model_id=<model_id>/data/*.parquet     one row per image, see `PREDICTIONS_SCHEMA`
     <output>/model_id=<model_id>/manifest.json, rejects/, index/
     <output>/views.json                             the model of each view; published by one write
+    <output>/drift/windows, drift/stream            what `finetune drift` and `finetune stream` found, a row for each window
 
 `latest` is the champion's, or where there is no champion that of the model which has predicted last. `finetune predict` and
 `finetune views` write all this.
@@ -35,11 +36,17 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 `projection` is what `finetune drift` knows the image by: random features of what the model sees of it, or null.
 """
+PLAIN_COLUMNS = ("image_id", "path", "probability", "projection")
+"""Of these, the columns whose values hardly repeat."""
+ROWS_PER_GROUP = 1 << 14
 VIEWS_NAME = "views.json"
 PARTITION = "model_id="
 LATEST, CHAMPION, ALL = "latest", "champion", "predictions"
-RESERVED = (LATEST, ALL, "images", "features", "rejects")
+DRIFT = "drift"
+RESERVED = (LATEST, ALL, "images", "features", "rejects", DRIFT)
 """Names that SQL has for other tables: no alias is shown under them."""
+WINDOWS_FOLDERS = {"drift": f"{DRIFT}/windows", "stream": f"{DRIFT}/stream"}
+"""Below the output, by the command that writes there: Parquet of one schema; names that begin with `_` are not of the table."""
 SCHEMA_VERSION = 1
 
 

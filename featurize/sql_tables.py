@@ -19,7 +19,7 @@ from featurize.manifests import (
     read_manifest,
     read_published_features,
 )
-from featurize.predictions import PARTITION, PREDICTIONS_SCHEMA, find_views
+from featurize.predictions import DRIFT, PARTITION, PREDICTIONS_SCHEMA, WINDOWS_FOLDERS, find_views
 from featurize.reading import read_footer
 from featurize.shards import REJECTS_SCHEMA
 from featurize.staging import STAGING
@@ -95,11 +95,12 @@ class SqlView:
 
 @dataclass(frozen=True)
 class _Found:
-    """A table, views on it, and the rejects of its making."""
+    """A table, views on it, the rejects of its making, and tables beside it."""
 
     table: SqlTable
     rejects: tuple[Part, ...]
     views: tuple[SqlView, ...] = ()
+    beside: tuple[SqlTable, ...] = ()
 
 
 def find_tables(
@@ -111,7 +112,8 @@ def find_tables(
 ) -> list[SqlTable | SqlView]:
     """The tables at some URLs, named `images`, `features` and `predictions`; `rejects`, which has those of all three; and others.
 
-    Of predictions also the views `latest` and those of the aliases; see `featurize.predictions`.
+    Of predictions also the views `latest` and those of the aliases, see `featurize.predictions`, and, where windows of them were
+    tested for drift, the table `drift`.
 
     Args:
         others: URLs by name: images tables, feature sets, or any folder of Parquet, whose files all count.
@@ -128,6 +130,7 @@ def find_tables(
         sources = tuple(source for one in found.values() for source in one.table.sources)
         tables.append(SqlTable(REJECTS, REJECTS_SCHEMA, ("rejected_by",), parts, sources))
         tables += [view for one in found.values() for view in one.views]
+        tables += [table for one in found.values() for table in one.beside]
     for name, url in (others or {}).items():
         if _NAME.fullmatch(name) is None or name in {table.name for table in tables}:
             raise UsageError(f"the name of a table must be new, of a-z, 0-9 and _. Got {name!r}.")
@@ -179,7 +182,19 @@ def _predictions(url: str, name: str) -> _Found:
         rejects += _parts(folder, manifest.reject_files, (model_id,))
     views = tuple(SqlView(view, name, _MODEL, model_id) for view, model_id in published.views.by_name().items())
     table = SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (_MODEL,), tuple(parts), (url,))
-    return _Found(table, tuple(rejects), views)
+    return _Found(table, tuple(rejects), views, _windows(url))
+
+
+def _windows(url: str) -> tuple[SqlTable, ...]:
+    """The windows that were tested for drift, by the command that tested them; no table where there was none."""
+    parts = []
+    for command, path in WINDOWS_FOLDERS.items():
+        folder = storage.join_url(url, path)
+        files = [file for file in storage.list_files(folder) if _is_parquet(file, folder)]
+        parts += [Part((command,), folder, tuple(files))] if files else []
+    if not parts:
+        return ()
+    return (SqlTable(DRIFT, _columns_of(parts, pa.schema([])), ("tested_by",), tuple(parts), (url,)),)
 
 
 def _any_table(url: str, name: str) -> SqlTable:
@@ -195,7 +210,7 @@ def _any_table(url: str, name: str) -> SqlTable:
     found_files = storage.list_files(url)
     if any(f"/{STAGING}/" in file.removeprefix(url) for file in found_files):
         raise UsageError(f"{url}: nothing is published there yet, and a run of Firn is unfinished. Run it to its end.")
-    files = [file for file in found_files if file.endswith(".parquet") and not _is_hidden(file, url)]
+    files = [file for file in found_files if _is_parquet(file, url)]
     if not files:
         raise UsageError(f"{url} holds no table: neither {MANIFEST_NAME} nor a Parquet file is there.")
     keys = [_keys_of(file, url) for file in files]
@@ -232,9 +247,11 @@ def _empty_features(manifest: FeaturesManifest) -> pa.Schema:
     return pa.schema([*names.items(), ("features", kind)])
 
 
-def _is_hidden(file: str, url: str) -> bool:
-    """Whether other programs pass over it, as Spark does."""
-    return any(part.startswith((".", "_")) for part in file.removeprefix(url).split("/"))
+def _is_parquet(file: str, url: str) -> bool:
+    """Whether it is Parquet, and neither it nor a folder below `url` is passed over by other programs, as Spark does."""
+    return file.endswith(".parquet") and not any(
+        part.startswith((".", "_")) for part in file.removeprefix(url).split("/")
+    )
 
 
 def _keys_of(file: str, url: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ from featurize.recipe import lower_half, read_recipe
 from featurize.storage import absolute_url
 from finetune.check_command import check_command
 from finetune.checkpoints import has_checkpoint
+from finetune.compact_command import compact_command
 from finetune.drift_command import drift_command
 from finetune.model_folder import ModelCard, read_model_card
 from finetune.models_command import models_app, report_logged
@@ -38,6 +39,7 @@ from finetune.views_command import views_command
 app = make_app("Features to models, on any number of ranks.")
 app.add_typer(models_app, name="models")
 app.command("check")(check_command)
+app.command("compact")(compact_command)
 app.command("drift")(drift_command)
 app.command("predict")(predict_command)
 app.command("relabel")(relabel_command)

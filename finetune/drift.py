@@ -1,6 +1,6 @@
 """Drift: published predictions of a model, window by window, against what the model says of its own validation split.
 
-`finetune drift` runs `check_predictions`; a stream can call `check_window` on each window it makes.
+`finetune drift` runs `check_predictions`; `finetune.stream_drift` makes and keeps windows of a stream.
 """
 
 from collections.abc import Sequence
@@ -10,14 +10,15 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from featurize import storage
 from featurize.errors import UsageError
 from featurize.manifests import PredictionsManifest, utc_now
-from featurize.predictions import LATEST, read_views
+from featurize.predictions import LATEST, WINDOWS_FOLDERS, read_views
 from finetune.drift_reading import EVERYTHING, Selection, find_predictions, read_rows, window_of
-from finetune.drift_reference import FOLDER, Reference, find_reference, read_reference, reference_url
+from finetune.drift_reference import Reference, find_reference, read_reference, reference_url
 from finetune.drift_window import (
     FALSE_ALARM_RATE,
     LEAST_IMAGES,
@@ -31,11 +32,13 @@ from finetune.drift_window import (
 from finetune.registry_models import read_folder
 
 __all__ = [
+    "CheckedWindow",
     "DriftReport",
     "Selection",
     "Window",
     "WindowResult",
     "check_predictions",
+    "check_rows",
     "check_window",
     "reference_of",
     "write_windows",
@@ -67,7 +70,7 @@ WINDOWS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class CheckedWindow:
-    """A window of a run: its number, from 0; the times of its first and last prediction; what was found."""
+    """A window: its number, from 0; the times of its first and last prediction; what was found."""
 
     number: int
     first: datetime
@@ -134,12 +137,12 @@ def check_predictions(
     size = window or max(rows.num_rows, LEAST_IMAGES)
     parts = [rows.slice(start, size) for start in range(0, rows.num_rows - size + 1, size)]
     windows = tuple(
-        _check(number, part, reference, false_alarm_rate=false_alarm_rate) for number, part in enumerate(parts)
+        check_rows(number, part, reference, false_alarm_rate=false_alarm_rate) for number, part in enumerate(parts)
     )
     table = None
     if windows:
-        folder = report or storage.join_url(published.url, FOLDER, "windows")
-        table = write_windows(folder, manifest.model_id, reference, windows, false_alarm_rate=false_alarm_rate)
+        table = _new_url(report or storage.join_url(published.url, WINDOWS_FOLDERS["drift"]))
+        write_windows(table, manifest.model_id, reference, windows, false_alarm_rate=false_alarm_rate)
     return DriftReport(
         model_id=manifest.model_id,
         reference=reference,
@@ -172,36 +175,30 @@ def reference_of(output: str, manifest: PredictionsManifest) -> Reference:
 
 
 def write_windows(
-    folder: str,
-    model_id: str,
-    reference: Reference,
-    windows: Sequence[CheckedWindow],
-    *,
-    false_alarm_rate: float,
-) -> str:
-    """Adds a file with a row for each of `windows` to the table in `folder`; it is there whole or not at all.
-
-    Returns:
-        Its URL.
-    """
-    checked_at = utc_now()
+    url: str, model_id: str, reference: Reference, windows: Sequence[CheckedWindow], *, false_alarm_rate: float
+) -> None:
+    """Writes a file of the table of windows, with a row for each of `windows`; it is there whole or not at all."""
     common = {
-        "checked_at": datetime.fromisoformat(checked_at),
+        "checked_at": datetime.fromisoformat(utc_now()),
         "model_id": model_id,
         "reference_images": reference.rows,
         "false_alarm_rate": false_alarm_rate,
     }
     table = pa.Table.from_pylist([{**common, **_row(window)} for window in windows], WINDOWS_SCHEMA)
-    stamp = checked_at[:19].replace(":", "").replace("-", "")
-    url = storage.join_url(folder, f"windows-{stamp}-{uuid4().hex[:8]}.parquet")
     storage.write_file(url, lambda file: pq.write_table(table, file, compression="zstd"))
-    return url
 
 
-def _check(number: int, rows: pa.Table, reference: Reference, *, false_alarm_rate: float) -> CheckedWindow:
-    times, seed = rows["predicted_at"], int(rows["image_id"][0].as_py()[:8], 16)
+def check_rows(number: int, rows: pa.Table, reference: Reference, *, false_alarm_rate: float) -> CheckedWindow:
+    """Tests rows of `read_rows` as one window; for errors see `check_window`. Its seed is the id of the first image."""
+    times, seed = pc.min_max(rows["predicted_at"]).as_py(), int(rows["image_id"][0].as_py()[:8], 16)
     result = check_window(reference, window_of(rows), false_alarm_rate=false_alarm_rate, seed=seed)
-    return CheckedWindow(number, times[0].as_py(), times[-1].as_py(), result)
+    return CheckedWindow(number, times["min"], times["max"], result)
+
+
+def _new_url(folder: str) -> str:
+    """Of a file in `folder` that is not there yet."""
+    stamp = utc_now()[:19].replace(":", "").replace("-", "")
+    return storage.join_url(folder, f"windows-{stamp}-{uuid4().hex[:8]}.parquet")
 
 
 def _row(window: CheckedWindow) -> dict[str, Any]:

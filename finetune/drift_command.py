@@ -98,6 +98,8 @@ def _numbers(window: "CheckedWindow") -> dict[str, Any]:
 
 
 def _report_windows(found: "DriftReport") -> None:
+    from finetune.drift_window import too_small
+
     say(
         f"model {found.model_id[:16]}: {found.images:,} images, {len(found.windows)} windows, "
         f"{found.reference.rows:,} images of its validation split as reference."
@@ -108,22 +110,11 @@ def _report_windows(found: "DriftReport") -> None:
         say(f"{found.left_over} images fill no window and were not tested.")
     if found.windows and not all(window.result.projected for window in found.windows):
         warn("there are predictions without projections, of which features are not tested: see docs/drift.md.")
-    _report_size(found)
+    for line in too_small(found.needed, min((window.result.images for window in found.windows), default=None)):
+        warn(line)
     if found.alarms:
         expected = found.false_alarm_rate * len(found.windows)
         say(f"{found.alarms} of {len(found.windows)} windows gave alarm; {expected:.2g} would if nothing had changed.")
-
-
-def _report_size(found: "DriftReport") -> None:
-    """Says so where windows are too small to be sure of anything."""
-    smallest = min((window.result.images for window in found.windows), default=None)
-    for test, needed in found.needed.items():
-        if needed is None:
-            warn(f"{test}: the reference is too small to be sure of a moderate change, whatever the window.")
-        elif smallest is not None and smallest < needed:
-            warn(
-                f"{test}: to be 80 % sure of a moderate change a window needs about {needed:,} images, not {smallest:,}."
-            )
 
 
 def describe(result: "WindowResult") -> str:

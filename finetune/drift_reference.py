@@ -23,12 +23,12 @@ from numpy.typing import NDArray
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
 from featurize.manifests import FeaturesManifest
+from featurize.predictions import DRIFT
 from finetune.drift_projection import SIZE, Projection, embed, embedding_model, median_distance, seed_of
 from finetune.model_folder import ModelCard, check_features, load_model
 from finetune.selection import read_selected_by_model
 from finetune.split_data import iterate_split
 
-FOLDER = "drift"
 SPLIT = "validation"
 MOST_IMAGES = 4096
 """Of a larger validation split so many are drawn, by their ids: more would not make the tests much sharper."""
@@ -75,7 +75,7 @@ class Reference:
 
 def reference_url(output: str, model_id: str) -> str:
     """Where the reference of a model is kept, beside the predictions at `output`."""
-    return storage.join_url(output, FOLDER, "references", f"{model_id}.parquet")
+    return storage.join_url(output, DRIFT, "references", f"{model_id}.parquet")
 
 
 def find_reference(output: str, url: str, card: ModelCard) -> Reference:
@@ -113,7 +113,7 @@ def reference_of_run(
     finally:
         if not was_there and not has_begun():
             storage.remove(reference_url(output, card.model_id))
-            storage.remove_if_empty(storage.join_url(output, FOLDER))
+            storage.remove_if_empty(storage.join_url(output, DRIFT))
 
 
 def reference_or_fault(output: str, url: str, card: ModelCard) -> "Reference | str":

@@ -1,7 +1,7 @@
 """One window of predictions against the reference of its model: the tests, whether they give alarm, what they can see."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
@@ -154,6 +154,24 @@ def images_needed(reference: Reference, *, false_alarm_rate: float = FALSE_ALARM
         CONFIDENCE: images_for_confidence(reference.rows, rate=rate),
         FEATURES: images_for_features(reference.projections, rate=rate),
     }
+
+
+def too_small(needed: Mapping[str, int | None], images: int | None) -> list[str]:
+    """A line for people on each test that cannot be sure of anything in windows of so many images.
+
+    Args:
+        needed: see `images_needed`.
+        images: None: there is no window.
+    """
+    lines = []
+    for test, least in needed.items():
+        if least is None:
+            lines.append(f"{test}: the reference is too small to be sure of a moderate change, whatever the window.")
+        elif images is not None and images < least:
+            lines.append(
+                f"{test}: to be 80 % sure of a moderate change a window needs about {least:,} images, not {images:,}."
+            )
+    return lines
 
 
 def check_rate(false_alarm_rate: float) -> None:

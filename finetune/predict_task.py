@@ -13,15 +13,13 @@ from featurize.decode import DecodeError
 from featurize.decoder import Decoder
 from featurize.image_source import PlannedImage
 from featurize.manifests import PREDICTED
-from featurize.predictions import PREDICTIONS_SCHEMA
+from featurize.predictions import PLAIN_COLUMNS, PREDICTIONS_SCHEMA, ROWS_PER_GROUP
 from featurize.shards import ShardWriter
 from featurize.shipped import full_batches
 from featurize.timings import Timings
 from featurize.worker import Loaded
 from finetune.answers import answers_of
 from finetune.shipped_model import ShippedModel
-
-_ROWS_PER_GROUP = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,9 @@ class PredictTask:
             staging_url,
             name,
             PREDICTIONS_SCHEMA,
-            rows_per_group=_ROWS_PER_GROUP,
+            rows_per_group=ROWS_PER_GROUP,
             by_split=False,
-            plain_columns=("image_id", "path", "probability", "projection"),
+            plain_columns=PLAIN_COLUMNS,
         )
 
     def ahead(self, threads: int) -> int:

@@ -18,13 +18,15 @@ from pyspark.sql.streaming.query import StreamingQuery
 from featurize import storage
 from featurize.claims import claim_output
 from featurize.defaults import DECODE_TIMEOUT_S
-from featurize.errors import UsageError
+from featurize.errors import UsageError, first_line
 from featurize.jobs import job_errors
-from featurize.manifests import NAMES, read_manifest
+from featurize.manifests import NAMES, Manifest, PredictionsManifest, read_manifest
 from featurize.predictions import PublishedViews
 from featurize.tables import BuildResult
+from finetune.drift import CheckedWindow
 from finetune.predict import PredictionPlan, check_output, label_planned
 from finetune.stream_checkpoint import Checkpoint, StreamRecord
+from finetune.stream_drift import StreamDrift, WindowSettings
 from finetune.stream_kafka import SCHEME, open_topic
 from finetune.stream_model import StreamModels, plan_labelling
 from finetune.stream_source import ArrivingImages, FolderImages
@@ -40,12 +42,14 @@ class StreamPlan:
 
     Attributes:
         first: the model as it was found; its source has no images yet.
+        windows: that are tested for drift; None: none.
     """
 
     arriving: ArrivingImages
     output: str
     checkpoint: Checkpoint
     first: PredictionPlan
+    windows: WindowSettings | None = None
 
     @property
     def record(self) -> StreamRecord:
@@ -61,6 +65,8 @@ class LabelledBatch:
         images: that Spark found for it.
         result: what was done; an image that was found again in the same batch is among those that were skipped.
         views: on the predictions; None where they could not be brought up to date, for `views_fault`.
+        windows: that it has filled, and what was found in them.
+        drift_fault: why none could be tested; None: they could.
         seconds: the whole of it, but for what Spark does before and after.
     """
 
@@ -70,6 +76,8 @@ class LabelledBatch:
     result: BuildResult
     views: PublishedViews | None
     views_fault: str | None
+    windows: tuple[CheckedWindow, ...]
+    drift_fault: str | None
     seconds: float
 
 
@@ -80,6 +88,8 @@ class Streamed:
     Attributes:
         added: labelled images by model.
         skipped: images that were in the predictions already.
+        windows: that were tested for drift.
+        alarms: of these, those that gave alarm.
         views: on the predictions, as they were published last.
     """
 
@@ -87,6 +97,8 @@ class Streamed:
     added: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
     skipped: int = 0
+    windows: int = 0
+    alarms: int = 0
     is_stopped: bool = False
     views: PublishedViews | None = None
 
@@ -96,6 +108,8 @@ class Streamed:
         self.added[batch.model_id] = self.added.get(batch.model_id, 0) + batch.result.added
         self.rejected += batch.result.rejected
         self.skipped += batch.result.skipped
+        self.windows += len(batch.windows)
+        self.alarms += sum(window.result.alarm for window in batch.windows)
         self.views = batch.views or self.views
 
 
@@ -108,6 +122,7 @@ def plan_stream(
     messages: str | None = None,
     kafka_options: str | None = None,
     precision: float | None = None,
+    windows: WindowSettings | None = None,
 ) -> StreamPlan:
     """Finds the model and sees that a stream may go from `images` to `output`. Needs neither Spark nor TensorFlow.
 
@@ -118,10 +133,14 @@ def plan_stream(
         messages: of a topic: what they are; one of `stream_kafka.Messages`.
         kafka_options: of a topic: a local file of options for Spark's connector.
         precision: as for `plan_prediction`.
+        windows: that are to be tested for drift; None: none.
 
     Raises:
-        UsageError: no such model, folder or kind of message, places within each other, or a checkpoint of another stream.
+        UsageError: no such model, folder or kind of message, places within each other, a checkpoint of another stream, or no such
+            windows.
     """
+    if windows is not None:
+        windows.check()
     output, checkpoint = storage.absolute_url(output), storage.absolute_url(checkpoint)
     arriving: ArrivingImages
     if images.startswith(SCHEME):
@@ -134,7 +153,7 @@ def plan_stream(
         raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} lie within each other.")
     check_output(output)
     first = plan_labelling(model, arriving.source(), output, precision)
-    plan = StreamPlan(arriving, output, Checkpoint(checkpoint), first)
+    plan = StreamPlan(arriving, output, Checkpoint(checkpoint), first, windows)
     plan.checkpoint.check(plan.record)
     return plan
 
@@ -178,7 +197,8 @@ def run_stream(
         on_batch: called after each batch, in a thread of its own.
 
     Raises:
-        UsageError: the model's backbone cannot be had as it was, other predictions are there, or Spark has no connector.
+        UsageError: the model's backbone cannot be had as it was, other predictions are there, Spark has no connector, or there is
+            no reference to test windows against.
         JobError: a batch failed, no broker answers, or another stream has this checkpoint or labels with this model. Started
             again, it goes on.
     """
@@ -188,7 +208,7 @@ def run_stream(
         storage.no_empty_folder(plan.output),
         storage.no_empty_folder(plan.checkpoint.url),
         claim_output(plan.checkpoint.own_url),
-        closing(StreamModels(spark, plan.first, plan.checkpoint)) as models,
+        closing(StreamModels(spark, plan.first, plan.checkpoint, plan.windows)) as models,
     ):
         plan.checkpoint.begin(plan.record)
         labeller = _Labeller(plan, models, done, decode_timeout_s=decode_timeout_s, on_batch=on_batch)
@@ -261,10 +281,28 @@ class _Labeller:
                 files_read=model.files_read,
                 is_partial=True,
             )
-        result = replace(made.result, skipped=made.result.skipped + images.found - images.source.images)
+        windows, drift_fault = _test_windows(model.drift, made.result.manifest)
         return LabelledBatch(
-            batch_id, model.model_id, images.found, result, made.views, made.views_fault, monotonic() - started
+            batch_id,
+            model.model_id,
+            images.found,
+            replace(made.result, skipped=made.result.skipped + images.found - images.source.images),
+            made.views,
+            made.views_fault,
+            windows,
+            drift_fault,
+            monotonic() - started,
         )
+
+
+def _test_windows(drift: StreamDrift | None, manifest: Manifest) -> tuple[tuple[CheckedWindow, ...], str | None]:
+    """The windows that a batch has filled, or why they could not be tested."""
+    if drift is None or not isinstance(manifest, PredictionsManifest):
+        return (), None
+    try:
+        return drift.check(manifest), None
+    except Exception as error:  # whatever it is, images go on being labelled; run again, the batch would fail for ever
+        return (), first_line(error)
 
 
 def _wait(query: StreamingQuery, labeller: _Labeller, is_asked_to_stop: Callable[[], bool]) -> None:

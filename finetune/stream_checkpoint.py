@@ -73,7 +73,7 @@ class Checkpoint:
             UsageError: it is of another stream, or no stream's of Firn's.
             JobError: it is damaged.
         """
-        there = _read(storage.join_url(self.own_url, STREAM_NAME), StreamRecord)
+        there = read_document(storage.join_url(self.own_url, STREAM_NAME), StreamRecord)
         if there is None:
             others = [file for file in storage.list_files(self.url) if not file.startswith(f"{self.own_url}/")]
             if others:
@@ -114,7 +114,7 @@ class Checkpoint:
         Raises:
             JobError: what is there is damaged.
         """
-        pin = _read(self.pin_url(batch_id), Pin)
+        pin = read_document(self.pin_url(batch_id), Pin)
         return pin if pin is not None and pin.query == query else None
 
     def write_pin(self, batch_id: int, pin: Pin) -> None:
@@ -129,7 +129,12 @@ class Checkpoint:
         return storage.join_url(self.own_url, f"{_PIN}{batch_id}.json")
 
 
-def _read(url: str, kind: type[Document]) -> Document | None:
+def read_document(url: str, kind: type[Document]) -> Document | None:
+    """The JSON document at `url`; None where there is none.
+
+    Raises:
+        JobError: it is damaged.
+    """
     try:
         return kind.model_validate(storage.read_json(url))
     except (FileNotFoundError, NotADirectoryError):

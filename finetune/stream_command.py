@@ -13,6 +13,7 @@ import typer
 from featurize.cli import JsonOption, print_result, reported_errors, say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import JobError
+from finetune.drift_command import describe
 
 if TYPE_CHECKING:
     from finetune.stream import LabelledBatch, Streamed, StreamPlan
@@ -51,14 +52,22 @@ def stream_command(
     decode_timeout_s: Annotated[
         float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
     ] = DECODE_TIMEOUT_S,
+    drift_window: Annotated[
+        int | None, typer.Option(help="Images labelled by one model that are tested for drift together; default: none.")
+    ] = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="Of one window of --drift-window: how often there may be an alarm without a change.")
+    ] = 0.01,
     as_json: JsonOption = False,
 ) -> None:
     """Labels images as they arrive in a folder or a Kafka topic, each once, until Ctrl-C or SIGTERM."""
     with reported_errors():
         from featurize.session import open_session
         from finetune.stream import plan_stream, run_stream
+        from finetune.stream_drift import WindowSettings
 
         started = perf_counter()
+        windows = None if drift_window is None else WindowSettings(drift_window, false_alarm_rate)
         plan = plan_stream(
             model,
             images,
@@ -67,6 +76,7 @@ def stream_command(
             messages=messages,
             kafka_options=kafka_options,
             precision=precision,
+            windows=windows,
         )
         with open_session("firn stream") as session, asked_to_stop() as is_asked_to_stop:
             until = "" if once else f", every {trigger_s:g} s; Ctrl-C ends it after the batch under way"
@@ -100,6 +110,11 @@ def report_batch(batch: "LabelledBatch", *, max_reject_fraction: float) -> None:
         )
     if batch.views_fault is not None:
         warn(f"the views are as they were: {batch.views_fault}")
+    for window in batch.windows:
+        text = f"window {window.number} of {batch.model_id[:16]}: {describe(window.result)}"
+        (warn if window.result.alarm else say)(text)
+    if batch.drift_fault is not None:
+        warn(f"drift: nothing was tested after batch {batch.batch_id}, its images wait: {batch.drift_fault}")
 
 
 @contextmanager
@@ -127,6 +142,9 @@ def _report(plan: "StreamPlan", done: "Streamed", *, as_json: bool, seconds: flo
     say(
         f"{plan.output}: {labelled} images labelled in {done.batches} batches, {done.rejected} rejected; {seconds:.0f} s."
     )
+    if done.alarms and plan.windows is not None:
+        expected = plan.windows.false_alarm_rate * done.windows
+        say(f"{done.alarms} of {done.windows} windows gave alarm; {expected:.2g} would if nothing had changed.")
     numbers = {
         "predictions": plan.output,
         "checkpoint": plan.checkpoint.url,
@@ -136,7 +154,14 @@ def _report(plan: "StreamPlan", done: "Streamed", *, as_json: bool, seconds: flo
         "rejects": done.rejected,
         "skipped": done.skipped,
         "is_stopped": done.is_stopped,
+        "drift": None if plan.windows is None else _drift_numbers(plan.output, done),
         "views": None if done.views is None else done.views.views.by_name(),
         "seconds": round(seconds, 2),
     }
     print_result(numbers, as_json=as_json)
+
+
+def _drift_numbers(output: str, done: "Streamed") -> dict[str, object]:
+    from finetune.stream_drift import windows_url
+
+    return {"windows": done.windows, "alarms": done.alarms, "table": windows_url(output)}

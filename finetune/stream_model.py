@@ -8,17 +8,19 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.claims import Claim, claim_output
 from featurize.cli import say, warn
-from featurize.errors import FirnError, JobError
+from featurize.errors import FirnError, JobError, UsageError
 from featurize.image_source import ImageSource
 from featurize.known import IndexFiles
 from featurize.manifests import utc_now
 from featurize.recipe import RegistrySettings
-from finetune.drift_reference import reference_or_fault
+from finetune.drift_reference import Reference, reference_or_fault
+from finetune.drift_window import images_needed, too_small
 from finetune.predict import PredictionPlan, ship_planned
 from finetune.registry import all_experiments, find_run, open_registry, registry_at, registry_errors
 from finetune.registry_models import is_folder, read_folder, resolve_model
 from finetune.shipped_model import ShippedModel
 from finetune.stream_checkpoint import Checkpoint, Pin
+from finetune.stream_drift import StreamDrift, WindowSettings
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class ModelInUse:
     """A model that the workers have, and the claim on its predictions.
 
     Attributes:
+        drift: the windows that are tested; None: none are.
         files_read: index files of the predictions. Nobody else writes there, so that a batch reads only what the last one wrote.
     """
 
@@ -33,6 +36,7 @@ class ModelInUse:
     shipped: ShippedModel
     claim: Claim
     held: ExitStack
+    drift: StreamDrift | None
     files_read: IndexFiles = field(default_factory=dict)
 
     @property
@@ -49,14 +53,20 @@ class StreamModels:
 
     Args:
         first: what is to be labelled with, as it was found when the stream was planned; its source has no images.
+        windows: that are tested for drift; None: none.
+
+    Raises:
+        UsageError: windows of the first model cannot be tested, or it cannot be used.
     """
 
-    def __init__(self, spark: SparkSession, first: PredictionPlan, checkpoint: Checkpoint) -> None:
-        self._spark, self._checkpoint = spark, checkpoint
+    def __init__(
+        self, spark: SparkSession, first: PredictionPlan, checkpoint: Checkpoint, windows: WindowSettings | None
+    ) -> None:
+        self._spark, self._checkpoint, self._windows = spark, checkpoint, windows
         self._name, self._source = first.name, first.source
         self._output, self._precision = first.output, first.precision
         self._told: str | None = None
-        self._current = self._take(first)
+        self._current = self._take(first, is_first=True)
 
     @property
     def current(self) -> ModelInUse:
@@ -110,11 +120,11 @@ class StreamModels:
         )
 
     def _exchange(self, plan: PredictionPlan) -> None:
-        taken = self._take(plan)
+        taken = self._take(plan, is_first=False)
         self._current.held.close()
         self._current = taken
 
-    def _take(self, plan: PredictionPlan) -> ModelInUse:
+    def _take(self, plan: PredictionPlan, *, is_first: bool) -> ModelInUse:
         """Claims the predictions of a model and hands the model to the workers."""
         with ExitStack() as stack:
             stack.enter_context(storage.no_empty_folder(plan.url))
@@ -123,7 +133,30 @@ class StreamModels:
             if isinstance(reference, str):
                 warn(f"no drift of features will be seen: {reference}")
             shipped = ship_planned(self._spark, plan, reference=reference)
-            return ModelInUse(plan, shipped, claim, stack.pop_all())
+            drift = None if self._windows is None else _drift_of(plan, reference, self._windows, is_first=is_first)
+            return ModelInUse(plan, shipped, claim, stack.pop_all(), drift)
+
+
+def _drift_of(
+    plan: PredictionPlan, reference: Reference | str, settings: WindowSettings, *, is_first: bool
+) -> StreamDrift | None:
+    """The windows of a model; None, which is told, where those of a later one cannot be tested: it labels all the same.
+
+    Raises:
+        FirnError: those of the first one cannot.
+    """
+    try:
+        if isinstance(reference, str):
+            raise UsageError(f"`--drift-window`: {plan.name} has nothing to compare its images with: {reference}")
+        drift = StreamDrift(plan.output, plan.card.model_id, reference, settings)
+    except (FirnError, OSError) as error:
+        if is_first:
+            raise
+        warn(f"images that are labelled by {plan.card.model_id[:16]} are not tested for drift: {error}")
+        return None
+    for line in too_small(images_needed(reference, false_alarm_rate=settings.false_alarm_rate), settings.images):
+        warn(f"drift of {line}")
+    return drift
 
 
 def plan_labelling(name: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:

@@ -1,7 +1,7 @@
 """A ConvNet on drawn shapes, what it says of more of them, and its predictions published without Spark; for the tests."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,8 +13,16 @@ from logged_models import train_model
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from featurize.digests import settings_digest
-from featurize.manifests import PREDICTED, PredictionsManifest, library_versions, utc_now, write_manifest
+from featurize.digests import combine_digests, settings_digest
+from featurize.manifests import (
+    PREDICTED,
+    PredictionsManifest,
+    ShardRecord,
+    add_counts,
+    library_versions,
+    utc_now,
+    write_manifest,
+)
 from featurize.predictions import PREDICTIONS_SCHEMA
 from featurize.shards import ShardWriter
 from featurize.timings import Timings
@@ -134,30 +142,35 @@ def publish(
     for start in range(0, count, 150):
         part = {name: values[start : start + 150] for name, values in shuffled.items()}
         writer.write([PREDICTED] * len(part["path"]), ["1:1"] * len(part["path"]), part)
-    record = writer.close()
-    settings = {"table": "predictions", "model_id": known.card.model_id}
-    manifest = PredictionsManifest(
+    model = {"url": f"file://{known.folder}", "network_sha256": known.card.network_sha256}
+    manifest = predictions_of(
+        known.card.model_id, [writer.close()], preparation_id=known.card.features.preparation_id, model=model
+    )
+    write_manifest(str(folder), manifest)
+    return manifest
+
+
+def predictions_of(
+    model_id: str, shards: Sequence[ShardRecord], *, preparation_id: str = "", model: Mapping[str, str] | None = None
+) -> PredictionsManifest:
+    """The manifest of predictions that consist of `shards`."""
+    settings = {"table": "predictions", "model_id": model_id}
+    return PredictionsManifest(
         identity=settings_digest(settings),
         settings=settings,
         classes=[],
-        rows=record.rows,
+        rows=add_counts(shard.rows for shard in shards),
         rejects={},
-        content_digest=record.content_digest,
-        shards=[record],
+        content_digest=combine_digests(shard.content_digest for shard in shards),
+        shards=list(shards),
         created_at=utc_now(),
         updated_at=utc_now(),
         seconds=1.0,
         timings=Timings(),
         versions=library_versions(),
-        model_id=known.card.model_id,
-        preparation_id=known.card.features.preparation_id,
-        model={
-            "model_id": known.card.model_id,
-            "url": f"file://{known.folder}",
-            "network_sha256": known.card.network_sha256,
-        },
+        model_id=model_id,
+        preparation_id=preparation_id,
+        model={"model_id": model_id, **(model or {})},
         threshold=None,
         source={"kind": "images"},
     )
-    write_manifest(str(folder), manifest)
-    return manifest

@@ -17,6 +17,7 @@ from featurize.recipe import RegistrySettings
 from finetune.registry_logging import log_fit
 from finetune.registry_versions import promote
 from finetune.stream import Streamed, StreamPlan, plan_stream, run_stream
+from finetune.stream_drift import WindowSettings
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,9 @@ class Place:
     def plan(self, model: Path | str, **given: Any) -> StreamPlan:
         return plan_stream(str(model), str(self.images), str(self.out), str(self.checkpoint), **given)
 
-    def run(self, model: Path | str, **given: Any) -> Streamed:
+    def run(self, model: Path | str, *, windows: WindowSettings | None = None, **given: Any) -> Streamed:
         """Labels what is there."""
-        return run_stream(self.spark, self.plan(model), once=True, **given)
+        return run_stream(self.spark, self.plan(model, windows=windows), once=True, **given)
 
     def partition(self, model_id: str) -> Path:
         return self.out / f"model_id={model_id}"

@@ -21,6 +21,7 @@ from pyspark.sql import SparkSession
 from stream_places import Models, Place, copy_models, promote_to, register_both, train_two
 
 from featurize.claims import CLAIM_NAME, claim_output
+from featurize.compaction import compact_table
 from featurize.errors import JobError, UsageError
 from featurize.predictions import read_views
 from featurize.recipe import RegistrySettings
@@ -109,6 +110,8 @@ def test_a_stream_fed_in_steps_equals_the_batch_job(trained: Models, place: Plac
     done = place.run(trained["old"], most_per_batch=5)
     assert (done.batches, done.added, done.rejected) == (3, {trained.ids["old"]: 12}, 2)
     assert place.done() == place.paths()
+    with claim_output(f"file://{place.partition(trained.ids['old'])}") as claim:
+        assert compact_table(f"file://{place.partition(trained.ids['old'])}", claim).after == 1
     again = place.run(trained["old"])
     assert (again.batches, again.added, again.skipped) == (0, {}, 0)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, make_photos
 from pyspark.sql import SparkSession
 from stream_places import Models, train_two
 
@@ -80,9 +80,11 @@ def firn_zip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(spark: SparkSession, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Models:
+def trained(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Two models for streams; do not change them."""
-    return train_two(spark, photos, tmp_path_factory.mktemp("stream"))
+    folder = tmp_path_factory.mktemp("stream")
+    make_photos(folder / "photos", per_class=100)  # enough in the validation split for drift
+    return train_two(spark, folder / "photos", folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A stream is killed in mid-run while images come in and its model is exchanged: every image is labelled exactly once.
+"""A stream is killed in mid-run while images come in and its model is exchanged: every image is labelled and tested once.
 
 FIRN_STREAM_IMAGES=1000 makes it longer.
 """
@@ -12,16 +12,23 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from predictions import read_predictions
 from pyspark.sql import SparkSession
 from stream_places import Models, Place, copy_models, promote_to, register_both
+from typer.testing import CliRunner
 
 from featurize import storage
 from featurize.claims import CLAIM_NAME
 from featurize.predictions import read_views
+from featurize.sql import read_sql_table
+from featurize.sql_tables import SqlTable, find_tables
+from finetune.__main__ import app
 from finetune.registry import ENVIRONMENT
 from finetune.stream import plan_stream, run_stream
+from finetune.stream_drift import WindowSettings
 from integration.hdfs_cluster import MiniHdfs
 from integration.processes import wait_until
 
@@ -32,6 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 IMAGES = int(os.environ.get("FIRN_STREAM_IMAGES", "200"))
+WINDOW = 30
 
 
 class Driver:
@@ -40,7 +48,7 @@ class Driver:
     def __init__(self, place: Place, model: str, number: int) -> None:
         self._log, self._output = place.folder / f"log{number}", place.folder / f"output{number}"
         places = ["--images", place.images, "--output", place.out, "--checkpoint", place.checkpoint]
-        options = ["--trigger-s", "0.2", "--max-images-per-batch", "20", "--json"]
+        options = ["--trigger-s", "0.2", "--max-images-per-batch", "20", "--drift-window", str(WINDOW), "--json"]
         with self._log.open("wb") as log, self._output.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "finetune", "stream", model, *map(str, places), *options],
@@ -129,6 +137,7 @@ def test_a_stream_that_is_killed_twice_and_changes_its_model_labels_every_image_
     assert place.done() == place.paths()
     assert len(place.paths()) == 12 * per_class + 8
     assert set(read_predictions(place.out)["model_id"]) == set(models.ids.values())
+    assert_windows_follow_each_other(place)
     left = {path.name for path in place.out.glob("model_id=*/*")}
     assert left <= {
         "data",
@@ -139,20 +148,44 @@ def test_a_stream_that_is_killed_twice_and_changes_its_model_labels_every_image_
     }  # that of the killed holder, who is known to be dead
 
 
+def assert_windows_follow_each_other(place: Place) -> None:
+    """Those of each model have all images that it has labelled, but for less than one window at the end."""
+    rows, table = read_predictions(place.out), pq.read_table(place.out / "drift" / "stream").to_pandas()
+    for model_id, labelled_by in rows.groupby("model_id"):
+        times = labelled_by["predicted_at"].sort_values()
+        windows = table[table["model_id"] == model_id].sort_values("window")
+        assert windows["window"].tolist() == list(range(len(windows)))
+        left = labelled_by["image_id"].nunique() - windows["images"].sum()
+        assert 0 <= left < WINDOW
+        ends = [pd.Timestamp(0, tz="UTC"), *windows["last_predicted_at"]]
+        for window, before in zip(windows.itertuples(), ends, strict=False):
+            assert window.images == len(times[(times > before) & (times <= window.last_predicted_at)])
+
+
 @pytest.mark.hdfs
 def test_a_stream_from_hdfs_to_hdfs(spark: SparkSession, trained: Models, hdfs: MiniHdfs, tmp_path: Path) -> None:
     url = f"{hdfs.url}/stream {tmp_path.name}"
     place = Place(spark, tmp_path)
     place.images.mkdir()
     for step in (1, 2):
-        place.arrive(step)
+        place.arrive(step, per_class=4)
         hdfs.upload(place.images / f"step #{step}?", f"{url}/in/step {step}")
-        plan = plan_stream(str(trained["old"]), f"{url}/in", f"{url}/out", f"{url}/checkpoint")
-        done = run_stream(spark, plan, once=True, most_per_batch=6)
-        assert (done.batches, done.added, done.rejected) == (2, {trained.ids["old"]: 9}, 1)
+        places = (f"{url}/in", f"{url}/out", f"{url}/checkpoint")
+        plan = plan_stream(str(trained["old"]), *places, windows=WindowSettings(20))
+        done = run_stream(spark, plan, once=True, most_per_batch=7)
+        assert (done.batches, done.added, done.rejected) == (2, {trained.ids["old"]: 12}, 1)
+        assert done.windows == step - 1
     assert run_stream(spark, plan, once=True).batches == 0
     place.run(trained["old"])
+    answer = CliRunner().invoke(app, ["compact", f"{url}/out", "--json"])
+    (compacted,) = json.loads(answer.stdout.splitlines()[-1])["models"]
+    assert (compacted["rows"], compacted["shards_before"], compacted["shards"]) == (24, 4, 2)
+    assert run_stream(spark, plan, once=True).batches == 0
     found, wanted = read_predictions(f"{url}/out"), read_predictions(place.out)
     assert sorted(found.index) == sorted(file for file in storage.list_files(f"{url}/in") if "torn" not in file)
     assert found.set_index("image_id")["label"].to_dict() == wanted.set_index("image_id")["label"].to_dict()
-    assert len(found) == 18
+    assert len(found) == 24
+    *_, windows = find_tables(predictions=f"{url}/out")
+    assert isinstance(windows, SqlTable)
+    rows = read_sql_table(spark, windows).collect()
+    assert [(row["window"], row["images"], row["tested_by"]) for row in rows] == [(0, 24, "stream")]
