@@ -10,7 +10,18 @@ if not __package__:  # run by path, as spark-submit does: the folder above is wh
 import typer
 from rich.console import Console
 
-from featurize.cli import JsonOption, SetOption, console, make_app, print_result, reported_errors, say, warn
+from featurize.cli import (
+    DecodeTimeoutOption,
+    JsonOption,
+    RejectFractionOption,
+    SetOption,
+    console,
+    make_app,
+    print_result,
+    reported_errors,
+    say,
+    warn,
+)
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.describe import describe, print_description
 from featurize.errors import UsageError
@@ -38,12 +49,8 @@ def ingest_command(
     card: Annotated[str, typer.Argument(help="The TOML card of the data set, or its name in datasets/.")],
     output: Annotated[str, typer.Option(help="URL of the images table.")],
     source: Annotated[str | None, typer.Option(help="Where the data set lies; default: what the card says.")] = None,
-    max_reject_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
-    ] = MAX_REJECT_FRACTION,
-    decode_timeout_s: Annotated[
-        float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
-    ] = DECODE_TIMEOUT_S,
+    max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
+    decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
     """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""

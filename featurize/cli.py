@@ -20,6 +20,12 @@ SetOption = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of the recipe, as in images.source=photos."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="The last line on standard output is one JSON object.")]
+RejectFractionOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
+]
+DecodeTimeoutOption = Annotated[
+    float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
+]
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own notes would bury Firn's
 # Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.

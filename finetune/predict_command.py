@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurize.cli import JsonOption, print_result, reported_errors, say, warn
+from featurize.cli import (
+    DecodeTimeoutOption,
+    JsonOption,
+    RejectFractionOption,
+    print_result,
+    reported_errors,
+    say,
+    warn,
+)
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.manifests import PREDICTED
 from finetune.views_command import report_views
@@ -13,26 +21,26 @@ if TYPE_CHECKING:
     from finetune.answers import Threshold
     from finetune.predict import Predicted, PredictionPlan
 
+ModelArgument = Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")]
+PredictionsOption = Annotated[str, typer.Option(help="URL of the predictions, of this model and of others.")]
+PrecisionOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Wanted of the labels, by the validation split; below its threshold there is none."
+    ),
+]
+
 
 def predict_command(
-    model: Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")],
-    output: Annotated[str, typer.Option(help="URL of the predictions, of this model and of others.")],
+    model: ModelArgument,
+    output: PredictionsOption,
     images: Annotated[
         str | None, typer.Option(help="A folder with images at whatever depth, an images table, or a card.")
     ] = None,
     features: Annotated[str | None, typer.Option(help="A feature set, in place of images.")] = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Wanted of the labels, by the validation split; below its threshold there is none."
-        ),
-    ] = None,
-    max_reject_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
-    ] = MAX_REJECT_FRACTION,
-    decode_timeout_s: Annotated[
-        float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
-    ] = DECODE_TIMEOUT_S,
+    precision: PrecisionOption = None,
+    max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
+    decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
     """Labels images that nobody has labelled, or ready features; run again, it adds what is missing."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurize.cli import JsonOption, print_result, reported_errors, say, warn
+from featurize.cli import DecodeTimeoutOption, JsonOption, print_result, reported_errors, say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import JobError
 from finetune.drift_command import describe
+from finetune.predict_command import ModelArgument, PrecisionOption, PredictionsOption
 
 if TYPE_CHECKING:
     from finetune.stream import LabelledBatch, Streamed, StreamPlan
@@ -23,11 +24,11 @@ MAX_IMAGES_PER_BATCH = 10_000
 
 
 def stream_command(
-    model: Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")],
+    model: ModelArgument,
     images: Annotated[
         str, typer.Option(help="The folder in which images arrive, or kafka://host:port,host:port/topic.")
     ],
-    output: Annotated[str, typer.Option(help="URL of the predictions, of this model and of others.")],
+    output: PredictionsOption,
     checkpoint: Annotated[str, typer.Option(help="A folder in which the stream keeps how far it is.")],
     trigger_s: Annotated[float, typer.Option(min=0, help="Seconds between looks for new images.")] = TRIGGER_S,
     once: Annotated[bool, typer.Option("--once", help="Labels what is there, and ends.")] = False,
@@ -40,18 +41,11 @@ def stream_command(
     kafka_options: Annotated[
         str | None, typer.Option(help="Of a topic: a file of name=value lines for Spark's connector.")
     ] = None,
-    precision: Annotated[
-        float | None,
-        typer.Option(
-            min=0, max=1, help="Wanted of the labels, by the validation split; below its threshold there is none."
-        ),
-    ] = None,
+    precision: PrecisionOption = None,
     max_reject_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Of a batch; if more cannot be read, a warning says so.")
     ] = MAX_REJECT_FRACTION,
-    decode_timeout_s: Annotated[
-        float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
-    ] = DECODE_TIMEOUT_S,
+    decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     drift_window: Annotated[
         int | None, typer.Option(help="Images labelled by one model that are tested for drift together; default: none.")
     ] = None,
