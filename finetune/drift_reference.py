@@ -102,21 +102,21 @@ def find_reference(output: str, url: str, card: ModelCard) -> Reference:
 def reference_of_run(
     output: str, url: str, card: ModelCard, *, has_begun: Callable[[], bool]
 ) -> Iterator["Reference | str"]:
-    """The reference for a run of `finetune predict`, or why there is none; one that was made for a run that came to nothing goes.
+    """The reference for a run that labels, or why there is none; one that was made for a run that came to nothing goes.
 
     Args:
         has_begun: called afterwards: whether anything of the run is left.
     """
     was_there = storage.exists(reference_url(output, card.model_id))
     try:
-        yield reference_or_fault(output, url, card)
+        yield _reference_or_fault(output, url, card)
     finally:
         if not was_there and not has_begun():
             storage.remove(reference_url(output, card.model_id))
             storage.remove_if_empty(storage.join_url(output, DRIFT))
 
 
-def reference_or_fault(output: str, url: str, card: ModelCard) -> "Reference | str":
+def _reference_or_fault(output: str, url: str, card: ModelCard) -> "Reference | str":
     """As `find_reference`, or why there is none: without it images are labelled all the same, but keep no projection."""
     try:
         return find_reference(output, url, card)

@@ -138,7 +138,7 @@ def predict(
         UsageError: the model's backbone cannot be had as it was, or other predictions are there.
         JobError: the job failed, or another one is writing to the same place.
     """
-    with storage.no_empty_folder(plan.output), _reference(plan) as reference:
+    with storage.no_empty_folder(plan.output), planned_reference(plan) as reference:
         shipped = ship_planned(spark, plan, reference=reference)
         predicted = label_planned(
             spark, plan, shipped, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
@@ -150,7 +150,7 @@ def ship_planned(spark: SparkSession, plan: PredictionPlan, *, reference: Refere
     """Hands the model of `plan` to every executor, and sees that its predictions may go where they are to go.
 
     Args:
-        reference: see `reference_or_fault`.
+        reference: that of `planned_reference`.
 
     Raises:
         UsageError: the model's backbone cannot be had as it was, or other predictions are there.
@@ -247,7 +247,7 @@ def _threshold(plan: PredictionPlan) -> Threshold | None:
     return choose_threshold(plan.folder, plan.card, precision=plan.precision)
 
 
-def _reference(plan: PredictionPlan) -> AbstractContextManager[Reference | str]:
+def planned_reference(plan: PredictionPlan) -> AbstractContextManager[Reference | str]:
     """What `finetune drift` will compare with, or why it cannot; kept from the first run on, so projections stay the same."""
     return reference_of_run(
         plan.output, plan.folder, plan.card, has_begun=lambda: settings_in_place(plan.url) is not None

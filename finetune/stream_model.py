@@ -13,9 +13,9 @@ from featurize.image_source import ImageSource
 from featurize.known import IndexFiles
 from featurize.manifests import utc_now
 from featurize.recipe import RegistrySettings
-from finetune.drift_reference import Reference, reference_or_fault
+from finetune.drift_reference import Reference
 from finetune.drift_window import images_needed, too_small
-from finetune.predict import PredictionPlan, ship_planned
+from finetune.predict import PredictionPlan, planned_reference, ship_planned
 from finetune.registry import all_experiments, find_run, open_registry, registry_at, registry_errors
 from finetune.registry_models import is_folder, read_folder, resolve_model
 from finetune.shipped_model import ShippedModel
@@ -129,7 +129,7 @@ class StreamModels:
         with ExitStack() as stack:
             stack.enter_context(storage.no_empty_folder(plan.url))
             claim = stack.enter_context(claim_output(plan.url))
-            reference = reference_or_fault(plan.output, plan.folder, plan.card)
+            reference = stack.enter_context(planned_reference(plan))
             if isinstance(reference, str):
                 warn(f"no drift of features will be seen: {reference}")
             shipped = ship_planned(self._spark, plan, reference=reference)
