@@ -29,9 +29,9 @@ from finetune.predict_command import predict_command
 from finetune.progress import epoch_progress
 from finetune.relabel_command import relabel_command
 from finetune.report_command import report_command
+from finetune.row_streams import N_STREAMS
 from finetune.selection import describe_selection
 from finetune.stream_command import stream_command
-from finetune.streams import N_STREAMS
 from finetune.sweep_command import sweep_command
 from finetune.training import train
 from finetune.views_command import views_command

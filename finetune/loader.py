@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from featurize.manifests import FeaturesManifest
 from featurize.training_settings import TrainingSettings
 from finetune.batches import PADDING, Batches, RowBatches
+from finetune.row_streams import StreamData
 from finetune.split_data import ALIGNMENT, SplitData, read_split
-from finetune.streams import StreamData
 
 if TYPE_CHECKING:
     import tensorflow as tf

@@ -38,8 +38,8 @@ from finetune.evaluate import evaluate_model
 from finetune.model_folder import load_model
 from finetune.plans import plan_training
 from finetune.relabelling import relabel
+from finetune.row_streams import StreamData
 from finetune.split_data import iterate_split, read_split
-from finetune.streams import StreamData
 from finetune.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow

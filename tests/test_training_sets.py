@@ -32,9 +32,9 @@ from finetune.plans import plan_training
 from finetune.relabelling import relabel
 from finetune.report_context import report_context
 from finetune.report_models import find_target, judge
+from finetune.row_streams import StreamData
 from finetune.selection import ask, read_selected
 from finetune.split_data import read_split
-from finetune.streams import StreamData
 from finetune.sweep import run_sweep
 from finetune.sweep_plan import plan_sweep
 from finetune.training import train

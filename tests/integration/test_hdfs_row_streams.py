@@ -7,8 +7,8 @@ from feature_sets import make_clusters, uneven_shards, write_feature_set
 
 from featurize import storage
 from featurize.errors import JobError
+from finetune.row_streams import StreamData
 from finetune.split_data import iterate_split, read_split
-from finetune.streams import StreamData
 from integration.hdfs_cluster import MiniHdfs
 
 pytestmark = [pytest.mark.hdfs, pytest.mark.slow]

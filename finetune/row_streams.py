@@ -9,7 +9,7 @@ Shuffle quality. In each epoch the row groups of a stream come in a random order
 shuffled as a whole within each stream. In a larger one the place of a row in an epoch says nothing of its place on disk (the
 rank correlation of the two is that of chance), and two rows of one row group, which lie side by side on disk, come about
 `shuffle_rows` rows apart in the mean (a third of the split for a perfect shuffle), as the times they wait are exponential:
-tests/test_streams.py measures both. So rows sorted by class on disk are well mixed where `shuffle_rows` is many row groups.
+tests/test_row_streams.py measures both. So rows sorted by class on disk are well mixed where `shuffle_rows` is many row groups.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Tests of finetune.streams: the same global batches on any number of ranks, shuffled as stated, and nothing left behind."""
+"""Tests of finetune.row_streams: the same global batches on any number of ranks, shuffled as stated, and nothing left behind."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from featurize.errors import JobError
 from featurize.manifests import FeaturesManifest
 from featurize.reading import list_row_groups
-from finetune.streams import N_STREAMS, StreamData, deal_streams, plan_shares
+from finetune.row_streams import N_STREAMS, StreamData, deal_streams, plan_shares
 
 SIZES = (1, 2, 3, 8, 11)
 DEADLINE_S = 30
@@ -216,7 +216,7 @@ def test_ranks_hold_their_part_of_every_batch(sets: dict[str, FeatureSet]) -> No
 
 
 def test_row_is_read_far_from_its_neighbours_on_disk(tmp_path: Path) -> None:
-    """The figures in the docstring of `finetune.streams`, for a split eight times as large as the buffers."""
+    """The figures in the docstring of `finetune.row_streams`, for a split eight times as large as the buffers."""
     rows, shuffle_rows = 8000, 1000
     stored = make_set(tmp_path, rows, shards=in_order(*[500] * 16), rows_per_group=50)
     correlations, neighbours = [], []
@@ -344,7 +344,7 @@ PROGRAM = """
 import sys
 from featurize.manifests import read_features_manifest
 from feature_sets import peak_bytes
-from finetune.streams import StreamData
+from finetune.row_streams import StreamData
 
 manifest = read_features_manifest(sys.argv[1])
 for _ in StreamData(sys.argv[1], manifest, "validation", shuffle_rows=1).batches(1, seed=0, global_batch_size=16):

@@ -1,7 +1,7 @@
 """Rows per second out of a feature set: streamed by Firn, held in memory by Firn, and merely read by pyarrow and by Petastorm.
 
-    python benchmarks/streams.py --rows 32768            # made up: 4,096 floats a row, ReLU, zstd, row groups of 512
-    python benchmarks/streams.py --rows 32768 --storage hdfs://namenode:8020/tmp
+    python benchmarks/row_streams.py --rows 32768            # made up: 4,096 floats a row, ReLU, zstd, row groups of 512
+    python benchmarks/row_streams.py --rows 32768 --storage hdfs://namenode:8020/tmp
 
 One rank, no training: batches are made and dropped. Every way reads the same files, from the page cache of the machine where it
 can, and is measured `--repeats` times in turn. Prints one JSON object: medians, and the most memory that a process takes which
@@ -34,8 +34,8 @@ from featurize.shards import ShardWriter
 from featurize.timings import Timings
 from finetune.loader import MemoryData
 from finetune.reading import open_petastorm_reader
+from finetune.row_streams import StreamData
 from finetune.split_data import read_split
-from finetune.streams import StreamData
 
 FEATURES, CLASSES, FILES, ROWS_PER_GROUP = 4096, 257, 16, 512
 COLUMNS = ("image_id", "label_index", "features")
