@@ -216,7 +216,8 @@ def run_stream(
         trigger = {"availableNow": True} if once else {"processingTime": f"{trigger_s * 1000:.0f} milliseconds"}
         _silence(spark)
         with job_errors(), plan.arriving.failures():
-            query = writer.option("checkpointLocation", plan.checkpoint.url).trigger(**trigger).start()
+            location = _with_authority(spark, plan.checkpoint.url)
+            query = writer.option("checkpointLocation", location).trigger(**trigger).start()
             _wait(query, labeller, is_asked_to_stop)
     done.is_stopped = labeller.is_stopping
     return done
@@ -326,6 +327,13 @@ def _wait(query: StreamingQuery, labeller: _Labeller, is_asked_to_stop: Callable
     finally:
         if query.isActive:
             query.stop()
+
+
+def _with_authority(spark: SparkSession, url: str) -> str:
+    """A URL with the host that it means where it names none, as in ``hdfs:///checkpoint``: Spark's checkpoints need it."""
+    path = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(url)  # type: ignore[union-attr]
+    hadoop = spark.sparkContext._jsc.hadoopConfiguration()
+    return str(path.getFileSystem(hadoop).makeQualified(path).toString())
 
 
 def _silence(spark: SparkSession) -> None:

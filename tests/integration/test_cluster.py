@@ -7,7 +7,7 @@ from zipfile import ZipFile
 
 import pytest
 from building import Built, assert_same_rows, write_recipe
-from predictions import read_predictions
+from predictions import assert_same_predictions, read_predictions
 
 from featurize.recipe import read_recipe
 from finetune.evaluate import evaluate_model
@@ -95,3 +95,9 @@ def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(site: Site, bui
     assert (made["rows"], made["rejects"]) == (60, 2)
     rows = read_predictions(site.on_hdfs(f"{model['model']}-predictions"))
     assert sum(path.split("/")[-2] == label for path, label in rows["label"].items()) >= 57
+
+    streamed, checkpoint = f"{model['model']}-streamed", f"{model['model']}-checkpoint"
+    arguments = ["--images", source.source, "--output", streamed, "--checkpoint", checkpoint, "--once"]
+    made = site.submit("finetune", "stream", model["model"], *arguments, "--json").result()
+    assert (made["batches"], made["rejects"]) == (1, 1)  # Spark passes over the empty file
+    assert_same_predictions(read_predictions(site.on_hdfs(streamed)), rows)
