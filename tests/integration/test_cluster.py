@@ -33,16 +33,13 @@ class Site:
         """A URL of the cluster's default file system, for a process that has no Hadoop settings."""
         return self.hdfs.url + url.removeprefix("hdfs://")
 
-    def submit(self, package: str, *arguments: str, **conf: object) -> Submission:
-        """Starts `spark-submit <package>/__main__.py`; the settings have `_` for the dots in their names."""
-        return self.cluster.submit(
-            self.folder / package / "__main__.py",
-            *arguments,
-            python=self.python,
-            py_files=[self.firn_zip],
-            conf={key.replace("_", "."): value for key, value in conf.items()},
-            cwd=self.folder,
-        )
+    def submit(self, package: str, *arguments: str) -> Submission:
+        """Starts `spark-submit <package>/__main__.py`."""
+        return self.submit_program(self.folder / package / "__main__.py", *arguments)
+
+    def submit_program(self, program: Path, *arguments: str) -> Submission:
+        """Starts `spark-submit <program>`, with Firn out of the zip."""
+        return self.cluster.submit(program, *arguments, python=self.python, py_files=[self.firn_zip], cwd=self.folder)
 
 
 @pytest.fixture
@@ -90,11 +87,16 @@ def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(site: Site, bui
 
     source = read_recipe(str(site.folder / "recipe.toml"), ()).images
     assert source is not None
-    arguments = ["--images", source.source, "--output", f"{model['model']}-predictions", "--max-reject-fraction", "0.1"]
+    predictions = f"{model['model']}-predictions"
+    arguments = ["--images", source.source, "--output", predictions, "--max-reject-fraction", "0.1"]
     made = site.submit("finetune", "predict", model["model"], *arguments, "--json").result()
     assert (made["rows"], made["rejects"]) == (60, 2)
-    rows = read_predictions(site.on_hdfs(f"{model['model']}-predictions"))
+    rows = read_predictions(site.on_hdfs(predictions))
     assert sum(path.split("/")[-2] == label for path, label in rows["label"].items()) >= 57
+
+    program = Path(__file__).with_name("sql_program.py")
+    asked = site.submit_program(program, model["model"], source.source, predictions).result()
+    assert asked == {"images": 60, "same": 60}
 
     streamed, checkpoint = f"{model['model']}-streamed", f"{model['model']}-checkpoint"
     arguments = ["--images", source.source, "--output", streamed, "--checkpoint", checkpoint, "--once"]
