@@ -85,7 +85,7 @@ def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
     Raises:
         JobError: the file is missing or damaged, or lacks a column.
     """
-    with _open_parquet(group.url, group.footer) as file:
+    with open_parquet(group.url, group.footer) as file:
         table = file.read_row_group(group.index, columns=list(columns), use_threads=False)
     if missing := [name for name in columns if name not in table.column_names]:
         raise JobError(f"{group.url} has no column {missing[0]}.")
@@ -123,13 +123,20 @@ def read_footer(url: str) -> pq.FileMetaData:
     Raises:
         JobError: the file is missing or damaged.
     """
-    with _open_parquet(url, None) as file:
+    with open_parquet(url) as file:
         return file.metadata
 
 
 @contextmanager
-def _open_parquet(url: str, footer: pq.FileMetaData | None) -> Iterator[pq.ParquetFile]:
-    """A file that the manifest lists; what fails in a `with` block is the fault of this file."""
+def open_parquet(url: str, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """A file that the manifest lists; what fails in a `with` block is the fault of this file.
+
+    Args:
+        footer: of the file, which need not be read again.
+
+    Raises:
+        JobError: it is missing or damaged.
+    """
     try:
         with open_source(url) as source:
             yield pq.ParquetFile(source, metadata=footer)

@@ -79,6 +79,11 @@ def join_url(url: str, *parts: str) -> str:
     return posixpath.join(absolute_url(url), *parts)
 
 
+def is_within(url: str, folder: str) -> bool:
+    """Whether an absolute URL is that of a folder, or of something below it."""
+    return f"{url}/".startswith(f"{folder}/")
+
+
 def exists(url: str) -> bool:
     """Whether a file or folder is at `url`."""
     filesystem, path = open_filesystem(url)

@@ -20,7 +20,7 @@ def check_apart(url: str, source: ImageSource) -> None:
         UsageError: it does.
     """
     folder = str(source.settings.get("source", ""))
-    if source.settings["layout"] == "folders" and (url + "/").startswith(folder + "/"):
+    if source.settings["layout"] == "folders" and storage.is_within(url, folder):
         raise UsageError(f"{url} is in the folder of the images, {folder}. Write the table elsewhere.")
 
 

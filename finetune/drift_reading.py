@@ -7,13 +7,12 @@ from datetime import UTC, datetime
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from featurize import storage
-from featurize.errors import JobError, UsageError, first_line
+from featurize.errors import UsageError
 from featurize.manifests import PredictionsManifest
 from featurize.predictions import PublishedViews, partition_url
-from featurize.reading import open_source
+from featurize.reading import open_parquet
 from finetune.drift_window import Window
 
 _KEYS = ("image_id", "predicted_at")
@@ -158,13 +157,9 @@ def _with_values(keys: pa.Table, urls: Sequence[str]) -> pa.Table:
 
 def _read(url: str, names: Iterable[str]) -> pa.Table:
     """Some columns of a file of predictions; `projection` is null in those of older versions."""
-    try:
-        with open_source(url) as source:
-            file = pq.ParquetFile(source)
-            there = [name for name in names if name in file.schema_arrow.names]
-            table = file.read(columns=there)
-    except (OSError, pa.ArrowException, RuntimeError) as error:  # RuntimeError: what hdfs-native raises
-        raise JobError(f"{url} is listed in the manifest and cannot be read: {first_line(error)}") from error
+    with open_parquet(url) as file:
+        there = [name for name in names if name in file.schema_arrow.names]
+        table = file.read(columns=there)
     if "projection" in names and "projection" not in there:
         table = table.append_column("projection", pa.nulls(table.num_rows, pa.list_(pa.float32())))
     return table

@@ -149,7 +149,7 @@ def plan_stream(
         arriving = _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint)
     else:
         raise UsageError(f"`--messages` and `--kafka-options` go with a topic, {SCHEME}host:port/topic. Got {images}.")
-    if _is_within(output, checkpoint) or _is_within(checkpoint, output):
+    if storage.is_within(output, checkpoint) or storage.is_within(checkpoint, output):
         raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} lie within each other.")
     check_output(output)
     first = plan_labelling(model, arriving.source(), output, precision)
@@ -168,7 +168,7 @@ def _open_folder(url: str, *, output: str, checkpoint: str) -> FolderImages:
             f"{url} is {NAMES[manifest.kind]}; a stream watches a folder into which image files are moved."
         )
     for option, other in (("output", output), ("checkpoint", checkpoint)):
-        if _is_within(other, url):
+        if storage.is_within(other, url):
             raise UsageError(
                 f"`--{option}` {other} is in the folder of the images, {url}: its own files would be taken for images."
             )
@@ -340,7 +340,3 @@ def _silence(spark: SparkSession) -> None:
     """Keeps Spark from logging a trace for an error that is told, or is no error: a batch that is not begun at the end."""
     log4j = spark.sparkContext._jvm.org.apache.logging.log4j  # type: ignore[union-attr]
     log4j.core.config.Configurator.setLevel(_SPARKS_LOG, log4j.Level.OFF)
-
-
-def _is_within(url: str, folder: str) -> bool:
-    return f"{url}/".startswith(f"{folder}/")
