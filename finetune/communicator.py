@@ -1,6 +1,6 @@
 """The other ranks, as far as training needs them: sums and minima over all of them. Horovod's are in `distributed`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 
@@ -10,11 +10,11 @@ class Communicator(Protocol):
     rank: int
     size: int
 
-    def sum(self, tensor: Any) -> Any:
-        """The sum of `tensor` over all ranks."""
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """The sums of `tensors`, which have one dtype, over all ranks, in one collective."""
 
-    def minimum(self, tensor: Any) -> Any:
-        """The least value of each element of `tensor` over all ranks."""
+    def minimum(self, tensors: Sequence[Any]) -> list[Any]:
+        """The least value of each element of `tensors`, which have one dtype, over all ranks, in one collective."""
 
     def report(self, doing: str) -> None:
         """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
@@ -29,13 +29,13 @@ class SingleRank:
     rank = 0
     size = 1
 
-    def sum(self, tensor: Any) -> Any:
-        """`tensor` itself."""
-        return tensor
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """`tensors` themselves."""
+        return list(tensors)
 
-    def minimum(self, tensor: Any) -> Any:
-        """`tensor` itself."""
-        return tensor
+    def minimum(self, tensors: Sequence[Any]) -> list[Any]:
+        """`tensors` themselves."""
+        return list(tensors)
 
     def report(self, doing: str) -> None:
         """Nobody to tell."""

@@ -155,7 +155,7 @@ def _train_epoch(
             count = max(1, min(wanted, _MAX_STEPS_A_CALL, n_steps - done))
     seconds = perf_counter() - started
     loss, right, _, data, compute, reducing = np.concatenate(parts).T
-    idle = reducing - np.asarray(ranks.minimum(tf.constant(reducing)))
+    idle = reducing - np.asarray(ranks.minimum([tf.constant(reducing)])[0])
     return {
         "epoch": epoch,
         "loss": float(loss.sum()) / train.rows,

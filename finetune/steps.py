@@ -88,7 +88,7 @@ def make_train_steps(
             gradients = normalize_gradients(gradients, layers)
         optimizer.apply(add_penalty(gradients, variables, settings.l2), variables)
 
-    step = _compose_step(gradients_of, update, ranks, [tuple(v.shape) for v in variables], compiled=is_compiled(model))
+    step = _compose_step(gradients_of, update, ranks, compiled=is_compiled(model))
 
     @tf.function(autograph=False)
     def run(source: Any, first: Any, n_steps: Any, epoch: Any) -> Any:
@@ -116,7 +116,6 @@ def _compose_step(
     gradients_of: Callable[..., list[Any]],
     update: Callable[[Sequence[Any], Any], None],
     ranks: Communicator,
-    shapes: Sequence[tuple[int, ...]],
     *,
     compiled: bool,
 ) -> Callable[..., Any]:
@@ -127,7 +126,6 @@ def _compose_step(
     """
     import tensorflow as tf
 
-    sizes = [int(np.prod(shape)) for shape in shapes]
     # Not inlined, so that what they return is there once they are done and not before, or the times would be wrong.
     function = partial(tf.function, autograph=False, jit_compile=compiled, experimental_attributes={"_noinline": True})
 
@@ -137,15 +135,12 @@ def _compose_step(
         update(gradients, global_rows)
         return metrics
 
-    @function
-    def own_sums(features: Any, labels: Any, row_ids: Any, epoch: Any) -> Any:
-        parts = gradients_of(features, labels, row_ids, epoch)
-        return tf.concat([tf.reshape(part, [-1]) for part in parts], 0)
+    own_sums = function(gradients_of)
 
     @function
-    def apply_sums(flat: Any, global_rows: Any) -> Any:
-        *parts, metrics = tf.split(flat, [*sizes, 2])
-        update([tf.reshape(part, shape) for part, shape in zip(parts, shapes, strict=True)], global_rows)
+    def apply_sums(sums: Any, global_rows: Any) -> Any:
+        *gradients, metrics = sums
+        update(gradients, global_rows)
         return metrics
 
     def step_alone(features: Any, labels: Any, row_ids: Any, global_rows: Any, epoch: Any) -> Any:
@@ -154,15 +149,15 @@ def _compose_step(
             return metrics, tf.constant(0.0, tf.float64), tf.timestamp()
 
     def step_of_many(features: Any, labels: Any, row_ids: Any, global_rows: Any, epoch: Any) -> Any:
-        flat = own_sums(features, labels, row_ids, epoch)
-        with tf.control_dependencies([flat]):
+        own = own_sums(features, labels, row_ids, epoch)
+        with tf.control_dependencies(own):
             before = tf.timestamp()
         with tf.control_dependencies([before]):
-            total = ranks.sum(flat)
-        with tf.control_dependencies([total]):
+            sums = ranks.sum(own)
+        with tf.control_dependencies(sums):
             after = tf.timestamp()
         with tf.control_dependencies([after]):
-            metrics = apply_sums(total, global_rows)
+            metrics = apply_sums(sums, global_rows)
         with tf.control_dependencies([metrics]):
             return metrics, after - before, tf.timestamp()
 

@@ -29,7 +29,8 @@ def make_validation(model: "keras.Model", data: Data, ranks: Communicator) -> Ca
             ranks.report(f"slice {number} of its validation rows")
             loss, predicted = (np.asarray(value) for value in evaluate_slice(features, label_index))
             own += np.concatenate([[loss], count_rows(label_index, predicted, n_classes=n_classes)])
-        return scores_of(np.asarray(ranks.sum(tf.constant(own))))
+        (sums,) = ranks.sum([tf.constant(own)])
+        return scores_of(np.asarray(sums))
 
     return evaluate
 

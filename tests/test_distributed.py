@@ -1,17 +1,19 @@
 """Tests of finetune.distributed: N ranks with batches of B rows give the model of one rank with batches of N x B rows.
 
 Run by path, this file is what a rank does: ``horovodrun -np 2 --gloo python tests/test_distributed.py FOLDER``. One launch
-works through all cases, since starting ranks takes longer than training.
+works through all cases, since starting ranks takes longer than training. With another argument the ranks share no memory.
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -22,12 +24,14 @@ from featurize.errors import JobError
 from featurize.manifests import read_features_manifest
 from featurize.model_settings import ModelSettings
 from featurize.training_settings import TrainingSettings
+from finetune import distributed
 from finetune.agreement import check_agreement
 from finetune.communicator import Communicator, SingleRank
 from finetune.distributed import HorovodRanks, launched_by_horovodrun, open_ranks
 from finetune.fit import fit
 from finetune.loader import open_split
 from finetune.models import build_model
+from finetune.shared_memory import Place, SharedMemory
 
 TIMEOUT_S = 150
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
@@ -86,20 +90,24 @@ CASES = {
 }
 
 
+BY_HOROVOD = ("sgd", "one_row_left", "augmented_convnet", "stream")
+"""The cases that are trained without shared memory too."""
+
+
 class ForgetfulRanks(HorovodRanks):
     """Ranks whose gradients stay where they are; weights are still shared at the start and compared at the end."""
 
-    def sum(self, tensor: Any) -> Any:
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
         import tensorflow as tf
 
-        return tensor if tf.inside_function() else super().sum(tensor)
+        return list(tensors) if tf.inside_function() else super().sum(tensors)
 
 
 class DeafRanks(HorovodRanks):
     """Ranks that never hear of each other, not even when they are compared."""
 
-    def sum(self, tensor: Any) -> Any:
-        return tensor
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        return list(tensors)
 
 
 def run_case(folder: Path, case: Case, ranks: Communicator) -> dict[str, Any]:
@@ -143,12 +151,37 @@ def run_as_rank(folder: Path) -> None:
         results: dict[str, Any] = {name: run_case(folder, case, ranks) for name, case in CASES.items()}
         results["forgetful"] = run_case(folder, CASES["sgd"], ForgetfulRanks())
         results["deaf"] = run_case(folder, CASES["sgd"], DeafRanks())
-        results["sum"] = np.asarray(ranks.sum(tf.constant([1.0, ranks.rank + 1.0]))).tolist()
-        results["sum_in_graph"] = np.asarray(tf.function(ranks.sum)(tf.constant([1.0, ranks.rank + 1.0]))).tolist()
         results["rank"], results["size"] = ranks.rank, ranks.size
         results["threads"] = tf.config.threading.get_intra_op_parallelism_threads()
         results["launched"] = launched_by_horovodrun()
+        results |= run_collectives(ranks)
         (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(results))
+
+
+def run_as_rank_without_memory(folder: Path) -> None:
+    """As where ranks of one host are in containers of their own: rank 0 has the memory, rank 1 does not find it."""
+
+    def not_found(rank: int, size: int, place: Place | None = None) -> SharedMemory:
+        return SharedMemory(rank, size, place and replace(place, pid=2**30))
+
+    with mock.patch.object(distributed, "SharedMemory", not_found), open_ranks(distributed=True) as ranks:
+        results: dict[str, Any] = {name: run_case(folder, CASES[name], ranks) for name in BY_HOROVOD}
+        results |= run_collectives(ranks)
+        (folder / f"horovods-{ranks.rank}.json").write_text(json.dumps(results))
+
+
+def run_collectives(ranks: Communicator) -> dict[str, Any]:
+    """Of tensors of several shapes, in a graph and outside."""
+    import tensorflow as tf
+
+    tensors = [tf.constant([[1.0, ranks.rank + 1.0]]), tf.constant(ranks.rank + 5.0), tf.zeros((0, 3))]
+    ways = {
+        "sum": ranks.sum,
+        "sum_in_graph": tf.function(ranks.sum),
+        "minimum": ranks.minimum,
+        "minimum_in_graph": tf.function(ranks.minimum),
+    }
+    return {name: [part.numpy().tolist() for part in collective(tensors)] for name, collective in ways.items()}
 
 
 def horovodrun(*command: str, cwd: Path, timeout_s: float = TIMEOUT_S) -> "subprocess.CompletedProcess[str]":
@@ -184,6 +217,7 @@ def two_ranks(folder: Path) -> list[dict[str, Any]]:
     """What both ranks of one launch wrote."""
     done = horovodrun(sys.executable, __file__, str(folder), cwd=folder)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert "shares no memory" not in done.stderr
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
 
 
@@ -244,8 +278,27 @@ def test_ranks_that_stop_averaging_are_found_out(
 def test_ranks_know_each_other(two_ranks: list[dict[str, Any]]) -> None:
     for number, rank in enumerate(two_ranks):
         assert (rank["rank"], rank["size"], rank["launched"]) == (number, 2, True)
-        assert rank["sum"] == rank["sum_in_graph"] == [2.0, 3.0]
+        assert rank["sum"] == rank["sum_in_graph"] == [[[2.0, 3.0]], 11.0, []]
+        assert rank["minimum"] == rank["minimum_in_graph"] == [[[1.0, 1.0]], 5.0, []]
         assert rank["threads"] == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@pytest.mark.horovod
+@pytest.mark.slow
+def test_ranks_that_cannot_share_memory_say_so_and_give_the_same(folder: Path, two_ranks: list[dict[str, Any]]) -> None:
+    """To the last bit, through Horovod's collectives, which are also those of several hosts."""
+    done = horovodrun(sys.executable, __file__, str(folder), "without memory", cwd=folder)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    notes = [line for line in done.stderr.splitlines() if "shares no memory with the others" in line]
+    assert len(notes) == 1
+    assert "note: rank 1 (" in notes[0]
+    for number, shared in enumerate(two_ranks):
+        found = json.loads((folder / f"horovods-{number}.json").read_text())
+        for name in BY_HOROVOD:
+            assert found[name]["error"] is None
+            np.testing.assert_array_equal(flat(found[name]), flat(shared[name]))
+        for collective in ("sum", "sum_in_graph", "minimum", "minimum_in_graph"):
+            assert found[collective] == shared[collective]
 
 
 def test_this_process_is_no_rank_unless_horovodrun_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,15 +326,16 @@ def test_agreement_is_checked_on_every_weight() -> None:
     class SecondHasAnotherBias:
         rank, size = 0, 2
 
-        def sum(self, tensor: Any) -> Any:
+        def sum(self, tensors: Sequence[Any]) -> list[Any]:
+            (tensor,) = tensors
             other = np.zeros(tensor.shape, np.float32)
             if other.ndim:
                 other[-1] = 1e-3
-            return 2 * tensor + other
+            return [2 * tensor + other]
 
     with pytest.raises(JobError, match="different weights"):
         check_agreement(model, SecondHasAnotherBias())
 
 
 if __name__ == "__main__":
-    run_as_rank(Path(sys.argv[1]))
+    (run_as_rank_without_memory if sys.argv[2:] else run_as_rank)(Path(sys.argv[1]))

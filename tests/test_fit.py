@@ -1,7 +1,7 @@
 """Tests of finetune.fit: a training against NumPy, what is kept of it, and what stops it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -284,8 +284,8 @@ class TwoRanks:
     def __init__(self, other: Callable[[Any], Any]) -> None:
         self._other = other
 
-    def sum(self, tensor: Any) -> Any:
-        return tensor + self._other(tensor)
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        return [tensor + self._other(tensor) for tensor in tensors]
 
 
 def test_ranks_that_hold_the_same_weights_agree() -> None:
@@ -310,8 +310,8 @@ def test_rank_0_gives_its_weights_to_all() -> None:
         def __init__(self) -> None:
             self._sent = iter(theirs)
 
-        def sum(self, tensor: Any) -> Any:
-            return tensor + next(self._sent)
+        def sum(self, tensors: Sequence[Any]) -> list[Any]:
+            return [tensor + next(self._sent) for tensor in tensors]
 
     model = make_head(seed=2)
     share_variables(model.weights, SecondRank())

@@ -100,15 +100,24 @@ def the_error(output: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("faulty", "number", "ending"),
+    ("faulty", "number", "ending", "shared"),
     [
-        (0, signal.SIGKILL, "is gone: killed or crashed."),
-        (1, signal.SIGSTOP, f"has not been heard of for {TIMEOUT_S:g} s: stalled."),
+        (0, signal.SIGKILL, "is gone: killed or crashed.", True),
+        (0, signal.SIGKILL, "is gone: killed or crashed.", False),
+        (1, signal.SIGSTOP, f"has not been heard of for {TIMEOUT_S:g} s: stalled.", True),
     ],
 )
 def test_horovodrun_a_rank_is_killed_or_stopped(
-    jobs: list[Job], tmp_path: Path, faulty: int, number: int, ending: str
+    jobs: list[Job],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    faulty: int,
+    number: int,
+    ending: str,
+    shared: bool,
 ) -> None:
+    """In memory that the ranks share, and in Horovod's own collectives, which are those of several hosts."""
+    monkeypatch.setenv("FIRN_SHARED_MEMORY", str(int(shared)))
     job = horovodrun(jobs, tmp_path, "none", faulty, size=3)
     job.wait_for("ready", range(3))
     os.kill(job.pid(faulty), number)
