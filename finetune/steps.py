@@ -88,7 +88,9 @@ def make_train_steps(
             gradients = normalize_gradients(gradients, layers)
         optimizer.apply(add_penalty(gradients, variables, settings.l2), variables)
 
-    step = _compose_step(gradients_of, update, ranks, compiled=is_compiled(model))
+    # All or none: compiled code rounds in another way, and ranks whose updates differ would drift apart, bit by bit.
+    (least,) = ranks.minimum([tf.constant(int(is_compiled(model)))])
+    step = _compose_step(gradients_of, update, ranks, compiled=bool(least))
 
     @tf.function(autograph=False)
     def run(source: Any, first: Any, n_steps: Any, epoch: Any) -> Any:

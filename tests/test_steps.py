@@ -1,5 +1,6 @@
 """Tests of finetune.steps and finetune.optimizers: what one step does, against NumPy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from featurize.model_settings import ModelSettings
 from featurize.training_settings import TrainingSettings
+from finetune import steps
 from finetune.batches import PADDING
 from finetune.communicator import SingleRank
 from finetune.models import build_model
@@ -34,12 +36,12 @@ def take_step(
 
     settings = TrainingSettings.model_validate(PLAIN | training)
     optimizer = make_optimizer(settings, steps=1)
-    steps = make_train_steps(model, optimizer, settings, SingleRank(), class_weights=weights)
+    take_steps = make_train_steps(model, optimizer, settings, SingleRank(), class_weights=weights)
     features = np.concatenate([data.features, np.repeat(data.features[:1], padding, axis=0)])
     labels = np.concatenate([data.label_index, np.full(padding, PADDING, np.int32)])
     row_ids = np.concatenate([data.row_ids, np.zeros(padding, np.int64)])
     batches = tf.data.Dataset.from_tensors((features, labels, row_ids, np.float32(data.rows)))
-    row = steps(iter(batches), tf.constant(0), tf.constant(1), tf.constant(1, tf.int64)).numpy()[0]
+    row = take_steps(iter(batches), tf.constant(0), tf.constant(1), tf.constant(1, tf.int64)).numpy()[0]
     return dict(zip(COLUMNS, row.tolist(), strict=True))
 
 
@@ -137,6 +139,23 @@ def test_dense_networks_are_compiled_for_several_threads_and_convolutions_are_no
     dense = make_model("mlp_head", hidden=[5], dropout=0.5, standardize=False, l2_normalize=True)
     assert is_compiled(dense) == (n_threads() > 1)
     assert not is_compiled(make_model("mnist_convnet", shape=(28, 28, 1), dtype="uint8"))
+
+
+@pytest.mark.parametrize(("own", "others", "wanted"), [(True, 1, True), (True, 0, False), (False, 1, False)])
+def test_all_ranks_are_compiled_or_none(monkeypatch: pytest.MonkeyPatch, own: bool, others: int, wanted: bool) -> None:
+    """As a host with fewer cores for each rank would not be."""
+    import tensorflow as tf
+
+    class Ranks(SingleRank):
+        def minimum(self, tensors: Sequence[Any]) -> list[Any]:
+            return [tf.minimum(tensor, others) for tensor in tensors]
+
+    found: list[bool] = []
+    monkeypatch.setattr(steps, "is_compiled", lambda model: own)
+    monkeypatch.setattr(steps, "_compose_step", lambda *parts, compiled: found.append(compiled))
+    settings = TrainingSettings()
+    make_train_steps(make_model(), make_optimizer(settings, steps=1), settings, Ranks())
+    assert found == [wanted]
 
 
 def test_evaluation_gives_the_summed_loss_and_the_predictions() -> None:

@@ -1,5 +1,6 @@
 """A real HDFS and a real Spark cluster, started once for all tests that ask for them."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from integration.hdfs_cluster import MiniHdfs
 from integration.kafka_broker import KafkaBroker
 from integration.spark_cluster import SparkCluster, make_bare_python
 
+collect_ignore = [] if "FIRN_TEST_HOSTS" in os.environ else ["test_several_hosts.py"]
 CONNECTOR_JARS = 4  # the first of those that kafka_jars.py prints
 
 
