@@ -67,7 +67,8 @@ class HorovodRanks:
 
         tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
         shapes = [tensor.shape for tensor in tensors]
-        if (memory := self._memory) is not None and tf.executing_eagerly():
+        memory = self._memory
+        if memory is not None and tf.executing_eagerly():
             reduced = memory.reduce([tensor.numpy() for tensor in tensors], reduction)
         elif memory is not None:
             dtypes = [tensor.dtype for tensor in tensors]
