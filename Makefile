@@ -1,9 +1,11 @@
 # make demo   sets everything up and runs the main job on drawn scenes
 # make test   sets everything up and passes the tests
 # make check  style and types
+# make rounds exactness, resume and kill tests, ROUNDS times in a row (10)
 # make dist   dist/firn-<version>.zip, all of Firn's own code, for spark-submit --py-files
-.PHONY: setup demo test check dist clean
+.PHONY: setup demo test check rounds dist clean
 PYTEST_ARGS ?=
+ROUNDS ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 setup:
@@ -19,6 +21,12 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+rounds: setup
+	@for round in $$(seq $(ROUNDS)); do \
+	    echo "round $$round of $(ROUNDS)"; \
+	    .venv/bin/python -m pytest -n 3 -q -k "horovod or shared_memory or liveness" $(PYTEST_ARGS) || exit 1; \
+	done
 
 dist:
 	@python3.11 scripts/dist.py
