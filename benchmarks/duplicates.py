@@ -10,7 +10,6 @@ measured `--repeats` times in turn. Prints one JSON object: medians of seconds, 
 import argparse
 import json
 import os
-import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this f
 import numpy as np
 import pyarrow as pa
 
+from featurize.memory import peak_memory_bytes
 from finetune.duplicates import choose_threshold, find_duplicates, unit_rows
 from finetune.split_data import SplitData
 
@@ -42,9 +42,9 @@ def main() -> None:
 
 
 def measure(splits: dict[str, SplitData], repeats: int) -> dict[str, Any]:
-    before = peak_bytes()
+    before = peak_memory_bytes()
     found = find_duplicates(splits, [str(index) for index in range(N_CLASSES)])
-    taken = peak_bytes() - before
+    taken = peak_memory_bytes() - before
     ways: dict[str, Callable[[], Any]] = {
         "find_duplicates": lambda: find_duplicates(
             splits, [str(index) for index in range(N_CLASSES)], threshold=found.threshold
@@ -122,10 +122,6 @@ def make_splits(rows: int, values: int) -> dict[str, SplitData]:
         )
         for (name, share), end in zip(SHARES.items(), ends, strict=True)
     }
-
-
-def peak_bytes() -> int:
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import pyarrow as pa
 from featurize import storage
 from featurize.digests import combine_digests
 from featurize.manifests import FeaturesManifest, add_counts, read_features_manifest, utc_now, write_manifest
+from featurize.memory import peak_memory_bytes
 from featurize.reading import iterate_row_groups, list_row_groups
 from featurize.shards import ShardWriter
 from featurize.timings import Timings
@@ -138,15 +139,10 @@ def memory_of_streaming(url: str, shuffle_rows: int) -> dict[str, int]:
     next(iter(tf.data.Dataset.range(1)))
     read_by_petastorm(url, manifest.model_copy(update={"rows": {"train": {"": 1}}}))  # all libraries are there
     data = StreamData(url, manifest, "train", shuffle_rows=shuffle_rows)
-    before = peak_bytes()
+    before = peak_memory_bytes()
     for epoch in (1, 2):
         count_batches(data, epoch, 512)
-    return {"taken": peak_bytes() - before, "stated": data.memory_bytes()}
-
-
-def peak_bytes() -> int:
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status["VmHWM"].split()[0])
+    return {"taken": peak_memory_bytes() - before, "stated": data.memory_bytes()}
 
 
 def write_features(url: str, rows: int) -> None:

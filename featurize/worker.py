@@ -17,6 +17,7 @@ from featurize.decode import DecodeError
 from featurize.decoder import Decoder, DecoderPool
 from featurize.image_source import ContentReader, Fetch, ImageReadError, PlannedImage
 from featurize.manifests import ShardRecord
+from featurize.memory import peak_memory_bytes
 from featurize.pipeline import map_ahead
 from featurize.plan import read_planned
 from featurize.shards import ShardWriter
@@ -138,7 +139,7 @@ def make_shard(run: Run, task: ShardTask[Value], shard: int) -> ShardRecord:
         except BaseException:
             writer.abandon()
             raise
-    seen = {"timings": timings, "began_at": began_at, "memory_bytes": _peak_memory_bytes()}
+    seen = {"timings": timings, "began_at": began_at, "memory_bytes": peak_memory_bytes()}
     record = record.model_copy(update=seen)
     return staging.commit(run.url, run.name, shard, record)
 
@@ -239,12 +240,6 @@ def decoder_pool(size: int, timeout_s: float) -> DecoderPool:
             _decoders.pop().close()
         _decoders.append(DecoderPool(size, timeout_s=timeout_s))
     return _decoders[0]
-
-
-def _peak_memory_bytes() -> int:
-    """The most that this process has had in memory; a fork starts anew, unlike with `getrusage`."""
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(1024 * int(line.split()[1]) for line in file if line.startswith("VmHWM:"))
 
 
 def _part_name(run: str, shard: int) -> str:

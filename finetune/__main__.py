@@ -154,6 +154,7 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
         say(
             f"{url}: best of {epochs} epochs{ended} is {card.best_epoch}; {card.rows_per_second:,.0f} rows/s on {ranks}."
         )
+        _report_memory(card)
         _report_cost_of_ranks(card)
     say("  ".join(f"{name} {value:.4f}" for name, value in card.metrics.items()))
     result = {
@@ -165,10 +166,19 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
         "rows_per_second": card.rows_per_second,
         "ranks": card.ranks,
         "seconds_of_ranks": card.seconds_of_ranks,
+        "memory_of_ranks": card.memory_of_ranks,
         "is_stopped_early": card.is_stopped_early,
         "reused": reused,
     }
     print_result(result, as_json=as_json)
+
+
+def _report_memory(card: ModelCard) -> None:
+    """Says what a rank takes in memory: that of the one that has taken most."""
+    if card.memory_of_ranks:
+        features, peak = (max(rank[key] for rank in card.memory_of_ranks) for key in ("feature_bytes", "peak_bytes"))
+        held = "streamed features take up to about" if card.cache == "stream" else "features take"
+        say(f"memory of a rank: {held} {features / 1e6:,.1f} MB; {peak / 1e6:,.0f} MB in all at most.")
 
 
 def _report_cost_of_ranks(card: ModelCard) -> None:

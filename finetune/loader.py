@@ -42,6 +42,9 @@ class Data(Protocol):
     def failures(self) -> AbstractContextManager[None]:
         """In which `batches` are iterated: a file that cannot be read is named there, and not in TensorFlow's words."""
 
+    def memory_bytes(self, *, rank: int = 0, size: int = 1) -> int:
+        """About the most that the features take in one rank while it goes through `batches`."""
+
     def slices(self, *, rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
         """A rank's share of the rows, once: features and label_index, some thousand rows at a time, in no order."""
 
@@ -108,6 +111,10 @@ class MemoryData:
     def failures(self) -> AbstractContextManager[None]:
         """There are none: all is read."""
         return nullcontext()
+
+    def memory_bytes(self, *, rank: int = 0, size: int = 1) -> int:
+        """What the features take, in every rank the same."""
+        return self._data.features.nbytes
 
     def slices(self, *, rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
         """As `Data.slices`, in the order of the split."""

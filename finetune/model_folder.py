@@ -37,7 +37,13 @@ class FeaturesReference(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """`model.json`. `model_id` is the digest of every setting that could change the result."""
+    """`model.json`. `model_id` is the digest of every setting that could change the result.
+
+    Attributes:
+        read_as: the query, and the digests of what it selected and of corrected labels.
+        memory_of_ranks: for each rank `feature_bytes`, about the most that features take in it, and `peak_bytes`, the most that
+            its process has had in memory, TensorFlow included.
+    """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
@@ -50,12 +56,13 @@ class ModelCard(BaseModel):
     ranks: int
     global_batch_size: int
     rows: dict[str, int]
-    read_as: dict[str, str] = {}  # the query, and the digests of what it selected and of corrected labels
+    read_as: dict[str, str] = {}
     metrics: dict[str, float]
     best_epoch: int
     history: list[dict[str, float]]
     rows_per_second: float
     seconds_of_ranks: list[dict[str, float]] = []
+    memory_of_ranks: list[dict[str, int]] = []
     is_stopped_early: bool = False
     cache: str = "memory"
     network_sha256: str

@@ -172,6 +172,9 @@ def cost_section(card: ModelCard) -> list[tuple[str, str]]:
         total = sum(rank.get(key, 0.0) for rank in card.seconds_of_ranks)
         if total:
             spent.append((f"{name}, sum over ranks", duration(total)))
+    if card.memory_of_ranks:
+        peak = max(rank["peak_bytes"] for rank in card.memory_of_ranks)
+        spent.append(("Memory of a rank, at most", f"{peak / 1e6:,.0f} MB"))
     return spent
 
 

@@ -93,7 +93,7 @@ class StreamData:
         return math.ceil(self.rows / global_batch_size)
 
     def memory_bytes(self, *, rank: int = 0, size: int = 1) -> int:
-        """About the most that the features of one rank take during an epoch: buffers, row groups in flight, some batches."""
+        """As `Data.memory_bytes`: buffers, row groups in flight, some batches."""
         streams = [self._streams[number] for number in self._own(rank, size)]
         in_flight = sum(_GROUPS_IN_FLIGHT * max(group.stored_rows for group in stream.groups) for stream in streams)
         rows = in_flight + sum(map(self._capacity, streams)) + (_CALLS_IN_FLIGHT * _ROWS_AT_ONCE if streams else 0)

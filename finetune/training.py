@@ -9,6 +9,7 @@ from featurize import storage
 from featurize.claims import Claim, claim_output
 from featurize.errors import FirnError, SharedError
 from featurize.manifests import library_versions, utc_now
+from featurize.memory import peak_memory_bytes
 from featurize.training_settings import METRICS
 from finetune.agreement import gather_rows, raise_together
 from finetune.checkpoints import read_checkpoint, remove_checkpoint, write_checkpoint
@@ -72,17 +73,30 @@ def train(
             write_events = held.enter_context(event_files(url))
             report = _both(write_events, on_epoch)
         result = _fit(plan, inputs, ranks, report, is_asked_to_stop)
+        memory = _memory_of_ranks(inputs, ranks, is_stream=cache_of(plan.recipe.training, plan.manifest) == "stream")
         if claim is None:
             return None
         claim.verify()
-        card = publish(plan, result, train_rows=inputs.train.rows, validation_rows=inputs.validation.rows)
+        rows = {"train": inputs.train.rows, "validation": inputs.validation.rows}
+        card = publish(plan, result, rows=rows, memory_of_ranks=memory)
         _save_history_plot(url, card)
         remove_checkpoint(url)
         return card
 
 
-def publish(plan: TrainingPlan, result: FitResult, *, train_rows: int, validation_rows: int) -> ModelCard:
-    """Writes the model folder of `plan`; whoever calls holds the claim on it."""
+def publish(
+    plan: TrainingPlan,
+    result: FitResult,
+    *,
+    rows: dict[str, int],
+    memory_of_ranks: list[dict[str, int]] | None = None,
+) -> ModelCard:
+    """Writes the model folder of `plan`; whoever calls holds the claim on it.
+
+    Args:
+        rows: of each split that it was trained or validated on.
+        memory_of_ranks: as in `ModelCard`; left out where many models were trained in one process.
+    """
     manifest, recipe, url = plan.manifest, plan.recipe, plan.recipe.model.url
     best = result.history[result.best_epoch - 1]
     _remove_evaluations(url)
@@ -97,13 +111,14 @@ def publish(plan: TrainingPlan, result: FitResult, *, train_rows: int, validatio
         seed=recipe.training.seed,
         ranks=plan.ranks,
         global_batch_size=recipe.training.batch_size * plan.ranks,
-        rows={"train": train_rows, "validation": validation_rows},
+        rows=rows,
         read_as=identity_of_rows(manifest),
         metrics={key: value for key, value in best.items() if key in METRICS},
         best_epoch=result.best_epoch,
         history=result.history,
         rows_per_second=round(result.rows_per_second, 1),
         seconds_of_ranks=result.seconds_of_ranks,
+        memory_of_ranks=memory_of_ranks or [],
         is_stopped_early=result.is_stopped_early,
         cache=cache_of(recipe.training, manifest),
         created_at=utc_now(),
@@ -182,6 +197,14 @@ def _fit(
         keep=lambda state: write_checkpoint(recipe.model.url, plan.model_id, state),
         is_asked_to_stop=is_asked_to_stop,
     )
+
+
+def _memory_of_ranks(inputs: _Inputs, ranks: Communicator, *, is_stream: bool) -> list[dict[str, int]]:
+    """What the features take in each rank, and the most that its process has had, as `ModelCard.memory_of_ranks`."""
+    of_splits = [data.memory_bytes(rank=ranks.rank, size=ranks.size) for data in (inputs.train, inputs.validation)]
+    features = of_splits[0] if is_stream else sum(of_splits)  # a stream of validation rows follows the other one
+    rows = gather_rows([float(features), float(peak_memory_bytes())], ranks)
+    return [{"feature_bytes": int(features), "peak_bytes": int(peak)} for features, peak in rows]
 
 
 def _both(first: EpochReport, second: EpochReport | None) -> EpochReport:

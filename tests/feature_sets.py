@@ -175,12 +175,6 @@ def with_files(manifest: FeaturesManifest, files: Sequence[DataFile]) -> Feature
     return manifest.model_copy(update={"shards": shards})
 
 
-def peak_bytes() -> int:
-    """The most that this process has had in memory. (What `resource` says includes the parent's before the program began.)"""
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return 1024 * int(status["VmHWM"].split()[0])
-
-
 def write_recipe(path: Path, *, features: str, model: str, **training: Any) -> Path:
     """A recipe's lower half as TOML."""
     return write_toml(path, {"features": {"url": features}, "model": {"url": model}, "training": training})

@@ -145,6 +145,10 @@ def test_two_ranks_of_horovodrun_give_the_model_of_one(
     assert len(json_lines(done.stdout)) == 1
     assert_same_training(last_json(done.stdout), last_json(one_rank.stdout))
     assert len(re.findall(r"epoch \d/3  loss", done.stdout + done.stderr)) == 3
+    assert re.search(
+        r"memory of a rank: features take [\d.]+ MB; [\d,]+ MB in all at most\.", done.stdout + done.stderr
+    )
+    assert len(last_json(done.stdout)["memory_of_ranks"]) == 2
     again = horovodrun("fit", "recipe.toml", "--json", "--set", "model.url=under_horovodrun", cwd=folder)
     assert again.returncode == 0, again.stdout + again.stderr
     assert len(json_lines(again.stdout)) == 1, "rank 0 alone speaks, also of a model that is there already"

@@ -343,17 +343,17 @@ def test_errors_of_others_pass_through(sets: dict[str, FeatureSet]) -> None:
 PROGRAM = """
 import sys
 from featurize.manifests import read_features_manifest
-from feature_sets import peak_bytes
+from featurize.memory import peak_memory_bytes
 from finetune.row_streams import StreamData
 
 manifest = read_features_manifest(sys.argv[1])
 for _ in StreamData(sys.argv[1], manifest, "validation", shuffle_rows=1).batches(1, seed=0, global_batch_size=16):
     pass
-before = peak_bytes()
+before = peak_memory_bytes()
 data = StreamData(sys.argv[1], manifest, "train", shuffle_rows=2048)
 for epoch in (1, 2):
     rows = sum(int(rows) for *_, rows in data.batches(epoch, seed=0, global_batch_size=64).prefetch(2))
-print(rows, peak_bytes() - before, data.memory_bytes())
+print(rows, peak_memory_bytes() - before, data.memory_bytes())
 """
 
 

@@ -25,10 +25,10 @@ from featurize.similar import find_similar
 MIB = 1 << 20
 PEAK = """
 import sys
-from feature_sets import peak_bytes
+from featurize.memory import peak_memory_bytes
 from featurize.similar import find_similar
 found = find_similar(sys.argv[1], "photos/00000.png", k=10)
-print(found.rows, peak_bytes())
+print(found.rows, peak_memory_bytes())
 """
 
 

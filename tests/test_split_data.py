@@ -165,13 +165,13 @@ def test_features_of_another_length_than_the_manifest_says_are_refused(
 PROGRAM = """
 import sys
 from featurize.manifests import read_features_manifest
-from feature_sets import peak_bytes
+from featurize.memory import peak_memory_bytes
 from finetune.split_data import read_split
 
 read_split(sys.argv[1], read_features_manifest(sys.argv[1]), "validation")
-before = peak_bytes()
+before = peak_memory_bytes()
 data = read_split(sys.argv[1], read_features_manifest(sys.argv[1]), "train")
-print(data.features.nbytes, peak_bytes() - before)
+print(data.features.nbytes, peak_memory_bytes() - before)
 """
 
 

@@ -17,12 +17,14 @@ from sklearn.utils.class_weight import compute_class_weight
 from featurize.claims import CLAIM_NAME
 from featurize.errors import JobError, UsageError
 from featurize.manifests import read_features_manifest
+from featurize.memory import peak_memory_bytes
 from featurize.model_settings import ModelSettings
 from featurize.recipe import FeaturesSettings, FinetuneRecipe
 from featurize.training_settings import METRICS, TrainingSettings
 from finetune.communicator import SingleRank
 from finetune.model_folder import ModelCard, load_model, read_model_card
 from finetune.plans import find_trained, plan_training, weights_of_classes
+from finetune.row_streams import StreamData
 from finetune.signals import stop_on_sigterm
 from finetune.split_data import read_split
 from finetune.steps import predict_probabilities
@@ -83,6 +85,18 @@ def test_model_folder_holds_all_that_is_needed_to_use_and_repeat_it(features: Pa
     assert {"firn", "keras", "numpy"} <= set(document["versions"])
     left = {path.name for path in model_url.iterdir()}
     assert left == {"model.keras", "last.keras", "model.json", "history.png", "tensorboard"}
+
+
+def test_memory_of_a_rank_is_stated_and_measured(features: Path, model_url: Path) -> None:
+    manifest = read_features_manifest(str(features))
+    stream = StreamData(str(features), manifest, "train", shuffle_rows=64)
+    rows = manifest.split_rows("train") + manifest.split_rows("validation")
+    expected = {"memory": rows * manifest.feature_shape[0] * 4, "stream": stream.memory_bytes()}
+    for cache, feature_bytes in expected.items():
+        card = train_alone(make_recipe(features, model_url / cache, cache=cache, shuffle_rows=64))
+        (memory,) = card.memory_of_ranks
+        assert memory["feature_bytes"] == feature_bytes
+        assert memory["feature_bytes"] < memory["peak_bytes"] <= peak_memory_bytes()
 
 
 def test_metrics_are_those_of_the_saved_network(features: Path, model_url: Path) -> None:
