@@ -1,6 +1,6 @@
 """Training as a whole: read everything, train on however many ranks, publish the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -77,8 +77,13 @@ def train(
         if claim is None:
             return None
         claim.verify()
-        rows = {"train": inputs.train.rows, "validation": inputs.validation.rows}
-        card = publish(plan, result, rows=rows, memory_of_ranks=memory)
+        card = publish(
+            plan,
+            result,
+            train_rows=inputs.train.rows,
+            validation_rows=inputs.validation.rows,
+            memory_of_ranks=memory,
+        )
         _save_history_plot(url, card)
         remove_checkpoint(url)
         return card
@@ -88,13 +93,13 @@ def publish(
     plan: TrainingPlan,
     result: FitResult,
     *,
-    rows: dict[str, int],
-    memory_of_ranks: list[dict[str, int]] | None = None,
+    train_rows: int,
+    validation_rows: int,
+    memory_of_ranks: Sequence[dict[str, int]] = (),
 ) -> ModelCard:
     """Writes the model folder of `plan`; whoever calls holds the claim on it.
 
     Args:
-        rows: of each split that it was trained or validated on.
         memory_of_ranks: as in `ModelCard`; left out where many models were trained in one process.
     """
     manifest, recipe, url = plan.manifest, plan.recipe, plan.recipe.model.url
@@ -111,14 +116,14 @@ def publish(
         seed=recipe.training.seed,
         ranks=plan.ranks,
         global_batch_size=recipe.training.batch_size * plan.ranks,
-        rows=rows,
+        rows={"train": train_rows, "validation": validation_rows},
         read_as=identity_of_rows(manifest),
         metrics={key: value for key, value in best.items() if key in METRICS},
         best_epoch=result.best_epoch,
         history=result.history,
         rows_per_second=round(result.rows_per_second, 1),
         seconds_of_ranks=result.seconds_of_ranks,
-        memory_of_ranks=memory_of_ranks or [],
+        memory_of_ranks=list(memory_of_ranks),
         is_stopped_early=result.is_stopped_early,
         cache=cache_of(recipe.training, manifest),
         created_at=utc_now(),

@@ -185,7 +185,7 @@ class Trainer:
                 trials.append(_failed(trial, result, seconds=seconds))
                 continue
             claim.verify()
-            card = publish(trial.plan, result, rows={"train": train_data.rows, "validation": validation_data.rows})
+            card = publish(trial.plan, result, train_rows=train_data.rows, validation_rows=validation_data.rows)
             remove_checkpoint(trial.plan.recipe.model.url)
             trials.append(as_trial(trial, card))
         return trials
