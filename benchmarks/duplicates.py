@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 
 from featurize.memory import peak_memory_bytes
-from finetune.duplicates import choose_threshold, find_duplicates, unit_rows
-from finetune.split_data import SplitData
+from finetune.evaluation.duplicates import choose_threshold, find_duplicates, unit_rows
+from finetune.rows.splits import SplitData
 
 N_CLASSES = 257
 SHARES = {"train": 0.6, "validation": 0.2, "test": 0.2}

@@ -44,9 +44,9 @@ from numpy.typing import NDArray
 from benchmarks.images import draw_images, image_files, link_classes, link_part, spread
 from benchmarks.networks import BATCH, CORES, measure_bare, measure_openvino
 from benchmarks.precision import compare_precisions
-from featurize.backbones import BackboneSpec, prepare_backbone, preprocess, set_threads
-from featurize.precision import has_bfloat16
-from featurize.recipe import BackboneSettings, read_recipe
+from featurize.backbones.backbone import BackboneSpec, prepare_backbone, preprocess, set_threads
+from featurize.backbones.precision import has_bfloat16
+from featurize.recipes.recipe import BackboneSettings, read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT_IMAGES, LONG_IMAGES = 2 * BATCH, 16 * BATCH  # of the UDFs
@@ -143,7 +143,7 @@ def make_predict_batch_udf(plan: Plan) -> Any:
 
 def measure_udf(plan: Plan, make_udf: Callable[[Plan], Any]) -> dict[str, Any]:
     """In a fresh session: a short job that warms it, the long job, and the short job again, twice, for the quicker of the two."""
-    from featurize.session import open_session
+    from featurize.building.session import open_session
 
     started = perf_counter()
     with open_session("benchmark") as session, tempfile.TemporaryDirectory(prefix="firn-") as folder:

@@ -35,8 +35,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from benchmarks.fit_data import copy_features, make_features, write_parquet
 from benchmarks.fit_rates import BATCHES, NETS, WAYS, goals_met, markdown, measure_rates, summarize
 from benchmarks.fit_ways import train_firn, train_keras, train_mllib, train_scikit_learn
-from featurize.recipe import read_recipe
-from featurize.training_settings import TrainingSettings
+from featurize.recipes.recipe import read_recipe
+from featurize.recipes.training_section import TrainingSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 CORES = len(os.sched_getaffinity(0))

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featurize.manifests import read_features_manifest
-from finetune.split_data import SplitData, read_split
+from featurize.tables.manifests import read_features_manifest
+from finetune.rows.splits import SplitData, read_split
 
 SPLITS = ("train", "validation")
 _LATENT = 128  # directions in which the classes of made-up features differ

@@ -1,4 +1,4 @@
-"""Rows per second of `finetune.fit.fit` over batch size and ranks, and where the time goes."""
+"""Rows per second of `finetune.training.loop.fit` over batch size and ranks, and where the time goes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurize.backbones import set_threads
-from featurize.model_settings import ModelSettings
-from featurize.training_settings import TrainingSettings
-from finetune.split_data import SplitData
+from featurize.backbones.backbone import set_threads
+from featurize.recipes.model_section import ModelSettings
+from featurize.recipes.training_section import TrainingSettings
+from finetune.rows.splits import SplitData
 
 BATCHES = (32, 64, 128, 256, 512, 1024)
 EPOCHS = 4  # the first is not counted: it compiles
@@ -53,7 +53,7 @@ def measure_rates(
     Args:
         rows: of an epoch; default: the net's.
     """
-    from finetune.distributed import launched_by_horovodrun, open_ranks
+    from finetune.ranks.horovod_ranks import launched_by_horovodrun, open_ranks
 
     with open_ranks(distributed=launched_by_horovodrun()) as ranks:
         set_threads(threads)
@@ -66,10 +66,10 @@ def measure_rates(
 
 
 def _measure_cell(net: Net, batch: int, ranks: Any, rows: int) -> dict[str, Any]:
-    from finetune.feature_statistics import collect_statistics, needs_statistics
-    from finetune.fit import TIMES, fit
-    from finetune.loader import MemoryData
-    from finetune.models import build_model
+    from finetune.networks.build import build_model
+    from finetune.networks.input_statistics import collect_statistics, needs_statistics
+    from finetune.rows.loader import MemoryData
+    from finetune.training.loop import TIMES, fit
 
     data = _made_up(net, max(rows, LEAST_STEPS * batch * ranks.size))
     settings = ModelSettings(name=net.name, url="nowhere")

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fit_data import load
-from featurize.backbones import set_threads
-from featurize.model_settings import ModelSettings
-from featurize.training_settings import TrainingSettings
+from featurize.backbones.backbone import set_threads
+from featurize.recipes.model_section import ModelSettings
+from featurize.recipes.training_section import TrainingSettings
 
 Curve = list[tuple[float, float]]
 """Seconds since training began, and the accuracy on the validation rows that was reached by then."""
@@ -19,10 +19,10 @@ _SPARK_MEMORY = "6g"
 
 
 def train_firn(task: dict[str, Any], *, threads: int) -> Curve | None:
-    """`finetune.fit.fit` on arrays in memory, on the ranks that there are: each a share of the batch. None but on rank 0."""
-    from finetune.distributed import launched_by_horovodrun, open_ranks
-    from finetune.fit import fit
-    from finetune.loader import MemoryData
+    """`training.loop.fit` on arrays in memory, on the ranks that there are: each a share of the batch. None but on rank 0."""
+    from finetune.ranks.horovod_ranks import launched_by_horovodrun, open_ranks
+    from finetune.rows.loader import MemoryData
+    from finetune.training.loop import fit
 
     with open_ranks(distributed=launched_by_horovodrun()) as ranks:
         set_threads(threads)
@@ -45,8 +45,8 @@ def train_keras(task: dict[str, Any], *, threads: int) -> Curve:
     set_threads(threads)
     import keras
 
-    from finetune.models import logits_of
-    from finetune.optimizers import make_optimizer
+    from finetune.networks.build import logits_of
+    from finetune.training.optimizers import make_optimizer
 
     train, validation = (load(task["folder"], split) for split in ("train", "validation"))
     training = _training(task)
@@ -124,7 +124,7 @@ def _spark() -> Iterator[Any]:
     """A session on all cores, stopped afterwards."""
     from pyspark.sql import SparkSession
 
-    from featurize.session import find_java
+    from featurize.building.session import find_java
 
     find_java()
     builder = SparkSession.builder.master("local[*]").config("spark.driver.memory", _SPARK_MEMORY)
@@ -141,7 +141,7 @@ def _training(task: dict[str, Any], *, ranks: int = 1) -> TrainingSettings:
 
 
 def _model(task: dict[str, Any]) -> Any:
-    from finetune.models import build_model
+    from finetune.networks.build import build_model
 
     return build_model(
         ModelSettings(name="softmax_head", url="nowhere"),

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.decode import decode_image
-from featurize.scenes import SCENE_CLASSES, draw_scene, encode_scene
+from featurize.decoding.decode import decode_image
+from featurize.sources.scenes import SCENE_CLASSES, draw_scene, encode_scene
 
 _DRAWN_HEIGHT, _DRAWN_WIDTH = 240, 320
 

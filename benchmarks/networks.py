@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.images import read_pixels
-from featurize.backbones import BackboneSpec, load_backbone, preprocess, set_threads
+from featurize.backbones.backbone import BackboneSpec, load_backbone, preprocess, set_threads
 
 BATCH = 32
 CORES = len(os.sched_getaffinity(0))

@@ -10,10 +10,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.images import read_pixels
-from featurize.backbones import BackboneSpec, make_forward
-from featurize.model_settings import ModelSettings
-from featurize.precision import MIN_COSINE, mean_cosine
-from featurize.training_settings import TrainingSettings
+from featurize.backbones.backbone import BackboneSpec, make_forward
+from featurize.backbones.precision import MIN_COSINE, mean_cosine
+from featurize.recipes.model_section import ModelSettings
+from featurize.recipes.training_section import TrainingSettings
 
 if TYPE_CHECKING:
     import keras
@@ -68,11 +68,11 @@ def _features(network: "keras.Model", spec: BackboneSpec, files: Sequence[Path])
 
 def _head_accuracy(features: Features, label_index: Labels, n_classes: int, *, seed: int) -> float:
     """Accuracy of Firn's softmax head by cross-validation: every image is predicted by a head that has not seen it."""
-    from finetune.fit import fit
-    from finetune.loader import MemoryData
-    from finetune.models import build_model
-    from finetune.split_data import SplitData
-    from finetune.steps import predict_probabilities
+    from finetune.networks.build import build_model
+    from finetune.networks.forward import predict_probabilities
+    from finetune.rows.loader import MemoryData
+    from finetune.rows.splits import SplitData
+    from finetune.training.loop import fit
 
     fold = np.arange(len(features)) % _FOLDS  # sorted by class, so each fold has its share of every class
 

@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
 
-from featurize.recipe import read_recipe
+from featurize.recipes.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 WAYS = ("featurize run", "finetune predict", "finetune stream")

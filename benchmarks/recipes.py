@@ -28,10 +28,10 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from featurize.errors import UsageError
-from featurize.manifests import FeaturesManifest, read_features_manifest
-from featurize.recipe import FinetuneRecipe, lower_half, read_recipe
-from finetune.model_folder import load_model
-from finetune.split_data import SplitData, read_split
+from featurize.recipes.recipe import FinetuneRecipe, lower_half, read_recipe
+from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from finetune.models.folder import load_model
+from finetune.rows.splits import SplitData, read_split
 
 ROOT = Path(__file__).resolve().parent.parent
 STRENGTHS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

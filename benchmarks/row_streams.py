@@ -27,16 +27,16 @@ import numpy as np
 import pyarrow as pa
 
 from featurize import storage
+from featurize.building.shard_files import ShardWriter
 from featurize.digests import combine_digests
-from featurize.manifests import FeaturesManifest, add_counts, read_features_manifest, utc_now, write_manifest
 from featurize.memory import peak_memory_bytes
-from featurize.reading import iterate_row_groups, list_row_groups
-from featurize.shards import ShardWriter
+from featurize.tables.manifests import FeaturesManifest, add_counts, read_features_manifest, utc_now, write_manifest
+from featurize.tables.row_groups import iterate_row_groups, list_row_groups
 from featurize.timings import Timings
-from finetune.loader import MemoryData
-from finetune.reading import open_petastorm_reader
-from finetune.row_streams import StreamData
-from finetune.split_data import read_split
+from finetune.rows.disk_rows import StreamData
+from finetune.rows.loader import MemoryData
+from finetune.rows.petastorm_reader import open_petastorm_reader
+from finetune.rows.splits import read_split
 
 FEATURES, CLASSES, FILES, ROWS_PER_GROUP = 4096, 257, 16, 512
 COLUMNS = ("image_id", "label_index", "features")

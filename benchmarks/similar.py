@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this f
 
 import numpy as np
 import pyarrow.parquet as pq
-from feature_sets import write_feature_set
+from helpers.tables.feature_sets import write_feature_set
 
-from featurize.nearest import METRICS, find_nearest
-from featurize.similar import find_similar
+from featurize.similar.nearest import METRICS, find_nearest
+from featurize.similar.search import find_similar
 
 N_CLASSES = 3
 SLICE = 2048

@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this f
 from pyspark.sql import SparkSession
 
 from featurize import storage
-from featurize.cards import Card
-from featurize.features import featurize
-from featurize.images import ingest
-from featurize.recipe import FeaturizeRecipe
-from featurize.scenes import SCENE_CLASSES, draw_scene, encode_scene
-from featurize.session import open_session
-from featurize.settings import check_settings
-from featurize.sources import open_source
+from featurize.building.session import open_session
+from featurize.jobs.ingest import ingest
+from featurize.jobs.run import featurize
+from featurize.recipes.recipe import FeaturizeRecipe
+from featurize.recipes.toml_settings import check_settings
+from featurize.sources.cards import Card
+from featurize.sources.opening import open_source
+from featurize.sources.scenes import SCENE_CLASSES, draw_scene, encode_scene
 
 SIDE = 64  # pixels; the files have about 2 kB
 DISTINCT = 200

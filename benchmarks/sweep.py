@@ -34,18 +34,18 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from featurize.backbones import set_threads
+from featurize.backbones.backbone import set_threads
 from featurize.errors import FirnError
-from featurize.manifests import read_features_manifest
-from featurize.model_settings import ModelSettings
-from featurize.training_settings import TrainingSettings
-from finetune.fit import FitResult, fit
-from finetune.loader import Data, MemoryData
-from finetune.models import build_model
-from finetune.split_data import read_split
-from finetune.stacked import fit_stack
-from finetune.stacks import Stacks
-from finetune.trials import MOST_TOGETHER
+from featurize.recipes.model_section import ModelSettings
+from featurize.recipes.training_section import TrainingSettings
+from featurize.tables.manifests import read_features_manifest
+from finetune.networks.build import build_model
+from finetune.rows.loader import Data, MemoryData
+from finetune.rows.splits import read_split
+from finetune.sweeps.stacked_fit import fit_stack
+from finetune.sweeps.stacks import Stacks
+from finetune.sweeps.trials import MOST_TOGETHER
+from finetune.training.loop import FitResult, fit
 
 HEAD_RATES = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1)
 PENALTIES = (0.0, 0.0005, 0.001, 0.005, 0.01)

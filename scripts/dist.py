@@ -29,9 +29,11 @@ def list_contents() -> Iterator[Path]:
     """Every file that belongs into the zip."""
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
-    for package in _listed(settings["options"]["packages"]):
-        for pattern in ("*.py", *_listed(settings["options.package_data"].get(package, ""))):
-            yield from (ROOT / package.replace(".", "/")).glob(pattern)
+    for name in _listed(settings["options.packages.find"]["include"]):
+        for file in sorted(ROOT.glob(f"{name.removesuffix('*')}/**/__init__.py")):
+            package = ".".join(file.parent.relative_to(ROOT).parts)
+            for pattern in ("*.py", *_listed(settings["options.package_data"].get(package, ""))):
+                yield from file.parent.glob(pattern)
 
 
 def write_zip(path: Path, version: str) -> None:

@@ -3,26 +3,25 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
-import numpy as np
 import pytest
-from PIL import Image
+from helpers.images.photos import make_photos
+from helpers.project import ROOT, SHORT_LIVED_JAVA, Firn
 from pyspark.sql import SparkSession
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
-    from building import Built
-    from predictions import Trained
+    from helpers.tables.building import Built
+    from helpers.tables.predictions import Trained
 
-ROOT = Path(__file__).resolve().parent.parent
-Firn = Callable[..., "subprocess.CompletedProcess[str]"]
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    filter(None, [str(ROOT / "tests"), os.environ.get("PYTHONPATH")])
+)  # for their processes
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# A Java that soon ends compiles little: a third of the processor time of a command with Spark.
-SHORT_LIVED_JAVA = "-XX:+UseSerialGC -XX:TieredStopAtLevel=1"
 os.environ.setdefault("SPARK_SUBMIT_OPTS", SHORT_LIVED_JAVA)
 _skipped: list[str] = []
 hypothesis.settings.register_profile("untimed", deadline=None)  # speed is measured in benchmarks/
@@ -32,7 +31,7 @@ hypothesis.settings.load_profile("untimed")
 @pytest.fixture(scope="session")
 def spark() -> Iterator[SparkSession]:
     """The Spark session that the command makes when nobody has made one."""
-    from featurize.session import make_session
+    from featurize.building.session import make_session
 
     session = make_session("firn tests")
     yield session
@@ -54,7 +53,7 @@ def mean_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A .keras file of a ConvNet for 12 x 12 images, layers `conv`, `pool`, `mean` and `scores`; do not change it."""
-    from networks import small_network
+    from helpers.models.networks import small_network
 
     return small_network(tmp_path_factory.mktemp("small"))
 
@@ -72,10 +71,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def built(spark: SparkSession, photos: Path, mean_backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> "Built":
     """The feature set of `photos`; do not change it."""
-    from building import Built, recipe
+    from helpers.tables.building import Built, recipe
 
-    from featurize.features import featurize
-    from featurize.manifests import read_features_manifest
+    from featurize.jobs.run import featurize
+    from featurize.tables.manifests import read_features_manifest
 
     folder = tmp_path_factory.mktemp("built") / "mean"
     result, backbone = featurize(spark, recipe(photos, folder, mean_backbone))
@@ -87,7 +86,7 @@ def trained(
     spark: SparkSession, photos: Path, small_backbone: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> "dict[str, Trained]":
     """Models on `photos`; do not change what is in their folders."""
-    from predictions import train_on_photos
+    from helpers.tables.predictions import train_on_photos
 
     return train_on_photos(spark, photos, small_backbone, tmp_path_factory.mktemp("trained"))
 
@@ -98,22 +97,6 @@ def own_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('default')}/mlflow.db")
         yield
-
-
-def make_photos(
-    folder: Path, *, per_class: int, classes: tuple[str, ...] = ("blue", "green", "red"), seed: int = 0
-) -> None:
-    """Writes `per_class` noisy pictures of one colour into a folder for each of the classes."""
-    random = np.random.default_rng(seed)
-    colours = {"red": (200, 60, 60), "green": (60, 200, 60), "blue": (60, 60, 200)}
-    for label in classes:
-        (folder / label).mkdir(parents=True, exist_ok=True)
-        for index in range(per_class):
-            height, width = random.integers(20, 60, 2)
-            pixels = (
-                random.normal(colours.get(label, (128, 128, 128)), 40, (height, width, 3)).clip(0, 255).astype(np.uint8)
-            )
-            Image.fromarray(pixels).save(folder / label / f"{index:03d}.png")
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
 """Tests of benchmarks/: what is measured lies elsewhere, and moves."""
 
 import importlib
-from pathlib import Path
 
 import pytest
+from helpers.project import ROOT
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+FOLDER = ROOT / "benchmarks"
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in FOLDER.glob("*.py")))

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, make_photos
+from helpers.images.photos import make_photos
+from helpers.project import ROOT
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.services.kafka_broker import KafkaBroker
+from helpers.services.spark_cluster import SparkCluster, make_bare_python
+from helpers.tables.stream_places import Models, train_two
 from pyspark.sql import SparkSession
-from stream_places import Models, train_two
-
-from integration.hdfs_cluster import MiniHdfs
-from integration.kafka_broker import KafkaBroker
-from integration.spark_cluster import SparkCluster, make_bare_python
 
 collect_ignore = [] if "FIRN_TEST_HOSTS" in os.environ else ["test_several_hosts.py"]
 CONNECTOR_JARS = 4  # the first of those that kafka_jars.py prints

@@ -6,15 +6,16 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from building import Built, assert_same_rows, write_recipe
-from predictions import assert_same_predictions, read_predictions
+from helpers.project import ROOT
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.services.processes import java_environment
+from helpers.services.spark_cluster import SparkCluster, Submission
+from helpers.tables.building import Built, assert_same_rows, write_recipe
+from helpers.tables.predictions import assert_same_predictions, read_predictions
+from helpers.tables.rows import rows_at
 
-from featurize.recipe import read_recipe
-from finetune.evaluate import evaluate_model
-from integration.hdfs_cluster import MiniHdfs
-from integration.processes import java_environment
-from integration.rows import rows_at
-from integration.spark_cluster import SparkCluster, Submission
+from featurize.recipes.recipe import read_recipe
+from finetune.evaluation.evaluate import evaluate_model
 
 pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
 
@@ -94,7 +95,7 @@ def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(site: Site, bui
     rows = read_predictions(site.on_hdfs(predictions))
     assert sum(path.split("/")[-2] == label for path, label in rows["label"].items()) >= 57
 
-    program = Path(__file__).with_name("sql_program.py")
+    program = ROOT / "tests" / "helpers" / "services" / "sql_program.py"
     asked = site.submit_program(program, model["model"], source.source, predictions).result()
     assert asked == {"images": 60, "same": 60}
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from integration.processes import java_environment
-from integration.spark_cluster import SPARK_HOME
+from helpers.project import ROOT
+from helpers.services.processes import java_environment
+from helpers.services.spark_cluster import SPARK_HOME
 
 pytestmark = [pytest.mark.cluster, pytest.mark.spark, pytest.mark.slow]
 PROGRAM = """
@@ -17,7 +17,7 @@ import json, os, sys
 import pyarrow as pa
 from pyspark.sql import SparkSession
 from building import recipe
-from featurize.features import featurize
+from featurize.jobs.run import featurize
 from pathlib import Path
 
 spark = SparkSession.builder.getOrCreate()
@@ -51,11 +51,10 @@ def test_a_worker_sees_the_gpus_that_its_task_was_given(photos: Path, mean_backb
     }
     command = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", "local-cluster[1,1,1024]"]
     command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
-    tests = Path(__file__).parent.parent
     work, was_there = SPARK_HOME / "work", (SPARK_HOME / "work").exists()
     done = subprocess.run(
         [*command, str(program), str(photos), str(tmp_path / "out"), str(mean_backbone)],
-        env={**java_environment(), "SPARK_HOME": str(SPARK_HOME), "PYTHONPATH": str(tests)},
+        env={**java_environment(), "SPARK_HOME": str(SPARK_HOME), "PYTHONPATH": str(ROOT / "tests")},
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -8,22 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from building import Built, assert_same_rows, recipe
-from conftest import make_photos
+from helpers.images.photos import make_photos
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.tables.building import Built, assert_same_rows, recipe
+from helpers.tables.rows import rows_at
 from pyspark.sql import SparkSession
 
 from featurize import storage
-from featurize.features import featurize
-from featurize.manifests import FeaturesManifest, read_features_manifest
-from featurize.recipe import FinetuneRecipe
-from featurize.settings import check_settings
-from finetune.communicator import SingleRank
-from finetune.evaluate import evaluate_model
-from finetune.plans import plan_training
-from finetune.reading import open_petastorm_reader
-from finetune.training import train
-from integration.hdfs_cluster import MiniHdfs
-from integration.rows import rows_at
+from featurize.jobs.run import featurize
+from featurize.recipes.recipe import FinetuneRecipe
+from featurize.recipes.toml_settings import check_settings
+from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from finetune.evaluation.evaluate import evaluate_model
+from finetune.ranks.communicator import SingleRank
+from finetune.rows.petastorm_reader import open_petastorm_reader
+from finetune.training.plan import plan_training
+from finetune.training.train import train
 
 pytestmark = [
     pytest.mark.hdfs,

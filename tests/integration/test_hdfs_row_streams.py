@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import pytest
-from feature_sets import make_clusters, uneven_shards, write_feature_set
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.tables.feature_sets import make_clusters, uneven_shards, write_feature_set
 
 from featurize import storage
 from featurize.errors import JobError
-from finetune.row_streams import StreamData
-from finetune.split_data import iterate_split, read_split
-from integration.hdfs_cluster import MiniHdfs
+from finetune.rows.disk_rows import StreamData
+from finetune.rows.splits import iterate_split, read_split
 
 pytestmark = [pytest.mark.hdfs, pytest.mark.slow]
 ROWS = 300

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_sets import image_ids, make_clusters, write_feature_set
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.tables.feature_sets import image_ids, make_clusters, write_feature_set
 
-from featurize.corrections import read_corrections
-from featurize.recipe import FeaturesSettings
-from finetune.relabelling import relabel
-from finetune.selection import read_selected
-from finetune.split_data import read_split
-from integration.hdfs_cluster import MiniHdfs
+from featurize.recipes.recipe import FeaturesSettings
+from featurize.tables.corrections import read_corrections
+from finetune.evaluation.relabel import relabel
+from finetune.rows.row_query import read_selected
+from finetune.rows.splits import read_split
 
 pytestmark = [pytest.mark.hdfs, pytest.mark.slow]
 ROWS = 60

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_photos
-from predictions import assert_same_predictions, predicted, read_predictions, read_rejects
+from helpers.images.photos import make_photos
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.services.kafka_broker import KafkaBroker, Message
+from helpers.services.processes import LOOPBACK, Daemon, free_ports, wait_until
+from helpers.tables.predictions import assert_same_predictions, predicted, read_predictions, read_rejects
+from helpers.tables.stream_places import Models
 from pyspark.sql import SparkSession
-from stream_places import Models
 
 from featurize.errors import JobError, UsageError
-from featurize.predictions import read_views
-from finetune import stream_kafka
-from finetune.stream import LabelledBatch, Streamed, plan_stream, run_stream
-from finetune.stream_kafka import CONNECTOR
-from integration.hdfs_cluster import MiniHdfs
-from integration.kafka_broker import KafkaBroker, Message
-from integration.processes import LOOPBACK, Daemon, free_ports, wait_until
+from featurize.tables.predictions import read_views
+from finetune.streams import kafka as kafka_source
+from finetune.streams.kafka import CONNECTOR
+from finetune.streams.stream import LabelledBatch, Streamed, plan_stream, run_stream
 
 pytestmark = [
     pytest.mark.kafka,
@@ -90,7 +90,7 @@ def fail(_: LabelledBatch) -> None:
 def test_images_as_messages_are_labelled_as_in_a_folder(
     place: Place, kafka: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(stream_kafka._STAGED, "parquet.block.size", 4096)  # several row groups
+    monkeypatch.setitem(kafka_source._STAGED, "parquet.block.size", 4096)  # several row groups
     files = [file.read_bytes() for file in place.make(per_class=4)]
     camera = b"camera 1"  # a key is no name here
     place.send(Message(content, camera, number % 2) for number, content in enumerate(files[:8]))

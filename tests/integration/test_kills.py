@@ -14,21 +14,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from building import assert_same_rows, recipe, write_recipe
-from conftest import ROOT
+from helpers.project import ROOT
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.services.processes import kill_processes, wait_until
+from helpers.services.spark_cluster import SparkCluster, Submission
+from helpers.tables.building import assert_same_rows, recipe, write_recipe
+from helpers.tables.rows import rows_at
 from PIL import Image
 from pyspark.sql import SparkSession
 
 from featurize import storage
-from featurize.claims import CLAIM_NAME
+from featurize.building.staging import STAGING
 from featurize.errors import JobError
-from featurize.features import featurize
-from featurize.manifests import FeaturesManifest, ShardRecord, read_features_manifest
-from featurize.staging import STAGING
-from integration.hdfs_cluster import MiniHdfs
-from integration.processes import kill_processes, wait_until
-from integration.rows import rows_at
-from integration.spark_cluster import SparkCluster, Submission
+from featurize.jobs.run import featurize
+from featurize.storage.claims import CLAIM_NAME
+from featurize.tables.manifests import FeaturesManifest, ShardRecord, read_features_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
 IMAGES, BROKEN = 520, 5

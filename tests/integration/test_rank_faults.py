@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-
-from integration.processes import Daemon, java_environment, kill_processes, wait_until
-from integration.spark_cluster import SparkCluster
+from helpers.project import ROOT
+from helpers.services.processes import Daemon, java_environment, kill_processes, wait_until
+from helpers.services.spark_cluster import SparkCluster
 
 pytestmark = [pytest.mark.horovod, pytest.mark.slow]
-PROGRAM = Path(__file__).with_name("rank_program.py")
+PROGRAM = ROOT / "tests" / "helpers" / "services" / "rank_program.py"
 TIMEOUT_S = 8.0
 LIMIT_S = TIMEOUT_S + 20  # with the timeout of 40 s: a minute
 START_S = 200

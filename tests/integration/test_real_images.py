@@ -5,23 +5,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from building import read_rows
-from conftest import ROOT
-from predictions import read_predictions
+from helpers.project import ROOT
+from helpers.tables.building import read_rows
+from helpers.tables.predictions import read_predictions
 from pyspark.sql import SparkSession
 from sklearn.linear_model import LogisticRegression
 
+from featurize.backbones.precision import MIN_COSINE, has_bfloat16, mean_cosine
 from featurize.errors import JobError
-from featurize.features import featurize
-from featurize.manifests import read_features_manifest
-from featurize.precision import MIN_COSINE, has_bfloat16, mean_cosine
-from featurize.recipe import SPLITS, Recipe, lower_half, read_recipe, upper_half
-from finetune.communicator import SingleRank
-from finetune.evaluate import evaluate_model
-from finetune.plans import plan_training
-from finetune.predict import plan_prediction, predict
-from finetune.split_data import read_split
-from finetune.training import train
+from featurize.jobs.run import featurize
+from featurize.recipes.recipe import SPLITS, Recipe, lower_half, read_recipe, upper_half
+from featurize.tables.manifests import read_features_manifest
+from finetune.evaluation.evaluate import evaluate_model
+from finetune.prediction.predict import plan_prediction, predict
+from finetune.ranks.communicator import SingleRank
+from finetune.rows.splits import read_split
+from finetune.training.plan import plan_training
+from finetune.training.train import train
 
 pytestmark = [pytest.mark.realdata, pytest.mark.spark, pytest.mark.slow]
 

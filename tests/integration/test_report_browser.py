@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_folders import make_features, train_model, train_sweep
+from helpers.models.report_folders import make_features, train_model, train_sweep
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service

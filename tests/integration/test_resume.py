@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from feature_sets import make_clusters, write_feature_set
-from toml_files import write_toml
+from helpers.services.processes import kill_processes, wait_until
+from helpers.tables.feature_sets import make_clusters, write_feature_set
+from helpers.toml_files import write_toml
 
-from featurize.claims import CLAIM_NAME
-from finetune.checkpoints import CHECKPOINT_NAME
-from finetune.model_folder import CARD_NAME, LAST_NETWORK_NAME, NETWORK_NAME
-from integration.processes import kill_processes, wait_until
+from featurize.storage.claims import CLAIM_NAME
+from finetune.models.folder import CARD_NAME, LAST_NETWORK_NAME, NETWORK_NAME
+from finetune.training.checkpoints import CHECKPOINT_NAME
 
 pytestmark = [pytest.mark.horovod, pytest.mark.slow]
 EPOCHS = {"one_rank": 150, "horovodrun": 40, "spark": 40}  # some seconds: those of one rank are short

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from feature_sets import make_clusters, write_feature_set
+from helpers.services.processes import wait_until
+from helpers.tables.feature_sets import make_clusters, write_feature_set
+from helpers.toml_files import write_toml
 from numpy.typing import NDArray
-from toml_files import write_toml
 
-from finetune.model_folder import LAST_NETWORK_NAME
-from integration.processes import wait_until
+from finetune.models.folder import LAST_NETWORK_NAME
 
 HOSTS = os.environ["FIRN_TEST_HOSTS"].split(",")
 EPOCHS, BATCH, RANKS = 60, 32, 3

@@ -15,22 +15,22 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from predictions import read_predictions
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.services.processes import wait_until
+from helpers.tables.predictions import read_predictions
+from helpers.tables.stream_places import Models, Place, copy_models, promote_to, register_both
 from pyspark.sql import SparkSession
-from stream_places import Models, Place, copy_models, promote_to, register_both
 from typer.testing import CliRunner
 
 from featurize import storage
-from featurize.claims import CLAIM_NAME
-from featurize.predictions import read_views
-from featurize.sql import read_sql_table
-from featurize.sql_tables import SqlTable, find_tables
+from featurize.sql.query import read_sql_table
+from featurize.sql.tables import SqlTable, find_tables
+from featurize.storage.claims import CLAIM_NAME
+from featurize.tables.predictions import read_views
 from finetune.__main__ import app
-from finetune.registry import ENVIRONMENT
-from finetune.stream import plan_stream, run_stream
-from finetune.stream_drift import WindowSettings
-from integration.hdfs_cluster import MiniHdfs
-from integration.processes import wait_until
+from finetune.registry.client import ENVIRONMENT
+from finetune.streams.drift_windows import WindowSettings
+from finetune.streams.stream import plan_stream, run_stream
 
 pytestmark = [
     pytest.mark.spark,

@@ -5,14 +5,14 @@ from typing import Any
 from zipfile import ZipFile
 
 import pytest
-from feature_sets import make_clusters, write_feature_set
-from toml_files import write_toml
+from helpers.services.hdfs_cluster import MiniHdfs
+from helpers.services.processes import wait_until
+from helpers.services.spark_cluster import SparkCluster, Submission
+from helpers.tables.feature_sets import make_clusters, write_feature_set
+from helpers.toml_files import write_toml
 
 from featurize import storage
-from finetune.sweep_folder import Trial, read_sweep
-from integration.hdfs_cluster import MiniHdfs
-from integration.processes import wait_until
-from integration.spark_cluster import SparkCluster, Submission
+from finetune.sweeps.folder import Trial, read_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
 N_MODELS = 16

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.services.hdfs_cluster import MiniHdfs
 
 from featurize import storage
 from featurize.errors import JobError, UsageError
-from featurize.upload import upload_folder
-from integration.hdfs_cluster import MiniHdfs
+from featurize.sources.webhdfs_upload import upload_folder
 
 pytestmark = pytest.mark.hdfs
 NAMES = ["a/1.jpg", "a/two words.jpg", "a/100%.png", "a/plus+.png", "b/ünïcode 雪.png", "b/hash#1.png", "b/q?x=1.png"]
@@ -81,7 +81,7 @@ def test_a_file_that_vanishes_is_named_and_all_others_arrive(
     hdfs: MiniHdfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     contents = write_files(tmp_path, NAMES)
-    monkeypatch.setattr("featurize.upload._PAUSES_S", (0.0,))
+    monkeypatch.setattr("featurize.sources.webhdfs_upload._PAUSES_S", (0.0,))
 
     def vanish(total: int) -> None:
         (tmp_path / "a" / "1.jpg").unlink()

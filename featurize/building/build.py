@@ -1,0 +1,287 @@
+"""Tables: built by a Spark job, shard by shard, into a staging folder, then published whole by a manifest.
+
+A run that was killed is gone on with, a rerun with the same settings adds only the images that are missing, and other settings
+in the same place are refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from time import perf_counter, time
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+from pyspark.sql import SparkSession
+
+from featurize import storage
+from featurize.building import staging
+from featurize.building.known_shards import IndexFiles
+from featurize.building.missing_work import Work, find_work
+from featurize.building.session import concurrent_tasks
+from featurize.building.spark_jobs import run_plan
+from featurize.building.targets import AnyManifest, check_apart, check_target, check_unfinished
+from featurize.building.worker import Run, ShardTask, make_worker
+from featurize.digests import combine_digests, settings_digest
+from featurize.errors import JobError
+from featurize.sources.listing import ImageSource
+from featurize.storage.claims import Claim, claim_output
+from featurize.tables.manifests import (
+    Manifest,
+    ShardRecord,
+    add_counts,
+    library_versions,
+    read_manifest,
+    utc_now,
+    write_manifest,
+)
+from featurize.timings import Timings, add_timings
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build did.
+
+    Attributes:
+        added: rows that this run made.
+        rejected: rejects that this run made.
+        skipped: images that were done before, be it by a run that was killed.
+        changed: images whose bytes are not those they were; they were done again.
+        removed: images that are in the table and no longer in the source.
+        seconds: the whole build.
+        job_seconds: the Spark job.
+        launch_seconds: of these, until a worker began: Spark sends the job and the network, and starts Python.
+        timings: where this run's time went.
+        worker_memory_bytes: the most that a worker process of this run has had in memory, beside its decoders and its JVM.
+        slots: tasks that ran at a time.
+    """
+
+    manifest: Manifest
+    added: int = 0
+    rejected: int = 0
+    skipped: int = 0
+    changed: int = 0
+    removed: int = 0
+    seconds: float = 0.0
+    job_seconds: float = 0.0
+    launch_seconds: float = 0.0
+    timings: Timings = field(default_factory=Timings)
+    worker_memory_bytes: int = 0
+    slots: int = 1
+
+
+@dataclass(frozen=True)
+class _Made:
+    """What the Spark job made, and when: seconds since 1970 and seconds."""
+
+    records: list[ShardRecord]
+    started_at: float
+    seconds: float
+
+
+def build_table(
+    spark: SparkSession,
+    source: ImageSource,
+    url: str,
+    *,
+    manifest_type: type[AnyManifest],
+    settings: Mapping[str, Any],
+    details: Mapping[str, Any],
+    task: ShardTask[Any],
+    max_reject_fraction: float | None,
+    decode_timeout_s: float,
+    held: Claim | None = None,
+    files_read: IndexFiles | None = None,
+    is_partial: bool = False,
+) -> BuildResult:
+    """Builds the table at `url` from `source`, or adds to it what is missing.
+
+    Args:
+        settings: all that determines the values of the rows; its digest is the identity of the table.
+        details: the fields of the manifest that are peculiar to its type.
+        task: what is done with the images.
+        max_reject_fraction: of all images in the table; if more are rejected, nothing is published. None: that is no reason.
+        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
+        held: the claim on `url`, where the caller holds it for longer than this build.
+        files_read: index files of the table, for a caller who builds it again and again; see `read_index`.
+        is_partial: the source lists some images of a larger one. A known image stays as it is then, also if it has changed: its
+            shard would be made again without those of its images that are not listed.
+
+    Raises:
+        UsageError: something else is at `url`.
+        JobError: another job is writing there, the job failed, or too many images could not be read.
+    """
+    started = perf_counter()
+    url = storage.absolute_url(url)
+    check_apart(url, source)
+    check_target(url, manifest_type, settings=settings)
+    with storage.no_empty_folder(url), claim_output(url) if held is None else nullcontext(held) as claim:
+        existing = check_target(url, manifest_type, settings=settings)
+        unfinished = check_unfinished(url, settings)
+        published = existing.shards if existing is not None else []
+        run = Run(url=url, name=uuid4().hex[:8], reader=source.reader, decode_timeout_s=decode_timeout_s)
+        work = find_work(
+            spark,
+            source,
+            run=run,
+            published=published,
+            unfinished=unfinished,
+            files_read=files_read,
+            is_partial=is_partial,
+        )
+        if existing is not None and not work.todo.num_rows and not work.taken_over:
+            _remove_all_but(url, published)
+            return BuildResult(existing, skipped=work.skipped, removed=work.removed, seconds=perf_counter() - started)
+        _begin(claim, run, settings=settings, work=work, published=published)
+        made = _make_shards(
+            spark, run, task=task, settings=settings, work=work, max_reject_fraction=max_reject_fraction
+        )
+        new = [*work.taken_over, *made.records]
+        claim.verify()
+        staging.place_files(url, new)
+        manifest = manifest_type(
+            **_contents([*work.published, *new], settings, source.classes),
+            **_history(existing, made.records, perf_counter() - started),
+            **details,
+        )
+        claim.verify()
+        write_manifest(url, manifest)
+        _remove_all_but(url, manifest.shards)
+    return _result(manifest, work, made=made, seconds=perf_counter() - started, slots=concurrent_tasks(spark))
+
+
+def settings_in_place(url: str) -> Mapping[str, Any] | None:
+    """The settings of the table at `url`, be it finished or in the making; None where there is neither."""
+    manifest = read_manifest(url)
+    return manifest.settings if manifest is not None else staging.unfinished_settings(url)
+
+
+def summarize_rejects(rejects: Mapping[str, int], most: int = 8) -> str:
+    """The reasons for rejects, most frequent first, a line each."""
+    ranked = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
+    lines = [f"  - {count} x {reason}" for reason, count in ranked[:most]]
+    return "\n".join(lines + ([f"  - and {len(ranked) - most} more reasons"] if len(ranked) > most else []))
+
+
+def _begin(
+    claim: Claim, run: Run, *, settings: Mapping[str, Any], work: Work, published: Sequence[ShardRecord]
+) -> None:
+    """From here on this run's commits count, and what earlier runs left beside those taken over goes away."""
+    claim.verify()
+    staging.write_state(run.url, settings=settings, run=run.name, records=work.taken_over)
+    staging.remove_others(run.url, work.taken_over, published=staging.file_paths(published))
+
+
+def _remove_all_but(url: str, published: Sequence[ShardRecord]) -> None:
+    """Removes the staging folder, and files of shards that are not in the manifest, or no longer."""
+    staging.remove_others(url, [], published=staging.file_paths(published))
+    staging.remove_staging(url)
+
+
+def _make_shards(
+    spark: SparkSession,
+    run: Run,
+    *,
+    task: ShardTask[Any],
+    settings: Mapping[str, Any],
+    work: Work,
+    max_reject_fraction: float | None,
+) -> _Made:
+    """The Spark job, and the check that the table may be published with what it made."""
+    started, started_at = perf_counter(), time()
+    with staging.removed_if_nothing_is_finished(run.url, run.name):
+        made = _run_shards(spark, run, task, work.todo)
+        if max_reject_fraction is not None:
+            _check_rejects(run, settings, work.published, [*work.taken_over, *made], max_reject_fraction)
+    return _Made(made, started_at, perf_counter() - started)
+
+
+def _run_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Table) -> list[ShardRecord]:
+    """Makes and commits shards of all that is to do."""
+    if not todo.num_rows:
+        return []
+    plan_url = staging.plan_url(run.url, run.name)
+    rows = run_plan(spark, plan_url, rows=todo, worker=make_worker(run, task), schema="record string")
+    records = [ShardRecord.model_validate_json(row["record"]) for row in rows]
+    found = sum(record.row_count + record.reject_count for record in records)
+    if found != todo.num_rows:
+        raise JobError(f"of {todo.num_rows} images {found} came back from the workers; nothing was published.")
+    return records
+
+
+def _check_rejects(
+    run: Run,
+    settings: Mapping[str, Any],
+    published: Sequence[ShardRecord],
+    new: Sequence[ShardRecord],
+    max_fraction: float,
+) -> None:
+    """Too many rejects mean that something is wrong with the source: the table stays as it was.
+
+    The next run takes over what is new, but for shards with images that storage failed to give: it is to ask for them again.
+    """
+    rejected = sum(record.reject_count for record in (*published, *new))
+    images = rejected + sum(record.row_count for record in (*published, *new))
+    if not new or (rejected <= max_fraction * images and rejected < images):
+        return
+    staging.write_state(
+        run.url, settings=settings, run=uuid4().hex[:8], records=[record for record in new if not record.unread]
+    )
+    allowed = f", more than `max_reject_fraction` = {max_fraction:g} allows" if rejected < images else ""
+    raise JobError(
+        f"{rejected} of {images} images could not be read{allowed}; nothing was published. The new ones are listed in "
+        f"{storage.join_url(run.url, staging.STAGING, 'rejects')}:\n{summarize_rejects(_add_rejects(new))}\n"
+        "Mend or remove them, or allow more; what could be read is kept for the next run."
+    )
+
+
+def _contents(records: Sequence[ShardRecord], settings: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
+    """The fields of a manifest that say what is in the table."""
+    return {
+        "identity": settings_digest(settings),
+        "settings": dict(settings),
+        "classes": list(classes),
+        "rows": add_counts(record.rows for record in records),
+        "rejects": dict(sorted(_add_rejects(records).items())),
+        "content_digest": combine_digests(record.content_digest for record in records),
+        "shards": list(records),
+        "versions": library_versions(),
+    }
+
+
+def _history(existing: Manifest | None, made: Sequence[ShardRecord], seconds: float) -> dict[str, Any]:
+    """The fields of a manifest that say how it came to be; times of several runs are added up."""
+    before = [existing.timings] if existing is not None else []
+    now = utc_now()
+    return {
+        "created_at": existing.created_at if existing is not None else now,
+        "updated_at": now,
+        "seconds": round(seconds + (existing.seconds if existing is not None else 0.0), 3),
+        "timings": add_timings([*before, *(record.timings for record in made)]).rounded(),
+    }
+
+
+def _add_rejects(records: Sequence[ShardRecord]) -> dict[str, int]:
+    rejects: dict[str, int] = {}
+    for record in records:
+        for reason, count in record.rejects.items():
+            rejects[reason] = rejects.get(reason, 0) + count
+    return rejects
+
+
+def _result(manifest: Manifest, work: Work, *, made: _Made, seconds: float, slots: int) -> BuildResult:
+    began_at = min((record.began_at for record in made.records), default=0.0)
+    return BuildResult(
+        manifest=manifest,
+        added=sum(record.row_count for record in made.records),
+        rejected=sum(record.reject_count for record in made.records),
+        skipped=work.skipped,
+        changed=work.changed,
+        removed=work.removed,
+        seconds=seconds,
+        job_seconds=made.seconds,
+        launch_seconds=max(0.0, began_at - made.started_at),
+        timings=add_timings(record.timings for record in made.records),
+        worker_memory_bytes=max((record.memory_bytes for record in made.records), default=0),
+        slots=slots,
+    )

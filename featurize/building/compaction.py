@@ -1,0 +1,166 @@
+"""Compaction: neighbouring small shards of a table of predictions become larger ones, with the same rows in the same order.
+
+The larger ones are written to the staging folder and moved beside the small ones, of which the manifest still speaks; then the
+manifest is replaced, and the small ones go. Killed at any moment it leaves the table as it was or as it is to be, and files that
+no manifest lists, which the next run removes.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurize import storage
+from featurize.building import staging
+from featurize.building.shard_files import ParquetFile
+from featurize.digests import combine_digests
+from featurize.errors import JobError, UsageError, first_line
+from featurize.storage.claims import Claim
+from featurize.tables.manifests import (
+    DataFile,
+    PredictionsManifest,
+    ShardRecord,
+    add_counts,
+    read_manifest,
+    write_manifest,
+)
+from featurize.tables.predictions import PLAIN_COLUMNS, ROWS_PER_GROUP
+from featurize.tables.row_groups import open_source
+from featurize.tables.schemas import INDEX_SCHEMA, PREDICTIONS_SCHEMA, REJECTS_SCHEMA
+from featurize.timings import add_timings
+
+LEAST_IMAGES = 100_000
+"""In a shard, rejects counted: one of so many is left as it is."""
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What became of a table: its shards before and after, and its rows."""
+
+    before: int
+    after: int
+    rows: int
+
+
+def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, kept: Collection[str] = ()) -> Compacted:
+    """Makes shards of at least `least_images` images of smaller ones, as far as these are neighbours.
+
+    Args:
+        url: of the predictions of one model.
+        claim: on `url`, held by the caller.
+        kept: index files, as the manifest has them, of shards that stay what they are, and that others are not merged across.
+
+    Raises:
+        UsageError: there are no predictions.
+        JobError: a run is unfinished, files are missing or damaged, or the claim was lost.
+    """
+    manifest = read_manifest(url)
+    if not isinstance(manifest, PredictionsManifest):
+        raise UsageError(f"{url} holds no predictions of a model.")
+    if _has_unpublished(url, manifest.shards):
+        raise JobError(f"{url}: a run is unfinished, and would be lost. Run it to its end first.")
+    claim.verify()
+    _remove_all_but(url, manifest.shards)
+    groups = list(_groups(manifest.shards, least_images, kept))
+    if len(groups) < len(manifest.shards):
+        run = uuid4().hex[:8]
+        merged = [
+            group[0] if len(group) == 1 else _merge(url, f"{run}-{number:05d}-0", group)
+            for number, group in enumerate(groups)
+        ]
+        claim.verify()
+        staging.place_files(url, [shard for shard, group in zip(merged, groups, strict=True) if len(group) > 1])
+        claim.verify()
+        write_manifest(url, manifest.model_copy(update={"shards": merged}))
+        _remove_all_but(url, merged)
+    return Compacted(len(manifest.shards), len(groups), manifest.row_count)
+
+
+def _has_unpublished(url: str, published: Sequence[ShardRecord]) -> bool:
+    """Whether a run that was killed has left shards that it had finished and not published."""
+    unfinished = staging.read_unfinished(url)
+    listed = {shard.index_file.path for shard in published}
+    return unfinished is not None and any(record.index_file.path not in listed for record in unfinished.records)
+
+
+def _groups(shards: Sequence[ShardRecord], least: int, kept: Collection[str]) -> Iterator[list[ShardRecord]]:
+    """The shards in their order: those that are to be one are together."""
+    group, images = list[ShardRecord](), 0
+    for shard in shards:
+        count = shard.row_count + shard.reject_count
+        if count >= least or shard.index_file.path in kept:
+            if group:
+                yield group
+            yield [shard]
+            group, images = [], 0
+            continue
+        group.append(shard)
+        images += count
+        if images >= least:
+            yield group
+            group, images = [], 0
+    if group:
+        yield group
+
+
+def _merge(url: str, name: str, shards: Sequence[ShardRecord]) -> ShardRecord:
+    """One shard of several, in the staging folder."""
+    files = [file for shard in shards for file in shard.files]
+    rejects = [file for shard in shards for file in shard.reject_files]
+    index = [shard.index_file for shard in shards]
+
+    def merge(folder: str, parts: Sequence[DataFile], schema: pa.Schema, plain: Sequence[str] = ()) -> DataFile:
+        path = f"{folder}/part-{name}.parquet"
+        target = storage.join_url(url, staging.STAGING, path)
+        file = ParquetFile(target, schema, rows_per_group=ROWS_PER_GROUP, plain_columns=plain)
+        try:
+            for part in parts:
+                _copy(storage.join_url(url, part.path), part.rows, schema, file.write)
+            return file.close(path=path, split=None)
+        except BaseException:
+            file.abandon()
+            raise
+
+    reasons = add_counts({"": shard.rejects} for shard in shards).get("", {})
+    return ShardRecord(
+        files=[merge("data", files, PREDICTIONS_SCHEMA, PLAIN_COLUMNS)] if files else [],
+        reject_files=[merge("rejects", rejects, REJECTS_SCHEMA)] if rejects else [],
+        index_file=merge("index", index, INDEX_SCHEMA),
+        rows=add_counts(shard.rows for shard in shards),
+        rejects=reasons,
+        unread=sum(shard.unread for shard in shards),
+        content_digest=combine_digests(shard.content_digest for shard in shards),
+        timings=add_timings(shard.timings for shard in shards),
+        began_at=min(shard.began_at for shard in shards),
+        memory_bytes=max(shard.memory_bytes for shard in shards),
+    )
+
+
+def _copy(url: str, rows: int, schema: pa.Schema, write: Callable[[pa.RecordBatch], None]) -> None:
+    """The rows of a file; a column that it does not have, as files of older versions, is null.
+
+    Raises:
+        JobError: it is missing or damaged, or has other rows than the manifest says.
+    """
+    copied = 0
+    try:
+        with open_source(url) as source:
+            for batch in pq.ParquetFile(source).iter_batches(ROWS_PER_GROUP):
+                there = batch.schema.names
+                columns = [
+                    batch.column(there.index(field.name)) if field.name in there else pa.nulls(len(batch), field.type)
+                    for field in schema
+                ]
+                write(pa.RecordBatch.from_arrays(columns, schema=schema))
+                copied += len(batch)
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise JobError(f"{url} is listed in the manifest and cannot be read: {first_line(error)}") from error
+    if copied != rows:
+        raise JobError(f"{url} has {copied} rows; the manifest says {rows}.")
+
+
+def _remove_all_but(url: str, published: Sequence[ShardRecord]) -> None:
+    staging.remove_others(url, [], published=staging.file_paths(published))
+    staging.remove_staging(url)

@@ -1,0 +1,137 @@
+"""What is done already: the listing of a source compared with the indices of a table and of a run that was cut short."""
+
+from collections.abc import MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.tables.manifests import ShardRecord
+from featurize.tables.schemas import INDEX_SCHEMA
+
+_FILES_AT_A_TIME = 16
+IndexFiles = MutableMapping[str, pa.Table]
+"""What was read of index files, by URL: under one name there is never another one."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Where each row of a listing stands, as row numbers; and what is known and listed no more.
+
+    Attributes:
+        unchanged: known, with an equal stamp.
+        suspect: known with another stamp, or as one that could not be read: the bytes are to be compared with `suspect_ids`.
+        suspect_ids: the SHA-256 under which each suspect is known; None for one that could not be read.
+        new: not known.
+        removed: paths that are known and not in the listing.
+    """
+
+    unchanged: NDArray[np.int64]
+    suspect: NDArray[np.int64]
+    suspect_ids: list[str | None]
+    new: NDArray[np.int64]
+    removed: list[str]
+
+
+@dataclass(frozen=True)
+class KnownShards:
+    """Shards, and what is in them.
+
+    Attributes:
+        records: of the shards.
+        index: INDEX_SCHEMA; the rows of their index files, shard after shard in the order of the records.
+    """
+
+    records: list[ShardRecord]
+    index: pa.Table
+
+    def without(self, rows: NDArray[np.bool_]) -> "KnownShards":
+        """Those of the shards that own none of the rows of the index that `rows`, bool (index_rows,), picks out."""
+        if not rows.any():
+            return self
+        owner = np.repeat(np.arange(len(self.records)), [record.index_file.rows for record in self.records])
+        dropped = np.zeros(len(self.records), dtype=np.bool_)
+        dropped[owner[rows]] = True
+        return KnownShards(
+            records=[self.records[number] for number in np.flatnonzero(~dropped)],
+            index=self.index.filter(pa.array(~dropped[owner])),
+        )
+
+    def without_paths(self, paths: pa.ChunkedArray) -> "KnownShards":
+        """Those of the shards that hold none of `paths`."""
+        return self.without(pc.is_in(self.index.column("path"), value_set=paths.combine_chunks()).to_numpy())
+
+
+def compare(listing: pa.Table, index: pa.Table) -> Comparison:
+    """Compares a listing with the index of what is known."""
+    keys, known = listing.column("path"), index.column("path")
+    place = pc.index_in(keys, value_set=known.combine_chunks()).combine_chunks()
+    stamps = index.column("stamp").take(place)
+    was_read = pc.is_valid(index.column("image_id").take(place))
+    equal = pc.fill_null(pc.and_(pc.equal(listing.column("stamp"), stamps), was_read), False).to_numpy()
+    is_known = pc.is_valid(place).to_numpy(zero_copy_only=False)
+    suspect = np.flatnonzero(is_known & ~equal)
+    return Comparison(
+        unchanged=np.flatnonzero(is_known & equal),
+        suspect=suspect,
+        suspect_ids=index.column("image_id").take(place.take(pa.array(suspect))).to_pylist(),
+        new=np.flatnonzero(~is_known),
+        removed=index.filter(pc.invert(pc.is_in(known, value_set=keys.combine_chunks())))["path"].to_pylist(),
+    )
+
+
+def missing_from(index: pa.Table, listing: pa.Table) -> pa.Table:
+    """The rows of a listing whose paths are not in the index."""
+    if not index.num_rows:
+        return listing
+    is_known = pc.is_in(listing.column("path"), value_set=index.column("path").combine_chunks())
+    return listing.filter(pc.invert(is_known))
+
+
+def read_known(
+    records: Sequence[ShardRecord], index_urls: Sequence[str], files_read: IndexFiles | None = None
+) -> KnownShards:
+    """Shards with what is in them.
+
+    Args:
+        index_urls: where the index file of each record lies.
+        files_read: as for `read_index`.
+    """
+    return KnownShards(list(records), read_index(index_urls, files_read))
+
+
+def read_index(urls: Sequence[str], files_read: IndexFiles | None = None) -> pa.Table:
+    """The rows of all index files at `urls`.
+
+    Args:
+        files_read: by a caller who comes again: it is not read again, and holds what is at `urls` afterwards and nothing else.
+    """
+    kept = {url: files_read[url] for url in urls if url in files_read} if files_read else {}
+    missing = [url for url in urls if url not in kept]
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        kept |= zip(missing, pool.map(_read_index_file, missing), strict=True)
+    if files_read is not None:
+        files_read.clear()
+        files_read.update(kept)
+    return pa.concat_tables([kept[url] for url in urls]) if kept else INDEX_SCHEMA.empty_table()
+
+
+def still_valid(shards: KnownShards, listing: pa.Table) -> KnownShards:
+    """Those of `shards`, which are not yet published, whose images are all in the listing and unchanged."""
+    if not shards.records:
+        return shards
+    keys, known = listing.column("path"), shards.index.column("path")
+    place = pc.index_in(known, value_set=keys.combine_chunks()).combine_chunks()
+    stamps = listing.column("stamp").take(place)
+    equal = pc.fill_null(pc.equal(shards.index.column("stamp"), stamps), False).to_numpy()
+    return shards.without(~equal)
+
+
+def _read_index_file(url: str) -> pa.Table:
+    with storage.open_input(url) as file:
+        return pq.ParquetFile(file).read()

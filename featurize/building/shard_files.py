@@ -1,0 +1,196 @@
+"""Shards: what one Spark task writes. Files go to a staging folder; a record of them commits the shard (see `staging`)."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurize import storage
+from featurize.digests import multiset_digest
+from featurize.tables.manifests import DataFile, ShardRecord
+from featurize.tables.schemas import INDEX_SCHEMA, REJECTS_SCHEMA
+from featurize.timings import Timings
+
+_SMALL_ROWS_PER_GROUP = 1 << 16
+
+
+class ParquetFile:
+    """One Parquet file whose row groups hold a fixed number of rows, the last excepted."""
+
+    def __init__(self, url: str, schema: pa.Schema, *, rows_per_group: int, plain_columns: Sequence[str] = ()) -> None:
+        self._url, self._schema, self._rows_per_group = url, schema, rows_per_group
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._rows = 0
+        self._stack = ExitStack()
+        sink = self._stack.enter_context(_open_sink(url))
+        dictionary = [name for name in schema.names if name not in plain_columns]
+        self._writer = self._stack.enter_context(
+            pq.ParquetWriter(pa.PythonFile(sink, mode="w"), schema, compression="zstd", use_dictionary=dictionary)
+        )
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Adds rows; every full row group is written out."""
+        self._pending.append(batch)
+        self._pending_rows += batch.num_rows
+        if self._pending_rows >= self._rows_per_group:
+            table = pa.Table.from_batches(self._pending, schema=self._schema)
+            whole = table.num_rows - table.num_rows % self._rows_per_group
+            self._writer.write_table(table.slice(0, whole), row_group_size=self._rows_per_group)
+            self._pending = table.slice(whole).combine_chunks().to_batches()
+            self._pending_rows = table.num_rows - whole
+            self._rows += whole
+
+    def end_group(self) -> None:
+        """Ends the row group, however many rows it has."""
+        if self._pending_rows:
+            self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._schema))
+            self._rows += self._pending_rows
+            self._pending, self._pending_rows = [], 0
+
+    def abandon(self) -> None:
+        """Removes what was written. It never fails: the reason for abandoning is the one to hear of."""
+        with suppress(OSError, _AbandonedError), self._stack:
+            raise _AbandonedError
+        with suppress(OSError):
+            storage.remove(self._url)
+
+    def close(self, *, path: str, split: str | None) -> DataFile:
+        """Writes the last row group and the footer. `path` and `split` go into the entry for the manifest."""
+        self.end_group()
+        self._stack.close()
+        filesystem, inner = storage.open_filesystem(self._url)
+        return DataFile(path=path, rows=self._rows, bytes=int(filesystem.size(inner)), split=split)
+
+
+class _AbandonedError(Exception):
+    """Ends the writing of a file that is not wanted any more."""
+
+
+@contextmanager
+def _open_sink(url: str) -> Iterator[IO[bytes]]:
+    """A file that is written for minutes; for HDFS it is finished on the local disk and copied there when it is closed.
+
+    A stream to HDFS breaks with the DataNode it goes to, and with it the shard; a copy is tried again.
+    """
+    if storage.absolute_url(url).startswith("file://"):
+        with storage.open_output(url) as file:
+            yield file
+        return
+    with tempfile.NamedTemporaryFile(prefix="firn-") as spool:
+        yield spool.file
+        spool.flush()
+        storage.upload(spool.name, url)
+
+
+class ShardWriter:
+    """Writes the rows and rejects of one shard into the staging folder.
+
+    Args:
+        staging: URL of the folder.
+        name: unique to the shard and the attempt at it, so that a failed attempt leaves nothing under a name that counts.
+        schema: of the rows; `image_id`, `path` and `label` are in it.
+        by_split: whether each split has a folder of its own, ``data/split=<split>``; else `split` is a column.
+        plain_columns: columns whose values hardly repeat, to be written without a dictionary.
+    """
+
+    def __init__(
+        self,
+        staging: str,
+        name: str,
+        schema: pa.Schema,
+        *,
+        rows_per_group: int,
+        by_split: bool,
+        plain_columns: Sequence[str] = (),
+    ) -> None:
+        self._staging, self._name, self._schema = staging, name, schema
+        self._rows_per_group, self._by_split, self._plain_columns = rows_per_group, by_split, plain_columns
+        self._files: dict[str | None, tuple[str, ParquetFile]] = {}
+        self._small_files: list[ParquetFile] = []
+        self._rejects: list[dict[str, Any]] = []
+        self._index: list[tuple[str, str | None, str]] = []
+        self._rows: dict[str, dict[str, int]] = {}
+        self._items: list[str] = []
+
+    def write(
+        self, splits: Sequence[str], stamps: Sequence[str], columns: Mapping[str, Sequence[Any] | pa.Array]
+    ) -> None:
+        """Adds rows; `splits` and `stamps` have the split and the stamp of each. Rows without a label are counted under ""."""
+        batch = pa.RecordBatch.from_arrays(
+            [pa.array(columns[field.name], type=field.type) for field in self._schema], schema=self._schema
+        )
+        labels, image_ids, paths = (batch.column(self._schema.get_field_index(name)).to_pylist() for name in _COUNTED)
+        for split, label, image_id, path in zip(splits, labels, image_ids, paths, strict=True):
+            counts = self._rows.setdefault(split, {})
+            counts[label or ""] = counts.get(label or "", 0) + 1
+            self._items.append(f"{image_id} {split} {label or ''} {path}")
+        self._index += zip(paths, image_ids, stamps, strict=True)
+        if not self._by_split:
+            self._file(None).write(batch)
+            return
+        for split in sorted(set(splits)):
+            rows = [index for index, value in enumerate(splits) if value == split]
+            self._file(split).write(batch.take(pa.array(rows)))
+
+    def reject(
+        self, *, path: str, image_id: str | None, bytes_size: int | None, stamp: str, stage: str, error: str
+    ) -> None:
+        """Keeps an image that gave no row, with the reason; `image_id` is None where its bytes could not be had."""
+        self._rejects.append(
+            {"image_id": image_id, "path": path, "bytes_size": bytes_size, "stage": stage, "error": error}
+        )
+        self._index.append((path, image_id, stamp))
+
+    def end_group(self) -> None:
+        """Ends the row group of every file: what is held in memory is written out."""
+        for _, file in self._files.values():
+            file.end_group()
+
+    def close(self) -> ShardRecord:
+        """Closes the files. The record commits them, once it is written itself; its timings are for the caller to fill in."""
+        files = [file.close(path=path, split=split) for split, (path, file) in sorted(self._files.items(), key=str)]
+        reasons: dict[str, int] = {}
+        for reject in self._rejects:
+            reason = f"{reject['stage']}: {reject['error']}"
+            reasons[reason] = reasons.get(reason, 0) + 1
+        index = [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in self._index]
+        return ShardRecord(
+            files=files,
+            reject_files=[self._write_small("rejects", REJECTS_SCHEMA, self._rejects)] if self._rejects else [],
+            index_file=self._write_small("index", INDEX_SCHEMA, index),
+            rows=self._rows,
+            rejects=reasons,
+            unread=sum(reject["stage"] == "read" for reject in self._rejects),
+            content_digest=multiset_digest(self._items),
+            timings=Timings(),
+        )
+
+    def abandon(self) -> None:
+        """Removes what was written so far: what fails may fail because the disk is full."""
+        for file in (*(file for _, file in self._files.values()), *self._small_files):
+            file.abandon()
+
+    def _file(self, split: str | None) -> ParquetFile:
+        if split not in self._files:
+            folder = "data" if split is None else f"data/split={split}"
+            path = f"{folder}/part-{self._name}.parquet"
+            url = storage.join_url(self._staging, path)
+            file = ParquetFile(
+                url, self._schema, rows_per_group=self._rows_per_group, plain_columns=self._plain_columns
+            )
+            self._files[split] = (path, file)
+        return self._files[split][1]
+
+    def _write_small(self, folder: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> DataFile:
+        path = f"{folder}/part-{self._name}.parquet"
+        file = ParquetFile(storage.join_url(self._staging, path), schema, rows_per_group=_SMALL_ROWS_PER_GROUP)
+        self._small_files.append(file)
+        file.write(pa.RecordBatch.from_pylist(rows, schema=schema))
+        return file.close(path=path, split=None)
+
+
+_COUNTED = ("label", "image_id", "path")

@@ -1,0 +1,120 @@
+"""The backbone as workers have it: its file handed to every executor by Spark, once, and loaded once per worker process."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pyspark import SparkFiles
+from pyspark.sql import SparkSession
+
+from featurize.backbones.backbone import BackboneSpec, PreparedBackbone, load_backbone
+from featurize.backbones.precision import Forward
+from featurize.building.worker import Loaded, assigned_gpus, log, use_task_resources
+from featurize.decoding.decoder_process import Decoder
+from featurize.timings import Timings
+
+_MAX_AHEAD_BYTES = 256 << 20  # of decoded pixels, where images are large
+_loaded: dict[str, Forward] = {}  # one backbone per worker process, kept from task to task
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels at the network's size, and the size of the image in its file."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class ShippedBackbone:
+    """What a worker needs of a backbone: it travels inside the function that Spark ships.
+
+    Attributes:
+        file: the name under which Spark hands out the network; None for `pixels`.
+        sha256: of this file.
+        batch_size: images in one forward pass.
+    """
+
+    spec: BackboneSpec
+    file: str | None
+    sha256: str | None
+    batch_size: int
+
+    def ahead(self, threads: int) -> int:
+        """How many images may be decoded before they are used: two batches, or fewer where they are large."""
+        image_bytes = self.spec.height * self.spec.width * self.spec.channels
+        return min(2 * self.batch_size + threads, max(threads, _MAX_AHEAD_BYTES // image_bytes))
+
+    def decode(self, content: bytes, decoder: Decoder) -> Decoded:
+        """The bytes of an image file at the size of the network. Raises DecodeError."""
+        spec = self.spec
+        pixels, (width, height) = decoder.decode(content, height=spec.height, width=spec.width, channels=spec.channels)
+        return Decoded(pixels, width, height)
+
+    def forward(self, timings: Timings) -> Forward:
+        """The backbone of this process, loaded and run once on nothing when its first images are there."""
+        key = self.sha256 or self.spec.preparation_id
+        if key not in _loaded:
+            with timings.measure("startup"):
+                _loaded.clear()  # a session that goes on to another backbone does not keep both in memory
+                _loaded[key] = self._load()
+        return _loaded[key]
+
+    def _load(self) -> Forward:
+        spec = self.spec
+        if self.file is None:
+            return load_backbone(spec, None, sha256=None)
+        threads = use_task_resources()
+        forward = load_backbone(spec, Path(SparkFiles.get(self.file)), sha256=self.sha256)
+        forward(np.zeros((self.batch_size, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
+        log(
+            f"{spec.name} in {spec.precision}, {threads} threads, GPUs {', '.join(assigned_gpus() or ['not assigned'])}"
+        )
+        return forward
+
+
+@cache
+def shipping_folder() -> "tempfile.TemporaryDirectory[str]":
+    """Where files for executors are kept while this process lives: an executor that joins later still asks for them."""
+    return tempfile.TemporaryDirectory(prefix="firn-")
+
+
+def ship_backbone(spark: SparkSession, backbone: PreparedBackbone, *, batch_size: int) -> ShippedBackbone:
+    """Hands the file of a backbone, which must lie in the `shipping_folder`, to every executor."""
+    if backbone.path is not None:
+        spark.sparkContext.addFile(str(backbone.path))
+    return ShippedBackbone(
+        spec=backbone.spec,
+        file=backbone.path.name if backbone.path is not None else None,
+        sha256=backbone.sha256,
+        batch_size=batch_size,
+    )
+
+
+def full_batches(
+    loaded: Iterator[Loaded[Value]], size: int, array_of: Callable[[Value], NDArray[Any]]
+) -> Iterator[tuple[list[Loaded[Value]], NDArray[Any]]]:
+    """Images in batches of `size`, the last one short, with the arrays of each batch in one.
+
+    The array, ``(n_images, ...)``, is filled anew for every batch: use it before the next one is asked for.
+    """
+    arrays: NDArray[Any] | None = None
+    batch: list[Loaded[Value]] = []
+    for image in loaded:
+        array = array_of(image.value)
+        if arrays is None:
+            arrays = np.empty((size, *array.shape), array.dtype)
+        arrays[len(batch)] = array
+        batch.append(image)
+        if len(batch) == size:
+            yield batch, arrays
+            batch = []
+    if arrays is not None and batch:
+        yield batch, arrays[: len(batch)]

@@ -1,0 +1,62 @@
+"""The Spark side of a build: a plan on storage, a task for each shard of it, and what the tasks give back."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow as pa
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+
+from featurize.building.plan import in_reading_order, plan_shards, write_plan
+from featurize.building.progress import task_progress
+from featurize.building.session import concurrent_tasks
+from featurize.building.worker import Worker
+from featurize.errors import JobError
+
+
+def run_plan(spark: SparkSession, plan_url: str, *, rows: pa.Table, worker: Worker, schema: str) -> list[Any]:
+    """Cuts `rows` of a listing into shards, writes the plan and has Spark give each shard to a task.
+
+    Args:
+        plan_url: where the plan is written; `worker` reads it from there.
+        schema: of the rows that `worker` gives back.
+
+    Raises:
+        JobError: the job failed.
+    """
+    rows = in_reading_order(rows)
+    shards = plan_shards(rows, slots=concurrent_tasks(spark))
+    write_plan(plan_url, rows, shards)
+    with task_progress(spark.sparkContext):
+        return collect(spark.range(0, len(shards), 1, len(shards)).mapInArrow(worker, schema))
+
+
+def collect(frame: DataFrame) -> list[Any]:
+    """The rows of `frame`; a failure inside Spark becomes one message, the worker's own.
+
+    Raises:
+        JobError: the job failed.
+    """
+    with job_errors():
+        return frame.collect()
+
+
+@contextmanager
+def job_errors() -> Iterator[None]:
+    """Makes one message, the worker's own, of a failure inside Spark.
+
+    Raises:
+        JobError: the job failed.
+    """
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as error:
+        text = str(error)
+        raised = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, flags=re.MULTILINE)
+        reason = f"{raised[-1][0]}: {raised[-1][1]}" if raised else text.strip().splitlines()[0]
+        raise JobError(
+            f"the Spark job failed: {reason}\nWhat it had finished is kept; run it again to go on."
+        ) from error

@@ -1,0 +1,215 @@
+"""The staging folder of a table: where shards are written and committed one by one, so that a killed run can be gone on with.
+
+    _staging/state.json                 whose shards these are: settings, the run under way, the records it took over
+    _staging/plan-<run>.parquet         which images make a shard
+    _staging/commits/<run>-<shard>.json the record of a finished shard; the first attempt to write it wins
+    _staging/data, rejects, index       the files of the shards
+
+A run takes over the records it finds when it starts, and says so in `state.json` before it begins. Commits of an earlier run
+that come later, from a worker that outlived its driver, are in no state and count for nothing.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from featurize import storage
+from featurize.errors import JobError
+from featurize.tables.manifests import ShardRecord
+
+STAGING = "_staging"
+STATE_NAME = f"{STAGING}/state.json"
+_COMMITS = f"{STAGING}/commits"
+FOLDERS = ("data", "rejects", "index")
+_FOLDER_PREFIXES = tuple(f"{folder}/" for folder in FOLDERS)
+_PART_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}-\d+\.parquet")
+
+
+class StagingState(BaseModel):
+    """What `state.json` says: the settings of the table in the making, the run under way, and what it took over."""
+
+    settings: dict[str, Any]
+    run: str
+    records: list[ShardRecord]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What a run that was killed has left, and that can be kept.
+
+    Attributes:
+        settings: of the table in the making.
+        records: of the shards that are finished and whole: those of that run and those it took over; one at least.
+        index_urls: where the index file of each of them lies, be it that it was published before the run was killed.
+    """
+
+    settings: Mapping[str, Any]
+    records: list[ShardRecord]
+    index_urls: list[str]
+
+
+def read_state(url: str) -> StagingState | None:
+    """The state of the staging folder of the table at `url`; None where no run was under way.
+
+    Raises:
+        JobError: what is there was not written by this version of Firn.
+    """
+    state_url = storage.join_url(url, STATE_NAME)
+    try:
+        return StagingState.model_validate(storage.read_json(state_url))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, ValidationError) as error:
+        raise JobError(
+            f"{state_url} is damaged, or of another version of Firn. Remove {storage.join_url(url, STAGING)} to start afresh."
+        ) from error
+
+
+def read_unfinished(url: str) -> Unfinished | None:
+    """What a killed run left at `url`; None where nothing of it can be kept.
+
+    Raises:
+        JobError: as `read_state`.
+    """
+    state = read_state(url)
+    if state is None:
+        return None
+    own = (_read_record(file) for file in _own_commits(url, state))
+    recorded = [*state.records, *(record for record in own if record is not None)]
+    sizes = _file_sizes(url)
+    records = [record for record in recorded if _is_whole(record, sizes)]
+    index_urls = [_index_url(url, record, sizes) for record in records]
+    return Unfinished(state.settings, records, index_urls) if records else None
+
+
+def unfinished_settings(url: str) -> Mapping[str, Any] | None:
+    """The settings of a run at `url` that was killed, and of which something can be kept; or else None."""
+    unfinished = read_unfinished(url)
+    return unfinished.settings if unfinished is not None else None
+
+
+def write_state(url: str, *, settings: Mapping[str, Any], run: str, records: Sequence[ShardRecord]) -> None:
+    """Begins a run: its own commits and `records` count from now on, and no others."""
+    state = StagingState(settings=dict(settings), run=run, records=list(records))
+    storage.write_json(storage.join_url(url, STATE_NAME), state.model_dump())
+
+
+def commit(url: str, run: str, shard: int, record: ShardRecord) -> ShardRecord:
+    """Worker side: commits a shard, unless another attempt has done so. Returns the record that counts."""
+    commit_url = storage.join_url(url, _COMMITS, f"{run}-{shard:06d}.json")
+    if storage.create_exclusively(commit_url, record.model_dump_json().encode()):
+        return record
+    first = ShardRecord.model_validate(storage.read_json(commit_url))
+    if first.index_file.path != record.index_file.path:  # or else it is this one, and the store's answer was lost
+        for file in record.all_files:
+            storage.remove(storage.join_url(url, STAGING, file.path))
+    return first
+
+
+def plan_url(url: str, run: str) -> str:
+    """Where the plan of a run lies."""
+    return storage.join_url(url, STAGING, f"plan-{run}.parquet")
+
+
+def file_paths(records: Iterable[ShardRecord]) -> set[str]:
+    """The paths, below the table, of all files of `records`."""
+    return {file.path for record in records for file in record.all_files}
+
+
+def place_files(url: str, records: Sequence[ShardRecord]) -> None:
+    """Moves the files of `records` to where the manifest will list them; some may be there from a publication cut short.
+
+    Raises:
+        JobError: a file is in neither place.
+    """
+    sizes = _file_sizes(url)
+    listed = file_paths(records)
+    staged = {path.removeprefix(f"{STAGING}/") for path in sizes if path.startswith(f"{STAGING}/")}
+    if missing := [path for path in listed if path not in staged and path not in sizes]:
+        raise JobError(f"{url}/{STAGING}/{min(missing)} was written and is gone; nothing was published.")
+    for path in staged - listed:
+        if path.startswith(_FOLDER_PREFIXES):  # of an attempt that failed or came second
+            storage.remove(storage.join_url(url, STAGING, path))
+    for folder in FOLDERS:
+        source, target = storage.join_url(url, STAGING, folder), storage.join_url(url, folder)
+        moving = sorted(path for path in listed & staged if path.startswith(f"{folder}/"))
+        if not moving:
+            continue
+        storage.remove_if_empty(target)
+        if not storage.exists(target):
+            storage.move(source, target)  # one rename: also who reads the folder by itself sees all or nothing
+            continue
+        for path in moving:
+            storage.move(storage.join_url(url, STAGING, path), storage.join_url(url, path))
+
+
+@contextmanager
+def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
+    """Takes the staging folder away if a `with` block fails before a shard of this run was committed or taken over."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # of the storage: then nothing is taken away, and what failed first is what counts
+            state = read_state(url)
+            if state is not None and state.run == run and not state.records and not _own_commits(url, state):
+                remove_staging(url)
+        raise
+
+
+def remove_staging(url: str) -> None:
+    """Takes the staging folder away."""
+    storage.remove(storage.join_url(url, STAGING))
+
+
+def remove_others(url: str, keep: Sequence[ShardRecord], *, published: set[str]) -> None:
+    """Removes all that earlier runs left, but for the state, the files of `keep` and those that are `published`."""
+    kept = file_paths(keep)
+    for path in _file_sizes(url):
+        inner = path.removeprefix(f"{STAGING}/")
+        if path != STATE_NAME and inner not in kept and path not in published:
+            storage.remove(storage.join_url(url, path))
+
+
+def is_ours(path: str) -> bool:
+    """Whether a file of this path, below a table, is one that Firn wrote for it."""
+    if path.startswith(f"{STAGING}/"):
+        return True
+    return path.startswith(_FOLDER_PREFIXES) and _PART_NAME.fullmatch(path.rsplit("/", 1)[1]) is not None
+
+
+def _file_sizes(url: str) -> dict[str, int]:
+    """The size in bytes of every file that Firn wrote for the table, by its path below it."""
+    return {
+        path: file.size
+        for folder in (STAGING, *FOLDERS)
+        if storage.exists(top := storage.join_url(url, folder))
+        for file in storage.walk_files(top)
+        if is_ours(path := f"{folder}/{file.inner}")
+    }
+
+
+def _own_commits(url: str, state: StagingState) -> list[str]:
+    """The commits of the run that `state` names."""
+    files = storage.list_files(storage.join_url(url, _COMMITS))
+    return [file for file in files if file.rsplit("/", 1)[1].startswith(f"{state.run}-") and file.endswith(".json")]
+
+
+def _read_record(url: str) -> ShardRecord | None:
+    try:
+        return ShardRecord.model_validate(storage.read_json(url))
+    except ValueError:  # of a store that lost its end
+        return None
+
+
+def _is_whole(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
+    return all(file.bytes in (sizes.get(f"{STAGING}/{file.path}"), sizes.get(file.path)) for file in record.all_files)
+
+
+def _index_url(url: str, record: ShardRecord, sizes: Mapping[str, int]) -> str:
+    """Where the index file of a shard lies: in the staging folder, unless a publication cut short has moved it."""
+    path = record.index_file.path
+    return storage.join_url(url, staged if (staged := f"{STAGING}/{path}") in sizes else path)

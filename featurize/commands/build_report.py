@@ -1,0 +1,54 @@
+"""What the commands say of a table they have built."""
+
+from featurize.building.build import BuildResult, summarize_rejects
+from featurize.console import say, warn
+
+
+def build_numbers(result: BuildResult) -> dict[str, object]:
+    """What `--json` says of a build."""
+    images = result.added + result.rejected
+    return {
+        "rows": result.manifest.row_count,
+        "rejects": result.manifest.reject_count,
+        "skipped": result.skipped,
+        "changed": result.changed,
+        "removed": result.removed,
+        "images_per_second": round(images / result.seconds, 2),
+        "steady_images_per_second": round(_steady_rate(result), 2),
+        "seconds": round(result.seconds, 2),
+        "job_seconds": round(result.job_seconds, 2),
+        "launch_seconds": round(result.launch_seconds, 2),
+        "timings": result.timings.rounded(),
+        "worker_memory_bytes": result.worker_memory_bytes,
+    }
+
+
+def _steady_rate(result: BuildResult) -> float:
+    """Images a second of the Spark job, without the time its workers took to start and to load the network."""
+    steady_s = result.job_seconds - result.launch_seconds - result.timings.startup / result.slots
+    return (result.added + result.rejected) / steady_s if steady_s > 0 else 0.0
+
+
+def report_build(result: BuildResult, url: str, *, is_whole_source: bool = True) -> None:
+    """Says what a build of the table at `url` did.
+
+    Args:
+        is_whole_source: whether all in the table should be in the source, so that what is not there is to be told.
+    """
+    images = result.added + result.rejected
+    if images == 0:
+        say(f"{url}: nothing to do, all {result.skipped} images are there already.")
+    else:
+        rate = f"{images / result.seconds:.1f} a second"
+        skipped = f", {result.skipped} were there already" if result.skipped else ""
+        say(f"{url}: {result.added} images in {result.seconds:.1f} s ({rate}){skipped}.")
+        say("time in the workers: " + ", ".join(f"{name} {s:.1f} s" for name, s in result.timings.rounded().items()))
+    if result.manifest.reject_count:
+        say(
+            f"{result.manifest.reject_count} images were rejected; they are listed in {url}/rejects:\n"
+            f"{summarize_rejects(result.manifest.rejects)}"
+        )
+    if result.changed:
+        warn(f"{result.changed} images have changed; the shards they were in were made again.")
+    if result.removed and is_whole_source:
+        warn(f"{result.removed} images are in the table and no longer in the source.")

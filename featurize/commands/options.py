@@ -1,0 +1,70 @@
+"""What both commands share: results as JSON, errors as one message, exit status 0, 1 or 2."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from featurize import __version__
+from featurize.console import console
+from featurize.errors import FirnError, JobError, SharedError, UsageError
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of the recipe, as in images.source=photos."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="The last line on standard output is one JSON object.")]
+RejectFractionOption = Annotated[
+    float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
+]
+DecodeTimeoutOption = Annotated[
+    float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
+]
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own notes would bury Firn's
+# Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.
+_RANK_0_SPEAKS_S = 3.0
+
+
+def make_app(purpose: str) -> typer.Typer:
+    """The application of a command, with ``--version``; `purpose` is the first line of its help."""
+    app = typer.Typer(add_completion=False, no_args_is_help=True, help=purpose)
+
+    @app.callback(invoke_without_command=True, help=purpose)
+    def version_option(
+        version: Annotated[bool, typer.Option("--version", help="Prints the version and ends.")] = False,
+    ) -> None:
+        if version:
+            typer.echo(f"firn {__version__}")
+            raise typer.Exit
+
+    return app
+
+
+@contextmanager
+def reported_errors() -> Iterator[None]:
+    """Turns an error that Firn raised on purpose into its message and its exit status, without a trace."""
+    try:
+        yield
+    except FirnError as error:
+        if isinstance(error, UsageError | SharedError) and os.environ.get("HOROVOD_RANK", "0") != "0":
+            time.sleep(_RANK_0_SPEAKS_S)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        raise typer.Exit(error.exit_status) from error
+    except OSError as error:  # of the storage: no permission, a full disk, a file where a folder should be
+        where = f"{error.filename}: " if error.filename else ""
+        console.print(f"[bold red]error:[/] {escape(where + (error.strerror or str(error)))}", soft_wrap=True)
+        raise typer.Exit(JobError.exit_status) from error
+
+
+def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
+    """The result of a command as the last line on standard output, where it was asked for."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.flush()

@@ -1,0 +1,36 @@
+"""`featurize similar`: the images of a feature set that are most like one image."""
+
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from featurize.commands.options import JsonOption, print_result, reported_errors
+from featurize.console import say
+
+
+def similar_command(
+    image: Annotated[str, typer.Argument(help="An image file or its URL, or the image_id or path of a row.")],
+    features: Annotated[str, typer.Option(help="URL of the feature set to look in.")],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=10_000, help="How many images.")] = 10,
+    metric: Annotated[Literal["cosine", "euclidean"], typer.Option(help="How images are compared.")] = "cosine",
+    split: Annotated[
+        list[str] | None, typer.Option(help="Looks in this split only; repeatable. Default: all splits.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="The HTML file to write, with thumbnails.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Finds the k nearest images of a feature set, exactly: every row is compared."""
+    with reported_errors():
+        from featurize import storage
+        from featurize.similar.page import similar_document, similar_page, similar_table
+        from featurize.similar.search import find_similar
+
+        similar = find_similar(features, image, k=k, metric=metric, splits=split)
+        url = storage.absolute_url(output) if output is not None else None
+        if url is not None:
+            storage.write_bytes(url, similar_page(similar).encode())
+            say(f"{url}: the {len(similar.images)} nearest of {similar.rows:,} images.")
+        if not as_json:
+            Console().print(similar_table(similar), highlight=False)
+        print_result({**similar_document(similar), "html": url}, as_json=as_json)

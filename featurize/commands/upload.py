@@ -1,0 +1,45 @@
+"""The command `featurize upload`."""
+
+from typing import Annotated
+
+import typer
+
+from featurize.commands.options import JsonOption, print_result, reported_errors
+from featurize.console import console, say
+
+
+def upload_command(
+    folder: Annotated[str, typer.Argument(help="A local folder.")],
+    url: Annotated[str, typer.Argument(help="Where to: webhdfs://namenode:9870/path.")],
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Files sent at a time.")] = 4,
+    user: Annotated[str | None, typer.Option(help="Whom HDFS is told; default: HADOOP_USER_NAME, or you.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copies a local folder to HDFS over WebHDFS; files that are there with the same size are left as they are."""
+    with reported_errors():
+        from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+        from featurize.sources.webhdfs_upload import upload_folder
+
+        columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            bar = progress.add_task("upload", total=None)
+            result = upload_folder(
+                folder,
+                url,
+                threads=threads,
+                user=user,
+                on_bytes=lambda count: progress.advance(bar, count),
+                on_total=lambda count: progress.update(bar, total=count),
+            )
+        say(f"{url}: {result.uploaded} files sent, {result.skipped} were there already.")
+        print_result(
+            {
+                "url": url,
+                "uploaded": result.uploaded,
+                "skipped": result.skipped,
+                "bytes": result.bytes,
+                "seconds": round(result.seconds, 2),
+            },
+            as_json=as_json,
+        )

@@ -1,0 +1,216 @@
+"""Decoders: processes of their own, so that an image on which decoding hangs, dies or eats the memory is lost alone.
+
+A decoder is a fresh Python that imports `decoding.decode` and little else. It reads requests from a socket and
+answers each with pixels, a description or a reason. Its limits are the kernel's: an alarm ends it where it hangs, and it may not
+take more memory than the largest image needs.
+"""
+
+import os
+import queue
+import resource
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize.decoding.decode import DecodeError, ImageInfo, decode_sized, inspect_image
+from featurize.defaults import DECODE_TIMEOUT_S
+from featurize.errors import JobError, first_line
+
+MAX_MEMORY_BYTES: Final = 3 << 30
+"""What decoding may take: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
+
+_REQUEST = struct.Struct("<BIIBQ")  # what is wanted, height, width, channels, bytes that follow
+_ANSWER = struct.Struct("<BIIQ")  # what it is, width and height of the file's image, bytes that follow
+_WANT_PIXELS, _WANT_INFO = 1, 2
+_PIXELS, _INFO, _REASON = 1, 2, 3
+_READY = b"ready"
+_TRIES = 2  # an image is innocent if its decoder was killed from outside, and dies again if it is not
+_SERVE = (
+    "import sys; from featurize.decoding.decoder_process import serve; "
+    "serve(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
+)
+
+
+class Decoder:
+    """A decoder process, for one thread at a time. It starts with the first image, and again after it died.
+
+    Args:
+        timeout_s: how long one image may take.
+        max_memory_bytes: what decoding may take beyond what the process has when it starts.
+    """
+
+    def __init__(self, *, timeout_s: float = DECODE_TIMEOUT_S, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
+        self._timeout_s, self._max_memory_bytes = timeout_s, max_memory_bytes
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def decode(
+        self, content: bytes, *, height: int, width: int, channels: int
+    ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """As `decode.decode_sized`.
+
+        Raises:
+            DecodeError: as there; or decoding took too long, or its process died, twice.
+            JobError: no decoder can be started.
+        """
+        kind, size, payload = self._ask(_REQUEST.pack(_WANT_PIXELS, height, width, channels, len(content)), content)
+        if kind == _REASON:
+            raise DecodeError(payload.decode())
+        return np.frombuffer(payload, np.uint8).reshape(height, width, channels), size
+
+    def inspect(self, content: bytes) -> ImageInfo:
+        """As `decode.inspect_image`; raises as `decode`."""
+        kind, _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, len(content)), content)
+        if kind == _REASON:
+            raise DecodeError(payload.decode())
+        return ImageInfo.from_json(payload.decode())
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._bury()
+
+    def _ask(self, request: bytes, content: bytes) -> tuple[int, tuple[int, int], bytearray]:
+        reason = ""
+        for _ in range(_TRIES):
+            connection = self._socket or self._start()
+            try:
+                connection.sendall(request)
+                connection.sendall(content)
+                kind, width, height, length = _ANSWER.unpack(_receive(connection, _ANSWER.size))
+                return kind, (width, height), _receive(connection, length)
+            except OSError:  # the other end is gone
+                reason = self._bury()
+        raise DecodeError(reason)
+
+    def _start(self) -> socket.socket:
+        ours, theirs = socket.socketpair()
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment["OPENBLAS_NUM_THREADS"] = "1"  # it computes nothing, and every thread would reserve memory
+        self._socket = ours
+        limits = [str(self._timeout_s), str(self._max_memory_bytes)]
+        try:
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _SERVE, str(theirs.fileno()), *limits],
+                    pass_fds=[theirs.fileno()],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                )
+            _receive(ours, len(_READY))
+        except OSError as error:
+            pipe = self._process.stderr if self._process is not None else None
+            complaint = pipe.read().decode(errors="replace") if pipe is not None else ""
+            self._bury()
+            lines = complaint.strip().splitlines() or [first_line(error)]
+            raise JobError(f"no decoder process can be started with {sys.executable}: {lines[-1]}") from error
+        return ours
+
+    def _bury(self) -> str:
+        """Takes leave of a process that is dying or dead, and says what it died of."""
+        process, self._process = self._process, None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+        if process is None:
+            return "the decoder is gone"
+        status = process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+        if status == -signal.SIGALRM:
+            return f"decoding took longer than {self._timeout_s:g} s"
+        return f"decoding ended its process: {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
+
+
+class DecoderPool:
+    """Decoders, lent to one thread each."""
+
+    def __init__(self, size: int, *, timeout_s: float = DECODE_TIMEOUT_S) -> None:
+        self.timeout_s = timeout_s
+        self._decoders = [Decoder(timeout_s=timeout_s) for _ in range(size)]
+        self._idle: queue.LifoQueue[Decoder] = queue.LifoQueue()
+        for decoder in self._decoders:
+            self._idle.put(decoder)
+
+    @contextmanager
+    def lend(self) -> Iterator[Decoder]:
+        """An idle decoder, for the time of a `with` block."""
+        decoder = self._idle.get()
+        try:
+            yield decoder
+        finally:
+            self._idle.put(decoder)
+
+    def close(self) -> None:
+        """Ends all processes."""
+        for decoder in self._decoders:
+            decoder.close()
+
+
+def serve(descriptor: int, timeout_s: float, max_memory_bytes: int) -> None:
+    """The main loop of a decoder process; it ends when the other end of the socket closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, whose end this process will notice
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    _limit_memory(max_memory_bytes)
+    connection = socket.socket(fileno=descriptor)
+    connection.sendall(_READY)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)  # what C libraries say of damaged files is said again by the reason
+    while True:
+        try:
+            want, height, width, channels, length = _REQUEST.unpack(_receive(connection, _REQUEST.size))
+            content = bytes(_receive(connection, length))
+        except OSError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, timeout_s)
+        kind, size, payload = _answer(want, content, height=height, width=width, channels=channels)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.sendall(_ANSWER.pack(kind, *size, len(payload)))
+        connection.sendall(payload)
+
+
+def _answer(
+    want: int, content: bytes, *, height: int, width: int, channels: int
+) -> tuple[int, tuple[int, int], bytes | memoryview]:
+    try:
+        if want == _WANT_INFO:
+            return _INFO, (0, 0), inspect_image(content).to_json().encode()
+        pixels, size = decode_sized(content, height=height, width=width, channels=channels)
+        return _PIXELS, size, pixels.data.cast("B")
+    except DecodeError as error:
+        return _REASON, (0, 0), str(error).encode()
+
+
+def _limit_memory(max_bytes: int) -> None:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        present = int(file.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = present + max_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (wanted if hard == resource.RLIM_INFINITY else min(wanted, hard), hard))
+
+
+def _receive(connection: socket.socket, length: int) -> bytearray:
+    """Exactly `length` bytes.
+
+    Raises:
+        ConnectionError: the other end closed before.
+    """
+    content = bytearray(length)
+    view = memoryview(content)
+    while view:
+        received = connection.recv_into(view)
+        if not received:
+            raise ConnectionError("the other end is gone")
+        view = view[received:]
+    return content

@@ -1,0 +1,125 @@
+"""The images table: small files packed once, decoded once to check them, metadata and split attached."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from pyspark.sql import SparkSession
+
+from featurize.building.build import BuildResult, build_table
+from featurize.building.shard_files import ShardWriter
+from featurize.building.worker import Loaded
+from featurize.decoding.decoder_process import Decoder
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.sources.cards import Card, describe_card
+from featurize.sources.listing import PlannedImage
+from featurize.sources.opening import open_card
+from featurize.sources.splits import SplitRule
+from featurize.tables.manifests import ImagesManifest
+from featurize.tables.schemas import IMAGES_SCHEMA
+from featurize.timings import Timings
+
+_ROWS_PER_GROUP = 128
+_MAX_GROUP_BYTES = 32 << 20  # so that a row group of large images fits a worker's memory
+
+
+def ingest(
+    spark: SparkSession,
+    card: Card,
+    url: str,
+    *,
+    source: str | None = None,
+    max_reject_fraction: float = MAX_REJECT_FRACTION,
+    decode_timeout_s: float = DECODE_TIMEOUT_S,
+) -> BuildResult:
+    """Builds the images table at `url` from the data set of `card`.
+
+    Args:
+        source: where the data set lies; default: what the card says.
+        max_reject_fraction: of the images that are in the table; if more cannot be read, nothing is published.
+        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
+
+    Raises:
+        UsageError, JobError: as `open_card` and `build_table`.
+    """
+    opened = open_card(card, source=source)
+    return build_table(
+        spark,
+        opened,
+        url,
+        manifest_type=ImagesManifest,
+        settings={"table": "images", "source": opened.settings, "classes": list(opened.classes)},
+        details={"card": describe_card(card)},
+        task=IngestTask(classes=opened.classes, split_rule=opened.split_rule),
+        max_reject_fraction=max_reject_fraction,
+        decode_timeout_s=decode_timeout_s,
+    )
+
+
+@dataclass(frozen=True)
+class IngestTask:
+    """Images to rows of an images table: a `ShardTask`."""
+
+    classes: tuple[str, ...]
+    split_rule: SplitRule
+    needs_labels: ClassVar[bool] = True
+
+    def make_writer(self, staging_url: str, name: str) -> ShardWriter:
+        """See `ShardTask`."""
+        return ShardWriter(
+            staging_url,
+            name,
+            IMAGES_SCHEMA,
+            rows_per_group=_ROWS_PER_GROUP,
+            by_split=False,
+            plain_columns=("image_id", "path", "content"),
+        )
+
+    def ahead(self, threads: int) -> int:
+        """Few: each is held with its bytes."""
+        return 4 * threads
+
+    def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> dict[str, Any]:
+        """The row of an image."""
+        info = decoder.inspect(content)
+        return {
+            "image_id": image_id,
+            "path": image.path,
+            "label": image.label,
+            "label_index": self.classes.index(str(image.label)),
+            "split": self.split_rule.assign(image_id, image.own_split),
+            "format": info.format,
+            "mode": info.mode,
+            "width": info.width,
+            "height": info.height,
+            "bytes_size": len(content),
+            "content": content,
+            "exif": list(info.exif.items()),
+            **asdict(info.metadata),
+            "colour_mean": info.colour_mean,
+            "colour_std": info.colour_std,
+        }
+
+    def consume(self, loaded: Iterator[Loaded[dict[str, Any]]], writer: ShardWriter, timings: Timings) -> None:
+        """Writes a row group whenever it is full, by number or by bytes."""
+        batch: list[Loaded[dict[str, Any]]] = []
+        held_bytes = 0
+        for image in loaded:
+            batch.append(image)
+            held_bytes += image.value["bytes_size"]
+            if len(batch) == _ROWS_PER_GROUP or held_bytes >= _MAX_GROUP_BYTES:
+                _write_group(writer, batch, timings)
+                batch, held_bytes = [], 0
+        if batch:
+            _write_group(writer, batch, timings)
+
+
+def _write_group(writer: ShardWriter, batch: list[Loaded[dict[str, Any]]], timings: Timings) -> None:
+    rows = [loaded.value for loaded in batch]
+    with timings.measure("write"):
+        writer.write(
+            [row["split"] for row in rows],
+            [loaded.image.stamp for loaded in batch],
+            {name: [row[name] for row in rows] for name in IMAGES_SCHEMA.names},
+        )
+        writer.end_group()

@@ -1,0 +1,97 @@
+"""The feature set: one row per image, made by a frozen backbone."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pyspark.sql import SparkSession
+
+from featurize.backbones.backbone import PreparedBackbone, prepare_backbone
+from featurize.building.build import BuildResult, build_table, settings_in_place
+from featurize.building.shipped_backbone import ship_backbone, shipping_folder
+from featurize.errors import UsageError
+from featurize.jobs.run_task import FeaturizeTask
+from featurize.recipes.recipe import BackboneSettings, FeaturizeRecipe
+from featurize.sources.listing import ImageSource
+from featurize.sources.opening import open_source
+from featurize.tables.manifests import FeaturesManifest
+
+
+def featurize(
+    spark: SparkSession,
+    recipe: FeaturizeRecipe,
+    *,
+    card_folders: Sequence[Path] = (Path("datasets"),),
+    on_backbone: Callable[[PreparedBackbone], None] = lambda backbone: None,
+) -> tuple[BuildResult, PreparedBackbone]:
+    """Builds the feature set that `recipe` describes, or adds to it the images that are missing.
+
+    Args:
+        card_folders: where the names of cards are looked up.
+        on_backbone: called when the backbone is ready, before any image is read.
+
+    Raises:
+        UsageError: the source, the backbone or the target is not what the recipe says.
+        JobError: the job failed, or another one is writing to the same place.
+    """
+    source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)
+    if len(source.classes) < 2:
+        raise UsageError(
+            f"{recipe.images.source}: there is one class only, {source.classes[0]}, and nothing to tell it from."
+        )
+    backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name)
+    on_backbone(backbone)
+    result = build_table(
+        spark,
+        source,
+        recipe.features.url,
+        manifest_type=FeaturesManifest,
+        settings=_identity_settings(recipe, source, backbone),
+        details=_manifest_details(recipe, source, backbone),
+        task=_make_task(spark, recipe, source, backbone),
+        max_reject_fraction=recipe.images.max_reject_fraction,
+        decode_timeout_s=recipe.images.decode_timeout_s,
+    )
+    return result, backbone
+
+
+def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
+    """The backbone's settings; a precision left open is that of the rows that are there, be it in an unfinished table."""
+    there = settings_in_place(recipe.features.url) if recipe.backbone.precision == "auto" else None
+    precision = there["backbone"]["precision"] if there is not None and "backbone" in there else None
+    return recipe.backbone.model_copy(update={"precision": precision}) if precision else recipe.backbone
+
+
+def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
+    """All that determines the rows, given the bytes of the images. `weights` says where they came from, not what they are."""
+    return {
+        "table": "features",
+        "source": source.settings,
+        "classes": list(source.classes),
+        "backbone": {key: value for key, value in backbone.spec.as_dict().items() if key != "weights"},
+        "rows_per_group": recipe.features.rows_per_group,
+    }
+
+
+def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
+    spec = backbone.spec
+    file_sha256 = backbone.report.file_sha256 if backbone.report is not None else None
+    return {
+        "preparation_id": spec.preparation_id,
+        "backbone": {**spec.as_dict(), "weights_file_sha256": file_sha256, "bfloat16_cosine": backbone.bfloat16_cosine},
+        "feature_shape": list(spec.feature_shape),
+        "feature_dtype": spec.feature_dtype,
+        "rows_per_group": recipe.features.rows_per_group,
+        "recipe": recipe.model_dump(exclude_none=True),
+        "lineage": source.lineage,
+    }
+
+
+def _make_task(
+    spark: SparkSession, recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone
+) -> FeaturizeTask:
+    return FeaturizeTask(
+        classes=source.classes,
+        split_rule=source.split_rule,
+        backbone=ship_backbone(spark, backbone, batch_size=recipe.backbone.batch_size),
+        rows_per_group=recipe.features.rows_per_group,
+    )

@@ -1,0 +1,4 @@
+"""HTML pages that open without a network, and the thumbnails in them.
+
+Import `html` and `thumbnails`.
+"""

@@ -1,0 +1,42 @@
+"""HTML files that open without a network: a template of a package filled, its style sheets and scripts put in."""
+
+from functools import cache, partial
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
+
+STYLE = "page.css"
+"""What every page of Firn begins its style with; in the templates of this room."""
+
+
+def page_environment(package: str) -> Environment:
+    """The environment of the templates of `package`: everything is escaped but what is `Markup`, and nothing may be missing."""
+    return Environment(
+        autoescape=True,
+        loader=FunctionLoader(partial(_read, package)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def page_part(package: str, name: str) -> Markup:
+    """A style sheet or script among the templates of `package`, to stand in a page as it is."""
+    return Markup(_read(package, name))
+
+
+def render_page(template: str, context: dict[str, Any]) -> str:
+    """The HTML of a template of this room; all of `context` is escaped but what is `Markup`."""
+    return _environment().get_template(template).render(context, style=page_part("featurize.pages", STYLE))
+
+
+@cache
+def _environment() -> Environment:
+    return page_environment("featurize.pages")
+
+
+def _read(package: str, name: str) -> str:
+    """A file of the folder `templates`, out of a zip too."""
+    return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")

@@ -1,0 +1,237 @@
+"""Recipes: one TOML file tells a whole run. `featurize run` reads the upper half, `finetune fit` the lower."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.errors import UsageError
+from featurize.recipes.model_section import ModelSettings
+from featurize.recipes.sweep_section import SweepSettings
+from featurize.recipes.toml_settings import Settings, apply_overrides, check_settings, read_toml
+from featurize.recipes.training_section import TrainingSettings
+
+SPLITS = ("train", "validation", "test")
+JOINED = ("predictions", "images", "labels")
+"""The keys of `[features]` that name tables for `where`."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class FractionSplit(Settings):
+    """Fractions of the images in each split, drawn by a hash of the image's bytes and `seed`. They add up to 1."""
+
+    train: float = Field(default=0.6, gt=0, le=1)
+    validation: float = Field(default=0.2, ge=0, lt=1)
+    test: float = Field(default=0.2, ge=0, lt=1)
+    seed: int = 7
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "FractionSplit":
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"`train`, `validation` and `test` must add up to 1. Got {total:g}.")
+        return self
+
+
+def _check_split(value: Any) -> Any:
+    if value == "folders" or isinstance(value, FractionSplit):
+        return value
+    if isinstance(value, dict):
+        return FractionSplit.model_validate(value)
+    raise ValueError(f'must be "folders" or a table of fractions. Got {value!r}.')
+
+
+Split = Annotated[FractionSplit | Literal["folders"], BeforeValidator(_check_split)]
+
+
+class ImagesSettings(Settings):
+    """Where the images come from and how they are divided."""
+
+    source: str = Field(min_length=1, description="a folder per class, an images table, or the name of a card")
+    split: Split | None = Field(default=None, description="left out: the source's own, or else fractions 0.6/0.2/0.2")
+    max_reject_fraction: float = Field(
+        default=MAX_REJECT_FRACTION,
+        ge=0,
+        le=1,
+        description="of the images; if more cannot be read, nothing is published",
+    )
+    decode_timeout_s: float = Field(
+        default=DECODE_TIMEOUT_S, gt=0, le=3600, description="an image that takes longer to decode is rejected"
+    )
+
+
+class BackboneSettings(Settings):
+    """The frozen network. `pixels` is none: it only resizes, and its features are the pixels."""
+
+    name: str = Field(min_length=1, description="a keras.applications model, the path of a .keras file, or pixels")
+    layer: str | None = Field(default=None, description="the layer whose output is the features; left out: the last")
+    weights: str | None = Field(default=None, description="imagenet, imagenet_or_random, random, or a path")
+    weights_sha256: Sha256 | None = Field(default=None, description="digest of the file of weights")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="of random weights")
+    preprocessing: Literal["none", "caffe", "tf", "torch"] | None = Field(
+        default=None, description="what is done to RGB in [0, 255]; needed for .keras files, known for the others"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int = Field(default=32, ge=1, description="images in one forward pass")
+    height: int | None = Field(
+        default=None, ge=1, le=4096, description="pixels; needed where the network takes images of any size"
+    )
+    width: int | None = Field(default=None, ge=1, le=4096, description="pixels")
+    channels: Literal[1, 3] | None = Field(default=None, description="of pixels: 1 is grey, 3 is RGB (the default)")
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> "BackboneSettings":
+        faults = _faults_of_pixels(self) if self.name == "pixels" else _faults_of_network(self)
+        if faults:
+            raise ValueError("; ".join(faults) + ".")
+        return self
+
+    @property
+    def is_keras_file(self) -> bool:
+        """Whether `name` is the path of a .keras file."""
+        return self.name.endswith(".keras")
+
+
+def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
+    missing = [f"`{key}` is needed with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
+    unused = ("layer", "weights", "weights_sha256", "preprocessing")
+    return missing + [f"`{key}` has no use with `pixels`" for key in unused if getattr(settings, key) is not None]
+
+
+def _faults_of_network(settings: BackboneSettings) -> list[str]:
+    faults = ["`channels` is for `pixels` only"] if settings.channels is not None else []
+    if settings.is_keras_file:
+        if settings.preprocessing is None:
+            faults.append(
+                "`preprocessing` is needed with a .keras file, which does not say how its input was prepared: "
+                '"none" (RGB in [0, 255]), "caffe", "tf" or "torch"'
+            )
+        if settings.weights is not None:
+            faults.append("`weights` has no use with a .keras file, which holds its own; check it by `weights_sha256`")
+        return faults
+    if settings.preprocessing is not None:
+        faults.append(f"`preprocessing` of {settings.name} is known; leave it out")
+    if settings.weights_sha256 is not None and settings.weights in (None, "imagenet", "imagenet_or_random", "random"):
+        faults.append("`weights_sha256` goes with `weights` given as a path")
+    return faults
+
+
+class FeaturesSettings(Settings):
+    """Where the feature set is, and which of its rows are trained on."""
+
+    url: str = Field(min_length=1)
+    rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
+    where: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4000,  # a registry keeps it as one parameter; long lists of images go into `labels`
+        description="a condition in SQL: the rows that count, in all splits; left out: all",
+    )
+    predictions: str | None = Field(
+        default=None, min_length=1, description="URL of predictions, of which `where` sees the view `latest`"
+    )
+    images: str | None = Field(default=None, min_length=1, description="URL of an images table that `where` sees")
+    labels: str | None = Field(
+        default=None,
+        min_length=1,
+        description="a .csv or .parquet file with `image_id` and any columns that `where` sees",
+    )
+
+    @model_validator(mode="after")
+    def _has_use_for_tables(self) -> "FeaturesSettings":
+        unused = [f"`{name}`" for name in JOINED if getattr(self, name) is not None]
+        if unused and self.where is None:
+            raise ValueError(f"{', '.join(unused)} {'have' if len(unused) > 1 else 'has'} no use without `where`.")
+        return self
+
+
+class RegistrySettings(Settings):
+    """Where MLflow logs what is trained and evaluated. It changes no result, and no model keeps it."""
+
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        description="MLflow's tracking URI; left out: MLFLOW_TRACKING_URI, or else sqlite:///runs/mlflow.db",
+    )
+    experiment: str = Field(default="firn", min_length=1)
+    name: str | None = Field(
+        default=None, min_length=1, description="the registered model of which every trained model becomes a version"
+    )
+    artifacts: str | None = Field(
+        default=None,
+        min_length=1,
+        description="folder for files, where `url` is a database; left out: mlartifacts beside the SQLite file",
+    )
+    backbone: bool = Field(
+        default=True, description="whether a logged head comes with its backbone, and so takes images"
+    )
+
+
+class Recipe(Settings):
+    """A whole run. A command takes the half it needs: `upper_half` or `lower_half`."""
+
+    images: ImagesSettings | None = None
+    backbone: BackboneSettings | None = None
+    features: FeaturesSettings | None = None
+    model: ModelSettings | None = None
+    training: TrainingSettings = TrainingSettings()
+    registry: RegistrySettings | None = None
+    sweep: SweepSettings | None = None
+
+
+class FeaturizeRecipe(Settings):
+    """The upper half: images to features."""
+
+    images: ImagesSettings
+    backbone: BackboneSettings
+    features: FeaturesSettings
+
+
+class FinetuneRecipe(Settings):
+    """The lower half: features to a model."""
+
+    features: FeaturesSettings
+    model: ModelSettings
+    training: TrainingSettings = TrainingSettings()
+    registry: RegistrySettings | None = Field(default=None, exclude=True)  # the same model wherever it is logged
+
+
+def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with ``--set`` overrides put in.
+
+    Raises:
+        UsageError: the file cannot be read, or has faults; all are named.
+    """
+    return check_settings(Recipe, apply_overrides(read_toml(path), overrides), origin=str(path))
+
+
+def upper_half(recipe: Recipe, *, origin: str) -> FeaturizeRecipe:
+    """What `featurize run` needs of `recipe`.
+
+    Raises:
+        UsageError: a section is missing.
+    """
+    if recipe.images is None or recipe.backbone is None or recipe.features is None:
+        raise UsageError(_missing_sections(recipe, ("images", "backbone", "features"), origin=origin))
+    features = FeaturesSettings(url=recipe.features.url, rows_per_group=recipe.features.rows_per_group)
+    return FeaturizeRecipe(images=recipe.images, backbone=recipe.backbone, features=features)
+
+
+def lower_half(recipe: Recipe, *, origin: str) -> FinetuneRecipe:
+    """What `finetune fit` needs of `recipe`.
+
+    Raises:
+        UsageError: a section is missing.
+    """
+    if recipe.features is None or recipe.model is None:
+        raise UsageError(_missing_sections(recipe, ("features", "model"), origin=origin))
+    return FinetuneRecipe(
+        features=recipe.features, model=recipe.model, training=recipe.training, registry=recipe.registry
+    )
+
+
+def _missing_sections(recipe: Recipe, names: Sequence[str], *, origin: str) -> str:
+    missing = [f"[{name}]" for name in names if getattr(recipe, name) is None]
+    return f"{origin}: the section{'s' if len(missing) > 1 else ''} {', '.join(missing)} is missing."

@@ -1,0 +1,148 @@
+"""The images most like one image, as JSON, as a table, and as one HTML file with thumbnails."""
+
+from collections import Counter
+from contextlib import closing
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from featurize import __version__
+from featurize.decoding.decode import DecodeError
+from featurize.decoding.decoder_process import Decoder
+from featurize.pages.html import render_page
+from featurize.pages.thumbnails import data_url, make_thumbnail, read_thumbnails
+from featurize.similar.search import Similar, SimilarImage
+from featurize.tables.manifests import FeaturesManifest, utc_now
+
+_TEMPLATE = "similar.html"
+
+
+def similar_document(similar: Similar) -> dict[str, Any]:
+    """What was found, JSON-ready: what `featurize similar --json` prints."""
+    query = similar.query
+    return {
+        "features": similar.url,
+        "image": query.name,
+        "image_id": query.image_id,
+        "path": query.row.path if query.row is not None else None,
+        "label": query.row.label if query.row is not None else None,
+        "computed": query.row is None,
+        "metric": similar.metric,
+        "rows": similar.rows,
+        "images": [
+            {
+                "rank": rank,
+                "image_id": image.image_id,
+                "path": image.path,
+                "label": image.label,
+                "split": image.split,
+                "distance": image.distance,
+            }
+            for rank, image in enumerate(similar.images, start=1)
+        ],
+    }
+
+
+def similar_table(similar: Similar) -> Table:
+    """What was found, for a terminal."""
+    table = Table("", _measure(similar), "label", "split", "path", box=None, padding=(0, 2), header_style="bold")
+    for column in table.columns[:2]:
+        column.justify = "right"
+    table.columns[-1].overflow = "fold"
+    root = _root_of(similar.manifest)
+    for rank, image in enumerate(similar.images, start=1):
+        table.add_row(
+            str(rank),
+            f"{_value(similar, image):.4f}",
+            escape(image.label),
+            image.split,
+            escape(image.path.removeprefix(root)),
+        )
+    return table
+
+
+def similar_page(similar: Similar) -> str:
+    """What was found as one HTML file that opens without a network, thumbnails in it."""
+    query = similar.query
+    paths = [image.path for image in similar.images]
+    shown_path = query.row.path if query.row is not None else query.name
+    thumbnails, reason = read_thumbnails(similar.manifest, paths + ([query.row.path] if query.row is not None else []))
+    missing = len(set(paths) - thumbnails.keys())
+    return render_page(
+        _TEMPLATE,
+        {
+            "title": f"Images like {shown_path.rpartition('/')[2]}",
+            "subtitle": f"{len(paths)} of {similar.rows:,} images, by {_measure(similar)}",
+            "images_note": f"{missing} images could not be read: {reason}. Paths are shown alone." if missing else "",
+            "images_root": _root_of(similar.manifest),
+            "query": {
+                "path": shown_path,
+                "label": query.row.label if query.row is not None else "",
+                "split": query.row.split if query.row is not None else "",
+                "thumbnail": thumbnails.get(shown_path) or _thumbnail_of(query.content),
+            },
+            "summary": _summary(similar),
+            "measure": _measure(similar),
+            "images": [
+                {
+                    "path": image.path,
+                    "label": image.label,
+                    "split": image.split,
+                    "value": _value(similar, image),
+                    "thumbnail": thumbnails.get(image.path),
+                }
+                for image in similar.images
+            ],
+            "facts": _facts(similar),
+            "firn_version": __version__,
+            "made_at": utc_now(),
+        },
+    )
+
+
+def _measure(similar: Similar) -> str:
+    return "cosine" if similar.metric == "cosine" else "distance"
+
+
+def _value(similar: Similar, image: SimilarImage) -> float:
+    """What people are shown: the cosine, 1 for equal directions, or the distance."""
+    return 1.0 - image.distance if similar.metric == "cosine" else image.distance
+
+
+def _summary(similar: Similar) -> str:
+    """How many of the images have which label."""
+    counts = Counter(image.label for image in similar.images).most_common()
+    return ", ".join(f"{count} {label}" for label, count in counts) + "."
+
+
+def _facts(similar: Similar) -> list[tuple[str, str]]:
+    manifest, query = similar.manifest, similar.query
+    backbone = manifest.backbone
+    layer = f" at {backbone['layer']}" if backbone["layer"] else ""
+    origin = "computed for this image" if query.row is None else "read from the feature set"
+    return [
+        ("feature set", similar.url),
+        ("its identity", manifest.identity[:16]),
+        ("backbone", f"{backbone['name']}{layer}, {backbone['precision']}"),
+        ("metric", f"{similar.metric}, exact: every one of {similar.rows:,} rows was compared"),
+        ("image_id", query.image_id),
+        ("features of the image", origin),
+    ]
+
+
+def _thumbnail_of(content: bytes | None) -> str | None:
+    """Of the file that was asked about; None if there is none, or it cannot be decoded."""
+    if content is None:
+        return None
+    with closing(Decoder()) as decoder:
+        try:
+            return data_url(make_thumbnail(content, decoder))
+        except DecodeError:
+            return None
+
+
+def _root_of(manifest: FeaturesManifest) -> str:
+    """What the paths of the images may begin with, and need not be told again for each."""
+    source = (manifest.settings.get("source") or {}).get("source")
+    return f"{source}/" if source else ""

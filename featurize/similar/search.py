@@ -1,0 +1,226 @@
+"""The images of a feature set that are most like one image: every row compared, a row group in memory at a time."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.decoding.decode import DecodeError
+from featurize.decoding.decoder_process import Decoder
+from featurize.digests import sha256_bytes
+from featurize.errors import JobError, UsageError
+from featurize.similar.nearest import Metric, NearestSearch
+from featurize.sources.listing import ImageReadError
+from featurize.sources.readers import read_file
+from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.row_groups import RowGroup, features_of, iterate_row_groups, list_row_groups, read_row_group
+
+_KEYS = ("image_id", "path")
+_FACTS = (*_KEYS, "label")
+
+
+@dataclass(frozen=True)
+class SimilarImage:
+    """A row of the feature set.
+
+    Attributes:
+        distance: 1 minus the cosine, in [0, 2], or the Euclidean distance.
+    """
+
+    image_id: str
+    path: str
+    label: str
+    split: str
+    distance: float
+
+
+@dataclass(frozen=True)
+class Query:
+    """The image that others are compared with.
+
+    Attributes:
+        name: as the user gave it.
+        features: ``(dim,)``, float32 or uint8.
+        row: the row of the feature set that it is; None if the backbone had to be run on it.
+        content: the bytes of its file, if it was one.
+    """
+
+    name: str
+    image_id: str
+    features: NDArray[Any]
+    row: SimilarImage | None
+    content: bytes | None
+
+
+@dataclass(frozen=True)
+class Similar:
+    """What was found: the nearest first, by distance and path.
+
+    Attributes:
+        url: of the feature set.
+        rows: that were compared.
+    """
+
+    url: str
+    manifest: FeaturesManifest
+    query: Query
+    metric: Metric
+    rows: int
+    images: list[SimilarImage]
+
+
+def find_similar(
+    url: str, image: str, *, k: int = 10, metric: Metric = "cosine", splits: Sequence[str] | None = None
+) -> Similar:
+    """Finds the `k` images of the feature set at `url` that are nearest to `image`, which is not one of them itself.
+
+    Args:
+        image: a file or its URL, or the `image_id` or `path` of a row. Of a file whose bytes the set has, the row is taken; any
+            other goes through the backbone that made the features.
+        splits: to look in; default: all.
+
+    Raises:
+        UsageError: there is no such feature set, split or image; or the backbone cannot be had as it was.
+        JobError: a file is missing or damaged, the image cannot be decoded, or it has no direction for the cosine.
+    """
+    manifest = read_features_manifest(url)
+    names = _check_splits(url, manifest, splits)
+    query = find_query(url, manifest, image)
+    try:
+        search = NearestSearch(query.features, k + 1, metric)  # one more, as the row of the image itself is among them
+    except ValueError as error:
+        raise JobError(f"the features of {image} cannot be compared by {metric}: {error}") from error
+    found: dict[int, SimilarImage] = {}
+    rows = 0
+    for split, group, table in _scan(url, manifest, names, (*_FACTS, "features")):
+        features = features_of(table, manifest, origin=group.url)
+        near = search.add(features.reshape(len(features), -1))
+        found |= {rows + int(row): _image_at(table, int(row), split) for row in near}
+        found = {row: found[row] for row in search.found.rows.tolist()}
+        rows += table.num_rows
+    ranked = [
+        SimilarImage(image.image_id, image.path, image.label, image.split, distance)
+        for image, distance in zip(found.values(), search.found.distances.tolist(), strict=True)
+        if query.row is None or image.path != query.row.path
+    ]
+    ranked.sort(key=lambda image: (image.distance, image.path))
+    return Similar(storage.absolute_url(url), manifest, query, metric, rows, ranked[:k])
+
+
+def find_query(url: str, manifest: FeaturesManifest, image: str) -> Query:
+    """The image that the user means, with its features; see `find_similar`.
+
+    Raises:
+        UsageError, JobError: as there.
+    """
+    content = _content_of(image)
+    image_ids = {image} if content is None else {sha256_bytes(content)}
+    paths = {image}
+    with suppress(UsageError):  # a path of a row may have a scheme that is no file's, as that of a drawn scene
+        paths.add(storage.absolute_url(image))
+    place = _find_row(url, manifest, image_ids, paths, must_be_id=content is not None)
+    if place is not None:
+        split, group, number = place
+        table = read_row_group(group, (*_FACTS, "features")).slice(number, 1).combine_chunks()
+        row = _image_at(table, 0, split)
+        features = features_of(table, manifest, origin=group.url).reshape(-1)
+        return Query(image, row.image_id, features, row, content)
+    if content is None:
+        raise UsageError(f"{image!r} is no file, and neither the image_id nor the path of a row of {url}.")
+    features = compute_features(url, manifest, content, name=image)
+    return Query(image, sha256_bytes(content), features, None, content)
+
+
+def compute_features(url: str, manifest: FeaturesManifest, content: bytes, *, name: str) -> NDArray[Any]:
+    """The features of an image file, ``(dim,)``, by the backbone that made the feature set at `url`.
+
+    Raises:
+        UsageError: the backbone cannot be had as it was.
+        JobError: the image cannot be decoded, or this machine cannot run the backbone.
+    """
+    size = {key: int(manifest.backbone[key]) for key in ("height", "width", "channels")}
+    with closing(Decoder()) as decoder:
+        try:
+            pixels, _ = decoder.decode(content, **size)
+        except DecodeError as error:
+            raise JobError(f"{name} is no image that can be read: {error}.") from error
+    from featurize.backbones.backbone import load_backbone
+    from featurize.backbones.rebuild import backbone_settings, prepare_again
+
+    settings = backbone_settings(url, manifest)
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        prepared = prepare_again(
+            settings,
+            folder,
+            spec=manifest.backbone,
+            preparation_id=manifest.preparation_id,
+            whose=f"the feature set {url}",
+        )
+        forward = load_backbone(prepared.spec, prepared.path, sha256=prepared.sha256)
+    return np.asarray(forward(pixels[None])[0]).reshape(-1)
+
+
+def _check_splits(url: str, manifest: FeaturesManifest, splits: Sequence[str] | None) -> list[str]:
+    there = [split for split in manifest.rows if manifest.split_rows(split)]
+    if unknown := [split for split in splits or () if split not in there]:
+        raise UsageError(f"{url} has no rows in split {unknown[0]!r}; it has {', '.join(there)}.")
+    return list(splits) if splits else there
+
+
+def _content_of(image: str) -> bytes | None:
+    """The bytes of the file that `image` names; None if it names none."""
+    try:
+        url = storage.absolute_url(image)
+    except UsageError:
+        return None
+    if not storage.exists(url):
+        return None
+    if storage.is_folder(url):
+        raise UsageError(f"{image} is a folder; one image is wanted.")
+    try:
+        return read_file(url)
+    except ImageReadError as error:
+        raise JobError(f"{image}: {error}.") from error
+
+
+def _find_row(
+    url: str, manifest: FeaturesManifest, image_ids: set[str], paths: set[str], *, must_be_id: bool
+) -> tuple[str, RowGroup, int] | None:
+    """Split, row group and place in it of the row that is meant: that of the path, or else the first of the image id.
+
+    Args:
+        must_be_id: whether a row of the path counts only if it has the image id too: the file may have changed since.
+    """
+    of_ids, of_paths = pa.array(sorted(image_ids), pa.string()), pa.array(sorted(paths), pa.string())
+    first = None
+    for split, group, table in _scan(url, manifest, list(manifest.rows), _KEYS):
+        same_id = pc.is_in(table["image_id"], of_ids).to_numpy()
+        same_path = pc.is_in(table["path"], of_paths).to_numpy()
+        both = same_path & same_id if must_be_id else same_path
+        if both.any():
+            return split, group, int(both.argmax())
+        if first is None and same_id.any():
+            first = split, group, int(same_id.argmax())
+    return first
+
+
+def _scan(
+    url: str, manifest: FeaturesManifest, splits: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[str, RowGroup, pa.Table]]:
+    """Every row group of some splits, with the name of its split."""
+    for split in splits:
+        groups = list_row_groups(url, manifest, split)
+        for group, table in zip(groups, iterate_row_groups(groups, columns), strict=True):
+            yield split, group, table
+
+
+def _image_at(table: pa.Table, row: int, split: str) -> SimilarImage:
+    image_id, path, label = (table[name][row].as_py() for name in _FACTS)
+    return SimilarImage(image_id, path, label, split, 0.0)

@@ -1,0 +1,150 @@
+"""Images in folders: ``<class>/**`` or, where the source brings its split, ``<split>/<class>/**``.
+
+Names that begin with a dot are hidden files, and stay so; every other file is an image or a reject.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+from featurize import storage
+from featurize.errors import JobError, UsageError
+from featurize.recipes.recipe import Split
+from featurize.sources.listing import ImageSource, describe_rule, listing_batch, make_listing
+from featurize.sources.readers import FileReader
+from featurize.sources.splits import SplitRule
+
+SPLIT_FOLDERS = {
+    "train": "train",
+    "validation": "validation",
+    "valid": "validation",
+    "val": "validation",
+    "test": "test",
+}
+COPYING = "._COPYING_"
+"""The ending of a file that HDFS is still being given."""
+_LISTED_AT_A_TIME = 1 << 16
+
+
+@dataclass
+class _Found:
+    """What a walk over a folder found, beside the files: the labels and own splits that occur, and folders that are no split."""
+
+    labels: set[str] = field(default_factory=set)
+    own_splits: set[str] = field(default_factory=set)
+    unknown_tops: set[str] = field(default_factory=set)
+
+
+def open_folder(url: str, split: Split, validation_fraction: float) -> ImageSource:
+    """The images in the folder at `url`.
+
+    Args:
+        validation_fraction: of train, set aside where the split is by folders and there is none for validation.
+
+    Raises:
+        UsageError: no files, no class folders, or no train folder where the split is by folders.
+        JobError: a folder cannot be listed.
+    """
+    by_folders = split == "folders"
+    found = _Found()
+    listing = _list_folder(url, found, by_folders=by_folders)
+    _check_found(url, found, by_folders=by_folders)
+    if split == "folders":
+        rule = SplitRule(
+            fractions=None, validation_fraction=0.0 if "validation" in found.own_splits else validation_fraction
+        )
+    else:
+        rule = SplitRule(fractions=split)
+    return ImageSource(
+        listing=listing,
+        reader=FileReader(),
+        classes=tuple(sorted(found.labels)),
+        split_rule=rule,
+        settings={"source": url, "layout": "folders", "split": describe_rule(rule)},
+    )
+
+
+def open_files(url: str) -> ImageSource:
+    """All images in the folder at `url`, at any depth: nobody has sorted them into classes and splits.
+
+    Raises:
+        UsageError: no files.
+        JobError: a folder cannot be listed.
+    """
+    return ImageSource(
+        listing=_list_folder(url, _Found(), by_folders=False),
+        reader=FileReader(),
+        classes=(),
+        split_rule=SplitRule(fractions=None),
+        settings={"source": url, "layout": "folders"},
+    )
+
+
+def is_hidden(inner: str) -> bool:
+    """Whether a file of this path, below the folder, is left out: a part of it begins with a dot, or it is not whole yet."""
+    return inner.startswith(".") or "/." in inner or inner.endswith(COPYING)
+
+
+def _list_folder(url: str, found: _Found, *, by_folders: bool) -> pa.Table:
+    """The listing of the folder at `url`, which must hold files; raises as `open_files`."""
+    try:
+        listing = make_listing(list(_list_files(url, found, by_folders=by_folders)))
+    except OSError as error:
+        raise JobError(f"{url} cannot be listed: {error}.") from error
+    if not listing.num_rows:
+        raise UsageError(f"{url} holds no files.")
+    return listing
+
+
+def _list_files(url: str, found: _Found, *, by_folders: bool) -> Iterator[pa.RecordBatch]:
+    """Walks the folder at `url`, no file being opened; a stamp is the size of a file and when it was modified."""
+    root = url.rstrip("/")
+    rows: list[tuple[str, str | None, str | None, int, str]] = []
+    for file in storage.walk_files(url):
+        inner = _as_text(file.inner)
+        if is_hidden(inner):
+            continue
+        parts = inner.split("/")
+        label, own_split = _place(parts, by_folders=by_folders)
+        if label is not None:
+            found.labels.add(label)
+        if own_split is not None:
+            found.own_splits.add(own_split)
+        elif by_folders and len(parts) > 1:
+            found.unknown_tops.add(parts[0])
+        rows.append((f"{root}/{inner}", label, own_split, file.size, f"{file.size}:{file.modified}"))
+        if len(rows) == _LISTED_AT_A_TIME:
+            yield _as_batch(rows)
+            rows = []
+    if rows:
+        yield _as_batch(rows)
+
+
+def _as_text(name: str) -> str:
+    """A name that Arrow can hold. Of one that is not UTF-8 the odd bytes are spelled out; under that name no file is found."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _as_batch(rows: list[tuple[str, str | None, str | None, int, str]]) -> pa.RecordBatch:
+    names = ("path", "label", "own_split", "bytes_size", "stamp")
+    return listing_batch(dict(zip(names, zip(*rows, strict=True), strict=True)))
+
+
+def _place(parts: list[str], *, by_folders: bool) -> tuple[str | None, str | None]:
+    """Label and own split of a file, from the parts of its path."""
+    own_split = SPLIT_FOLDERS.get(parts[0]) if by_folders and len(parts) > 1 else None
+    depth = 1 if by_folders else 0
+    return (parts[depth] if len(parts) > depth + 1 else None), own_split
+
+
+def _check_found(url: str, found: _Found, *, by_folders: bool) -> None:
+    if found.unknown_tops:
+        names = ", ".join(sorted(found.unknown_tops))
+        raise UsageError(
+            f'{url}: with split = "folders" the first level must be {", ".join(SPLIT_FOLDERS)}. Got {names}.'
+        )
+    if by_folders and "train" not in found.own_splits:
+        raise UsageError(f'{url}: with split = "folders" a folder train/<class> is needed.')
+    if not found.labels:
+        raise UsageError(f"{url} has no class folders with images in them: a folder per class is wanted.")

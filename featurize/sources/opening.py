@@ -1,0 +1,230 @@
+"""What a recipe or a card names as its images, opened: a folder per class, IDX files, drawn scenes, an images table."""
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from featurize import storage
+from featurize.digests import sha256_bytes
+from featurize.errors import JobError, UsageError
+from featurize.recipes.recipe import FractionSplit, Split
+from featurize.sources.cards import Card, describe_card, find_card, read_card
+from featurize.sources.folders import open_files, open_folder
+from featurize.sources.idx import read_idx, unzip
+from featurize.sources.listing import ImageSource, describe_rule, listing_batch, make_listing
+from featurize.sources.readers import FeaturesReader, IdxReader, SceneReader, TableReader
+from featurize.sources.scenes import SCENE_CLASSES
+from featurize.sources.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
+from featurize.tables.manifests import NAMES, DataFile, FeaturesManifest, ImagesManifest, read_manifest
+
+_FILES_AT_A_TIME = 16
+
+
+def open_source(
+    source: str,
+    split: Split | None,
+    *,
+    card_folders: Sequence[Path] = (Path("datasets"),),
+    is_sorted: bool = True,
+) -> ImageSource:
+    """Opens what `source` names: a card, an images table, or a folder per class.
+
+    Args:
+        is_sorted: whether a folder must have a folder per class; if not, its images may lie anywhere in it.
+
+    Raises:
+        UsageError: there is nothing there, or it is not what the settings say.
+    """
+    card_path = find_card(source, card_folders)
+    if card_path is not None and not Path(source).is_dir():
+        return open_card(read_card(card_path), split=split)
+    url = storage.absolute_url(source)
+    if not storage.exists(url):
+        raise UsageError(f"there is nothing at {url}, and no card is named {source!r}.")
+    if not storage.is_folder(url):
+        folder = "a folder per class" if is_sorted else "a folder"
+        raise UsageError(f"{url} is a file; {folder}, an images table or a card is wanted.")
+    manifest = read_manifest(url)
+    if isinstance(manifest, ImagesManifest):
+        return _open_images_table(url, manifest, split)
+    if manifest is not None:
+        raise UsageError(f"{url} is {NAMES[manifest.kind]}; images are wanted.")
+    if not is_sorted:
+        return open_files(url)
+    return open_folder(url, split or FractionSplit(), DEFAULT_VALIDATION_FRACTION)
+
+
+def open_card(card: Card, *, source: str | None = None, split: Split | None = None) -> ImageSource:
+    """Opens the data set of a card.
+
+    Args:
+        source: where the data set lies; default: what the card says.
+        split: instead of the card's own.
+
+    Raises:
+        UsageError: the source is missing, or `split` does not go with the card.
+    """
+    split = split or card.split
+    if card.layout == "synthetic":
+        opened = _open_scenes(card, split)
+    else:
+        location = source or card.source
+        if location is None:
+            raise UsageError(f"card {card.name}: say where the data set lies, by --source or `source` in the card.")
+        url = storage.absolute_url(location)
+        if not storage.is_folder(url):
+            raise UsageError(f"card {card.name}: there is no folder at {url}.")
+        if card.layout == "idx":
+            opened = _open_idx(url, card, split)
+        else:
+            opened = open_folder(url, split or FractionSplit(), card.validation_fraction)
+    settings = {**opened.settings, "card": card.name}
+    return replace(opened, settings=settings, card=card, lineage={"card": describe_card(card)})
+
+
+def open_features(url: str, manifest: FeaturesManifest) -> ImageSource:
+    """The rows of the feature set at `url`: what is read of each image are its features, by `FeaturesReader`."""
+    row_bytes = math.prod(manifest.feature_shape) * (1 if manifest.feature_dtype == "uint8" else 4)
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        batches = list(pool.map(lambda file: _list_features_file(url, file, row_bytes), manifest.files))
+    return ImageSource(
+        listing=make_listing(batches),
+        reader=FeaturesReader(),
+        classes=tuple(manifest.classes),
+        split_rule=SplitRule(fractions=None),
+        settings={"source": url, "layout": "features"},
+    )
+
+
+def _open_images_table(url: str, manifest: ImagesManifest, split: Split | None) -> ImageSource:
+    if split == "folders":
+        raise UsageError(f"{url} is an images table, which has its splits already; leave `images.split` out.")
+    with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
+        batches = list(pool.map(lambda file: _list_table_file(url, file), manifest.files))
+    rule = SplitRule(fractions=split)
+    settings = {
+        "source": url,
+        "layout": "images",
+        "split": describe_rule(rule),
+        "images": manifest.identity,
+    }
+    lineage = {"images": {"url": url, "identity": manifest.identity, "content_digest": manifest.content_digest}}
+    return ImageSource(
+        listing=make_listing(batches),
+        reader=TableReader(),
+        classes=tuple(manifest.classes),
+        split_rule=rule,
+        settings=settings,
+        lineage=lineage,
+    )
+
+
+def _list_table_file(url: str, file: DataFile) -> pa.RecordBatch:
+    """The rows of one file of an images table, without the images."""
+    rows, columns = _list_rows(url, file, ["split", "bytes_size"])
+    own = {"own_split": rows["split"].to_pylist(), "bytes_size": rows["bytes_size"].to_pylist()}
+    return listing_batch({**columns, **own})
+
+
+def _list_features_file(url: str, file: DataFile, row_bytes: int) -> pa.RecordBatch:
+    """The rows of one file of a feature set, without the features."""
+    rows, columns = _list_rows(url, file, [])
+    return listing_batch({**columns, "bytes_size": [row_bytes] * rows.num_rows})
+
+
+def _list_rows(url: str, file: DataFile, others: list[str]) -> tuple[pa.Table, dict[str, Sequence[Any]]]:
+    """The rows of one file of a table, and what of a listing all tables have; a stamp is the SHA-256 of the image.
+
+    Args:
+        others: columns that are read too.
+    """
+    container = storage.join_url(url, file.path)
+    with storage.open_input(container) as opened:
+        rows = pq.ParquetFile(opened).read(columns=["path", "label", "image_id", *others])
+    return rows, {
+        "path": rows["path"].to_pylist(),
+        "label": rows["label"].to_pylist(),
+        "stamp": rows["image_id"].to_pylist(),
+        "container": [container] * rows.num_rows,
+        "position": range(rows.num_rows),
+    }
+
+
+def _open_scenes(card: Card, split: Split | None) -> ImageSource:
+    layout = card.synthetic
+    if layout is None or split == "folders":
+        raise UsageError(f"card {card.name}: synthetic scenes are divided by fractions.")
+    labels = [SCENE_CLASSES[index % len(SCENE_CLASSES)] for index in range(layout.images)]
+    listing = listing_batch(
+        {
+            "path": [f"synthetic:///{card.name}/{label}/{index:06d}.jpg" for index, label in enumerate(labels)],
+            "label": labels,
+            "stamp": ["drawn"] * layout.images,  # the settings determine each of them
+            "position": range(layout.images),
+        }
+    )
+    rule = SplitRule(fractions=split or FractionSplit())
+    settings = {
+        "layout": "synthetic",
+        "split": describe_rule(rule),
+        "synthetic": layout.model_dump(exclude={"images"}),
+    }
+    return ImageSource(
+        listing=make_listing([listing]),
+        reader=SceneReader(seed=layout.seed, height=layout.height, width=layout.width),
+        classes=SCENE_CLASSES[: layout.images],
+        split_rule=rule,
+        settings=settings,
+    )
+
+
+def _open_idx(url: str, card: Card, split: Split | None) -> ImageSource:
+    if card.idx is None or split is not None:
+        raise UsageError(f"card {card.name}: an idx data set brings its own splits; leave `split` out.")
+    batches, classes = [], set[str]()
+    for own_split, part in (("train", card.idx.train), ("test", card.idx.test)):
+        images_url, labels_url = (_find_idx_file(url, name, card) for name in (part.images, part.labels))
+        images, digits = read_idx(images_url), read_idx(labels_url)
+        if images.ndim != 3 or len(images) != len(digits):
+            raise JobError(f"{images_url}: {images.shape} images and {len(digits)} labels do not go together.")
+        labels = [str(digit) for digit in digits]
+        classes |= set(labels)
+        batches.append(
+            listing_batch(
+                {
+                    "path": [f"{images_url}#{index}" for index in range(len(labels))],
+                    "label": labels,
+                    "own_split": [own_split] * len(labels),
+                    "bytes_size": [images[0].nbytes if len(images) else 0] * len(labels),
+                    "stamp": [sha256_bytes(image.tobytes()) for image in images],
+                    "container": [images_url] * len(labels),
+                    "position": range(len(labels)),
+                }
+            )
+        )
+    rule = SplitRule(fractions=None, validation_fraction=card.validation_fraction)
+    return ImageSource(
+        listing=make_listing(batches),
+        reader=IdxReader(),
+        classes=tuple(sorted(classes, key=int)),
+        split_rule=rule,
+        settings={"source": url, "layout": "idx", "split": describe_rule(rule)},
+    )
+
+
+def _find_idx_file(url: str, name: str, card: Card) -> str:
+    """The URL of an IDX file, plain or with .gz; the digest of its unzipped content is checked where the card states it."""
+    candidates = [storage.join_url(url, name), storage.join_url(url, name + ".gz")]
+    found = next((candidate for candidate in candidates if storage.exists(candidate)), None)
+    if found is None:
+        raise UsageError(f"card {card.name}: {url} has neither {name} nor {name}.gz.")
+    stated = {file.name: file.sha256 for file in card.files}.get(name)
+    if stated is not None and (actual := sha256_bytes(unzip(storage.read_bytes(found), name=found))) != stated:
+        raise UsageError(f"card {card.name}: {found} has SHA-256 {actual}, the card says {stated}.")
+    return found

@@ -1,0 +1,172 @@
+"""Worker side: how the bytes of listed images are had, from files, images tables, IDX files, or by drawing them."""
+
+import io
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image
+
+from featurize import storage
+from featurize.digests import sha256_bytes
+from featurize.errors import first_line
+from featurize.sources.idx import read_idx
+from featurize.sources.listing import Fetch, ImageReadError, PlannedImage
+from featurize.sources.scenes import draw_scene, encode_scene
+
+MAX_FILE_BYTES = 512 << 20
+"""A larger file is refused without being read: it is a film, an archive, or a mistake."""
+_PAUSES_S = (0.5, 2.0, 5.0)  # before a file that could not be read is tried again
+
+Value = TypeVar("Value")
+
+
+class _ById:
+    """What is read are the bytes of the image, and they are its name."""
+
+    def identify(self, image: PlannedImage, content: bytes) -> str:
+        """See `ContentReader`."""
+        return sha256_bytes(content)
+
+
+@dataclass(frozen=True)
+class FileReader(_ById):
+    """Images that are files of their own; `path` is the URL."""
+
+    def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
+        """See `ContentReader`."""
+        return (partial(read_file, image.path, image.bytes_size) for image in images)
+
+
+@dataclass(frozen=True)
+class TableReader(_ById):
+    """Rows of an images table; `container` is a Parquet file of it, `position` the number of a row in the file."""
+
+    column: ClassVar[str] = "content"
+
+    def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
+        """See `ContentReader`. A row group is read when its first image is asked for, and let go with its last."""
+        for container, part in groupby(images, key=lambda image: str(image.container)):
+            starts = _group_starts(container)
+            places = [(int(image.position or 0), image) for image in part]
+            for group, members in groupby(places, key=lambda place: _group_of(starts, place[0])):
+                shared = _Shared(partial(_read_group, container, group, self.column))
+                for position, _ in members:
+                    yield partial(_content_in_group, shared, position - int(starts[group]))
+
+
+@dataclass(frozen=True)
+class FeaturesReader(TableReader):
+    """Rows of a feature set, as `TableReader`; what is read of each are its features, float32 or uint8, in row-major order."""
+
+    column: ClassVar[str] = "features"
+
+    def identify(self, image: PlannedImage, content: bytes) -> str:
+        """See `ContentReader`. A feature set names its images itself, and the listing has the name as the stamp."""
+        return image.stamp
+
+
+@dataclass(frozen=True)
+class IdxReader(_ById):
+    """Images in IDX files; `container` is the file, `position` the number of an image in it. They come as PNG."""
+
+    def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
+        """See `ContentReader`. A file is read when its first image is asked for, and let go with its last."""
+        files = {container: _Shared(partial(read_idx, container)) for container in {str(i.container) for i in images}}
+        return (partial(_encode_idx_image, files[str(image.container)], int(image.position or 0)) for image in images)
+
+
+@dataclass(frozen=True)
+class SceneReader(_ById):
+    """Scenes that are drawn when they are asked for; `position` is the index of a scene."""
+
+    seed: int
+    height: int
+    width: int
+
+    def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
+        """See `ContentReader`."""
+        return (partial(self._draw, str(image.label), int(image.position or 0)) for image in images)
+
+    def _draw(self, label: str, index: int) -> bytes:
+        return encode_scene(draw_scene(label, seed=self.seed, index=index, height=self.height, width=self.width))
+
+
+def read_file(url: str, bytes_size: int | None = None) -> bytes:
+    """The content of an image file; what storage fails to give at first is asked for again, for some seconds.
+
+    Raises:
+        ImageReadError: the file is gone, closed to this user, or too large; or it alone cannot be read.
+        OSError: the storage does not answer.
+    """
+    if bytes_size is not None and bytes_size > MAX_FILE_BYTES:
+        raise ImageReadError(f"the file has {bytes_size} bytes, more than the limit of {MAX_FILE_BYTES}")
+    pauses = iter(_PAUSES_S)
+    while True:
+        try:
+            return storage.read_bytes(url)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ImageReadError("the file is gone") from error
+        except PermissionError as error:
+            raise ImageReadError("no permission to read the file") from error
+        except OSError as error:
+            pause = next(pauses, None)
+            if pause is None and _folder_is_there(url):
+                raise ImageReadError(f"the file cannot be read: {error.strerror or first_line(error)}") from error
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
+def _folder_is_there(url: str) -> bool:
+    """Whether storage answers for the folder of a file, so that what is wrong with the file is the file's own fault."""
+    return storage.exists(url.rpartition("/")[0])
+
+
+class _Shared(Generic[Value]):
+    """A value that is made when it is first asked for, by whichever thread asks first."""
+
+    def __init__(self, make: Callable[[], Value]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._values: list[Value] = []
+
+    def get(self) -> Value:
+        with self._lock:
+            if not self._values:
+                self._values.append(self._make())
+            return self._values[0]
+
+
+def _group_starts(container: str) -> NDArray[np.int64]:
+    """The number of the first row of each row group, and at the end that of all rows."""
+    with storage.open_input(container) as file:
+        metadata = pq.ParquetFile(file).metadata
+        return np.cumsum([0] + [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
+
+
+def _group_of(starts: NDArray[np.int64], position: int) -> int:
+    return int(np.searchsorted(starts, position, side="right")) - 1
+
+
+def _read_group(container: str, group: int, column: str) -> pa.ChunkedArray:
+    with storage.open_input(container) as file:
+        return pq.ParquetFile(file).read_row_group(group, columns=[column]).column(column)
+
+
+def _content_in_group(group: _Shared[pa.ChunkedArray], row: int) -> bytes:
+    value = group.get()[row]
+    return value.values.to_numpy().tobytes() if pa.types.is_list(value.type) else bytes(value.as_py())
+
+
+def _encode_idx_image(file: _Shared[NDArray[np.uint8]], index: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(file.get()[index]).save(buffer, format="PNG")
+    return buffer.getvalue()

@@ -1,0 +1,260 @@
+"""The tables that SQL sees: which Parquet files they have, and which columns; by the manifests, so nothing of unfinished runs."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import unquote
+
+import pyarrow as pa
+
+from featurize import storage
+from featurize.building.staging import STAGING
+from featurize.errors import UsageError
+from featurize.tables.corrections import read_corrections
+from featurize.tables.manifests import (
+    MANIFEST_NAME,
+    DataFile,
+    FeaturesManifest,
+    ImagesManifest,
+    read_manifest,
+    read_published_features,
+)
+from featurize.tables.predictions import DRIFT, PARTITION, WINDOWS_FOLDERS, find_views
+from featurize.tables.row_groups import read_footer
+from featurize.tables.schemas import IMAGES_SCHEMA, PREDICTIONS_SCHEMA, REJECTS_SCHEMA
+
+IMAGES, FEATURES, PREDICTIONS, REJECTS = "images", "features", "predictions", "rejects"
+_MODEL = "model_id"
+_NAME = re.compile("[a-z_][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """The files of a table that share a folder and the values of the columns that are in no file.
+
+    Attributes:
+        values: one for each of `SqlTable.partition`.
+        folder: URL; it may hold other files as well, which do not count.
+        files: URLs.
+    """
+
+    values: tuple[str, ...]
+    folder: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SqlTable:
+    """A table as SQL sees it.
+
+    Attributes:
+        columns: that the files have.
+        corrected: the label of each image that was corrected, which is shown in place of that of the files; None: there are none.
+        partition: names of further columns, whose values are those of the part; all are text.
+        sources: URLs that it was found at.
+    """
+
+    name: str
+    columns: pa.Schema
+    partition: tuple[str, ...]
+    parts: tuple[Part, ...]
+    sources: tuple[str, ...]
+    corrected: "CorrectedLabels | None" = None
+
+
+@dataclass(frozen=True)
+class CorrectedLabels:
+    """Labels in place of those in the files.
+
+    Attributes:
+        labels: by `image_id`.
+        classes: the label of every `label_index`.
+    """
+
+    labels: Mapping[str, str]
+    classes: tuple[str, ...]
+
+    def by_class(self) -> dict[str, list[str]]:
+        """The images that are to have each label."""
+        images: dict[str, list[str]] = {}
+        for image_id, label in self.labels.items():
+            images.setdefault(label, []).append(image_id)
+        return images
+
+
+@dataclass(frozen=True)
+class SqlView:
+    """The rows of a table that have a value in a column of text."""
+
+    name: str
+    table: str
+    column: str
+    value: str
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A table, views on it, the rejects of its making, and tables beside it."""
+
+    table: SqlTable
+    rejects: tuple[Part, ...]
+    views: tuple[SqlView, ...] = ()
+    beside: tuple[SqlTable, ...] = ()
+
+
+def find_tables(
+    *,
+    images: str | None = None,
+    features: str | None = None,
+    predictions: str | None = None,
+    others: Mapping[str, str] | None = None,
+) -> list[SqlTable | SqlView]:
+    """The tables at some URLs, named `images`, `features` and `predictions`; `rejects`, which has those of all three; and others.
+
+    Of predictions also the views `latest` and those of the aliases, see `tables.predictions`, and, where windows of them were
+    tested for drift, the table `drift`.
+
+    Args:
+        others: URLs by name: images tables, feature sets, or any folder of Parquet, whose files all count.
+
+    Raises:
+        UsageError: a URL holds no such table, or a name is no name or is taken.
+        JobError: a manifest or a file is damaged.
+    """
+    finders = {IMAGES: (_images, images), FEATURES: (_features, features), PREDICTIONS: (_predictions, predictions)}
+    found = {name: find(storage.absolute_url(url), name) for name, (find, url) in finders.items() if url is not None}
+    tables: list[SqlTable | SqlView] = [one.table for one in found.values()]
+    if found:
+        parts = tuple(part for one in found.values() for part in one.rejects)
+        sources = tuple(source for one in found.values() for source in one.table.sources)
+        tables.append(SqlTable(REJECTS, REJECTS_SCHEMA, ("rejected_by",), parts, sources))
+        tables += [view for one in found.values() for view in one.views]
+        tables += [table for one in found.values() for table in one.beside]
+    for name, url in (others or {}).items():
+        if _NAME.fullmatch(name) is None or name in {table.name for table in tables}:
+            raise UsageError(f"the name of a table must be new, of a-z, 0-9 and _. Got {name!r}.")
+        tables.append(_any_table(storage.absolute_url(url), name))
+    return tables
+
+
+def _images(url: str, name: str) -> _Found:
+    manifest = read_manifest(url)
+    if not isinstance(manifest, ImagesManifest):
+        raise UsageError(f"{url} is not an images table. Make one with `featurize ingest`.")
+    return _images_of(manifest, url, name)
+
+
+def _images_of(manifest: ImagesManifest, url: str, name: str) -> _Found:
+    parts = _parts(url, manifest.files, ())
+    table = SqlTable(name, _columns_of(parts, IMAGES_SCHEMA), (), parts, (url,))
+    return _Found(table, _parts(url, manifest.reject_files, (name,)))
+
+
+def _features(url: str, name: str) -> _Found:
+    return _features_of(read_published_features(url), url, name)
+
+
+def _features_of(manifest: FeaturesManifest, url: str, name: str) -> _Found:
+    last = read_corrections(url).last()
+    labels = dict(zip(last["image_id"].to_pylist(), last["label"].to_pylist(), strict=True))
+    corrected = CorrectedLabels(labels, tuple(manifest.classes)) if labels else None
+    parts = tuple(
+        part
+        for split in manifest.rows
+        for part in _parts(url, [file for file in manifest.files if file.split == split], (split,))
+    )
+    table = SqlTable(name, _columns_of(parts, _empty_features(manifest)), ("split",), parts, (url,), corrected)
+    return _Found(table, _parts(url, manifest.reject_files, (name,)))
+
+
+def _predictions(url: str, name: str) -> _Found:
+    """Predictions have a manifest for each model, and views; where there is no manifest, every file counts."""
+    if not storage.is_folder(url):
+        raise UsageError(f"{url} holds no predictions. Make some with `finetune predict`.")
+    published = find_views(url)
+    if published is None:
+        return _Found(_any_table(url, name), ())
+    parts, rejects = list[Part](), list[Part]()
+    for model_id, manifest in published.manifests.items():
+        folder = storage.join_url(url, f"{PARTITION}{model_id}")
+        parts += _parts(folder, manifest.files, (model_id,))
+        rejects += _parts(folder, manifest.reject_files, (model_id,))
+    views = tuple(SqlView(view, name, _MODEL, model_id) for view, model_id in published.views.by_name().items())
+    table = SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (_MODEL,), tuple(parts), (url,))
+    return _Found(table, tuple(rejects), views, _windows(url))
+
+
+def _windows(url: str) -> tuple[SqlTable, ...]:
+    """The windows that were tested for drift, by the command that tested them; no table where there was none."""
+    parts = []
+    for command, path in WINDOWS_FOLDERS.items():
+        folder = storage.join_url(url, path)
+        files = [file for file in storage.list_files(folder) if _is_parquet(file, folder)]
+        parts += [Part((command,), folder, tuple(files))] if files else []
+    if not parts:
+        return ()
+    return (SqlTable(DRIFT, _columns_of(parts, pa.schema([])), ("tested_by",), tuple(parts), (url,)),)
+
+
+def _any_table(url: str, name: str) -> SqlTable:
+    """A table with a manifest, or else every Parquet file below a folder; columns of the form ``key=value`` in the path."""
+    manifest = read_manifest(url)
+    if isinstance(manifest, ImagesManifest):
+        return _images_of(manifest, url, name).table
+    if isinstance(manifest, FeaturesManifest):
+        return _features_of(manifest, url, name).table
+    if manifest is not None:
+        parts = _parts(url, manifest.files, ())
+        return SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (), parts, (url,))
+    found_files = storage.list_files(url)
+    if any(f"/{STAGING}/" in file.removeprefix(url) for file in found_files):
+        raise UsageError(f"{url}: nothing is published there yet, and a run of Firn is unfinished. Run it to its end.")
+    files = [file for file in found_files if _is_parquet(file, url)]
+    if not files:
+        raise UsageError(f"{url} holds no table: neither {MANIFEST_NAME} nor a Parquet file is there.")
+    keys = [_keys_of(file, url) for file in files]
+    names = list(dict.fromkeys(key for found in keys for key in found))
+    if any(list(found) != names for found in keys):
+        raise UsageError(f"{url}: all files must lie in folders of the same keys. Got {', '.join(names)} for some.")
+    by_place: dict[tuple[tuple[str, ...], str], list[str]] = {}
+    for file, found in zip(files, keys, strict=True):
+        by_place.setdefault((tuple(found.values()), file.rpartition("/")[0]), []).append(file)
+    parts = tuple(Part(values, folder, tuple(group)) for (values, folder), group in by_place.items())
+    return SqlTable(name, _columns_of(parts, pa.schema([])), tuple(names), parts, (url,))
+
+
+def _parts(url: str, files: Iterable[DataFile], values: tuple[str, ...]) -> tuple[Part, ...]:
+    """Files of a manifest, by their folder; files without rows are left out."""
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        if file.rows:
+            path = storage.join_url(url, file.path)
+            folders.setdefault(path.rpartition("/")[0], []).append(path)
+    return tuple(Part(values, folder, tuple(paths)) for folder, paths in folders.items())
+
+
+def _columns_of(parts: Sequence[Part], default: pa.Schema) -> pa.Schema:
+    """The columns of the first file; `default` where there is none."""
+    files = [file for part in parts for file in part.files]
+    return read_footer(files[0]).schema.to_arrow_schema().remove_metadata() if files else default
+
+
+def _empty_features(manifest: FeaturesManifest) -> pa.Schema:
+    kind = pa.binary() if manifest.feature_dtype == "uint8" else pa.list_(pa.float32())
+    text, number = pa.string(), pa.int32()
+    names = {"image_id": text, "path": text, "label": text, "label_index": number, "width": number, "height": number}
+    return pa.schema([*names.items(), ("features", kind)])
+
+
+def _is_parquet(file: str, url: str) -> bool:
+    """Whether it is Parquet, and neither it nor a folder below `url` is passed over by other programs, as Spark does."""
+    return file.endswith(".parquet") and not any(
+        part.startswith((".", "_")) for part in file.removeprefix(url).split("/")
+    )
+
+
+def _keys_of(file: str, url: str) -> dict[str, str]:
+    """The columns in the names of folders, as Hive and Spark write them."""
+    folders = file.removeprefix(url).split("/")[1:-1]
+    pairs = (folder.partition("=") for folder in folders if "=" in folder)
+    return {key: unquote(value) for key, _, value in pairs}

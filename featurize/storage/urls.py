@@ -1,0 +1,377 @@
+"""URLs to file systems. Everything Firn reads or writes in Python goes through here, on local disks and `hdfs://` alike.
+
+A URL is `file:///absolute/path`, a plain path (relative to the working directory), or `hdfs://host:port/path`.
+"""
+
+import errno
+import json
+import os
+import posixpath
+import re
+import shutil
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import fsspec
+from fsspec import AbstractFileSystem
+
+from featurize.errors import JobError, UsageError, first_line
+
+_CONNECT_TIMEOUT_S = 10.0
+SCHEMES = ("file", "hdfs")
+_HDFS_PAUSES_S = (0.5, 2.0, 5.0, 10.0, 20.0)  # before a write that failed is tried again
+_PIECE_BYTES = 1 << 20
+_TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
+
+
+def absolute_url(url: str) -> str:
+    """`url` with its scheme and an absolute path, without a trailing slash, as stored in manifests.
+
+    Raises:
+        UsageError: the scheme is not one Firn reads.
+    """
+    if "://" not in url and not url.startswith("file:/"):
+        # ".." is taken out and links are left alone, as Spark does it; Path.resolve would follow links.
+        return "file://" + os.path.abspath(Path(url).expanduser())  # noqa: PTH100
+    scheme = url.split(":", 1)[0]
+    if scheme not in SCHEMES:
+        allowed = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        raise UsageError(f"a URL must be a local path or begin with one of {allowed}. Got {url!r}.")
+    if scheme == "file":  # Spark writes file:/path where others write file:///path
+        return "file://" + posixpath.normpath("/" + url.removeprefix("file:").lstrip("/"))
+    authority, _, path = url.removeprefix("hdfs://").partition("/")
+    return f"hdfs://{authority}{posixpath.normpath('/' + path.lstrip('/'))}"
+
+
+def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
+    """The file system of `url` and the path of `url` inside it. HDFS is opened here, lazily: call it after forking."""
+    url = absolute_url(url)
+    if url.startswith("file://"):
+        return fsspec.filesystem("file"), url.removeprefix("file://")
+    authority, _, path = url.removeprefix("hdfs://").partition("/")
+    parts = urlsplit(f"hdfs://{authority}")
+    if parts.hostname and parts.port:
+        _check_reachable(parts.hostname, parts.port)
+    from featurize.storage.hdfs import open_hdfs
+
+    return open_hdfs(parts.hostname, parts.port), f"/{path}"
+
+
+@cache
+def _check_reachable(host: str, port: int) -> None:
+    """Fails at once where the HDFS client would go on trying for minutes."""
+    try:
+        socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise JobError(f"no HDFS NameNode answers at {host}:{port}: {error.strerror or error}.") from error
+
+
+def join_url(url: str, *parts: str) -> str:
+    """`url` with path `parts` appended."""
+    return posixpath.join(absolute_url(url), *parts)
+
+
+def is_within(url: str, folder: str) -> bool:
+    """Whether an absolute URL is that of a folder, or of something below it."""
+    return f"{url}/".startswith(f"{folder}/")
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is at `url`."""
+    filesystem, path = open_filesystem(url)
+    return bool(filesystem.exists(path))
+
+
+def is_folder(url: str) -> bool:
+    """Whether a folder is at `url`."""
+    filesystem, path = open_filesystem(url)
+    return bool(filesystem.isdir(path))
+
+
+def list_files(url: str) -> list[str]:
+    """The URLs of all files under `url`, at any depth, sorted; none where there is no such folder."""
+    if not exists(url):
+        return []
+    prefix = absolute_url(url)
+    return sorted(
+        f"{prefix}/{file.inner}" for file in walk_files(url)
+    )  # fsspec's `find` takes a failed listing for an empty one
+
+
+def list_folders(url: str) -> list[str]:
+    """The URLs of the folders in the folder at `url`, not those within them, sorted; none where there is no such folder."""
+    if not is_folder(url):
+        return []
+    filesystem, path = open_filesystem(url)
+    names = (str(info["name"]) for info in filesystem.ls(path, detail=True) if info["type"] == "directory")
+    return sorted(join_url(url, name.rstrip("/").rsplit("/", 1)[1]) for name in names)
+
+
+class WalkedFile(NamedTuple):
+    """A file in a folder: its path below the folder, its size in bytes, and when it was last modified."""
+
+    inner: str
+    size: int
+    modified: int
+
+
+def walk_files(url: str) -> Iterator[WalkedFile]:
+    """Every file in the folder at `url`, at any depth, links followed but for those that lead in a circle, in no certain order.
+
+    Pipes, sockets and devices are passed over: who opened one would wait for ever.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    filesystem, path = open_filesystem(url)
+    if absolute_url(url).startswith("file://"):
+        for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
+            folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
+            for name in names:
+                full = os.path.join(folder, name)  # noqa: PTH118 - Path objects would double the time of the walk
+                if (status := _status(full)) is not None:
+                    yield WalkedFile(full[len(path) :].lstrip("/"), status.st_size, status.st_mtime_ns)
+        return
+    for folder, _, files in filesystem.walk(path, detail=True, on_error="raise"):
+        for name, info in files.items():
+            modified = int(info.get("modification_time", 0))
+            yield WalkedFile(f"{folder[len(path) :]}/{name}".lstrip("/"), int(info["size"]), modified)
+
+
+def find_file(url: str) -> WalkedFile | None:
+    """The file at `url`, as `walk_files` finds it in its folder, with no path below one; None where there is no file.
+
+    Raises:
+        OSError: the storage does not answer, or does not say.
+    """
+    filesystem, path = open_filesystem(url)
+    if absolute_url(url).startswith("file://"):
+        status = _status(path)
+        return None if status is None else WalkedFile("", status.st_size, status.st_mtime_ns)
+    try:
+        info = filesystem.info(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return WalkedFile("", int(info["size"]), int(info.get("modification_time", 0))) if info["type"] == "file" else None
+
+
+def _leads_back(folder: Path) -> bool:
+    """Whether a folder is a link to one that it lies in, so that to follow it would be to go in a circle."""
+    return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
+
+
+def _status(path: str) -> os.stat_result | None:
+    """Of a local file; of the link itself where it leads nowhere or in a circle; None where it was just removed or is no file."""
+    for look in (os.stat, os.lstat):
+        with suppress(OSError):
+            status = look(path)
+            return status if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode) else None
+    return None
+
+
+@contextmanager
+def no_empty_folder(url: str) -> Iterator[None]:
+    """Takes the folder at `url` away if, after a `with` block, no file is in it: what came to nothing leaves nothing."""
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # of the storage: then nothing is taken away
+            remove_if_empty(url)
+
+
+def remove_if_empty(url: str) -> None:
+    """Removes the folder at `url` if no file is in it, at any depth."""
+    if not list_files(url):
+        remove(url)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def read_bytes(url: str) -> bytes:
+    """The content of the file at `url`."""
+    filesystem, path = open_filesystem(url)
+    with _storage_errors(url), filesystem.open(path, "rb") as file:
+        return bytes(file.read())
+
+
+def read_json(url: str) -> Any:
+    """The JSON document at `url`."""
+    return json.loads(read_bytes(url))
+
+
+@contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    """Makes OSError of what hdfs-native raises when a DataNode is lost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if absolute_url(url).startswith("file://"):
+            raise
+        raise OSError(errno.EIO, first_line(error), url) from error
+
+
+@contextmanager
+def open_input(url: str) -> Iterator[IO[bytes]]:
+    """The binary file at `url`, to be read from anywhere in it."""
+    filesystem, path = open_filesystem(url)
+    with _storage_errors(url), filesystem.open(path, "rb") as file:
+        yield file
+
+
+@contextmanager
+def open_output(url: str) -> Iterator[IO[bytes]]:
+    """A binary file at `url` to write to; its folder is made if it is missing. Closed, its content is on disk."""
+    filesystem, path = open_filesystem(url)
+    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    with _storage_errors(url), filesystem.open(path, "wb") as file:
+        yield file
+        if absolute_url(url).startswith("file://"):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def write_file(url: str, write: Callable[[IO[bytes]], object]) -> None:
+    """Writes the file at `url`, so that a reader of it sees all of it or what was there before.
+
+    Args:
+        write: writes the content to the open file it gets. It is called again where HDFS fails, and begins anew then.
+    """
+    temporary = _write_temporary(url, write)
+    try:
+        replace(temporary, url)
+    except BaseException:
+        with suppress(OSError):
+            remove(temporary)
+        raise
+
+
+def write_bytes(url: str, content: bytes) -> None:
+    """Writes `content`, whole or not at all."""
+    write_file(url, lambda file: file.write(content))
+
+
+def _write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
+    """Writes what `url` is to hold beside it.
+
+    On HDFS a write fails with the DataNode it goes to, and the NameNode offers that one for some seconds more.
+    """
+    pauses = iter(() if absolute_url(url).startswith("file://") else _HDFS_PAUSES_S)
+    while True:
+        temporary = _temporary_name(url)
+        try:
+            with open_output(temporary) as file:
+                write(file)
+        except BaseException as error:
+            with suppress(OSError):
+                remove(temporary)
+            pause = next(pauses, None)
+            if pause is None or not isinstance(error, OSError):
+                raise
+            time.sleep(pause)
+        else:
+            return temporary
+
+
+def _temporary_name(url: str) -> str:
+    """Where a file is written before it gets its name."""
+    return f"{url}.{uuid4().hex[:8]}.tmp"
+
+
+def remove_temporaries(url: str) -> None:
+    """Removes what writers that were killed left in the folder at `url` itself."""
+    filesystem, path = open_filesystem(url)
+    for name in filesystem.ls(path, detail=False):
+        if _TEMPORARY.search(str(name)):
+            filesystem.rm_file(str(name))
+
+
+def encode_json(document: Any) -> bytes:
+    """`document` as indented JSON, for people and programs."""
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(url: str, document: Any) -> None:
+    """Writes `document` as indented JSON, whole or not at all."""
+    write_bytes(url, encode_json(document))
+
+
+def upload(local: str | Path, url: str) -> None:
+    """Copies a local file to `url`, whole or not at all, in pieces of 1 MiB."""
+
+    def copy(target: IO[bytes]) -> None:
+        source.seek(0)
+        shutil.copyfileobj(source, target, _PIECE_BYTES)
+
+    with open(local, "rb") as source:
+        write_file(url, copy)
+
+
+def download(url: str, local: str | Path) -> None:
+    """Copies the file at `url` to a local path, in pieces of 1 MiB."""
+    with open_input(url) as source, open(local, "wb") as target:
+        shutil.copyfileobj(source, target, _PIECE_BYTES)
+
+
+def replace(source: str, target: str) -> None:
+    """Renames the file `source` to `target`, over what is there."""
+    filesystem, source_path = open_filesystem(source)
+    target_path = open_filesystem(target)[1]
+    if absolute_url(target).startswith("file://"):
+        Path(source_path).replace(target_path)
+        return
+    filesystem.mv(source_path, target_path, overwrite=True)
+
+
+def create_exclusively(url: str, content: bytes) -> bool:
+    """Creates the file at `url` with `content` if none is there. Returns whether this call made it.
+
+    It is there with its content at once: an exclusive open would first show it empty, for ever if its writer dies.
+    """
+    temporary = _write_temporary(url, lambda file: file.write(content))
+    filesystem, path = open_filesystem(url)
+    temporary_path = open_filesystem(temporary)[1]
+    try:
+        if absolute_url(url).startswith("file://"):
+            _link_exclusively(temporary_path, path, content)
+        else:
+            filesystem.mv(temporary_path, path, overwrite=False)
+    except FileExistsError:
+        return False
+    finally:
+        remove(temporary)
+    return True
+
+
+def _link_exclusively(temporary: str, path: str, content: bytes) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        with open(path, "xb") as file:
+            file.write(content)
+
+
+def move(source: str, target: str) -> None:
+    """Renames a file or a folder to `target`, which must not exist; the folder above it is made if it is missing."""
+    filesystem, source_path = open_filesystem(source)
+    target_path = open_filesystem(target)[1]
+    filesystem.makedirs(posixpath.dirname(target_path), exist_ok=True)
+    filesystem.mv(source_path, target_path, recursive=True)
+
+
+def remove(url: str) -> None:
+    """Removes the file or folder at `url`, if it is there."""
+    filesystem, path = open_filesystem(url)
+    if filesystem.exists(path):
+        filesystem.rm(path, recursive=True)

@@ -1,0 +1,307 @@
+"""Manifests: the one small file that makes a table visible, and says all about it.
+
+A table is a folder: `manifest.json`, and in Parquet `data/`, `rejects/` and `index/`, by which a later run knows what is there.
+What the manifest does not list is not there.
+"""
+
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+
+from featurize import storage
+from featurize.digests import settings_digest
+from featurize.errors import JobError, UsageError
+from featurize.timings import Timings
+
+if TYPE_CHECKING:
+    from featurize.tables.row_edits import RowEdits
+
+SCHEMA_VERSION = 2
+MANIFEST_NAME = "manifest.json"
+_RECORDED_LIBRARIES = ("firn", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pillow")
+
+
+class DataFile(BaseModel):
+    """A Parquet file of a table; `path` is relative to the table."""
+
+    path: str
+    rows: int
+    bytes: int
+    split: str | None = None
+
+
+class ShardRecord(BaseModel):
+    """What a task wrote: the files, the counts that enter the manifest, and where its time went.
+
+    `unread` counts the rejects that could not be read from storage; another day they may be.
+    """
+
+    files: list[DataFile]
+    reject_files: list[DataFile]
+    index_file: DataFile
+    rows: dict[str, dict[str, int]]
+    rejects: dict[str, int]
+    unread: int
+    content_digest: str
+    timings: Timings
+    began_at: float = 0.0  # seconds since 1970, by the clock of the worker
+    memory_bytes: int = 0  # the most that the worker process has had in memory, its decoders not counted
+
+    @property
+    def all_files(self) -> list[DataFile]:
+        """Every file of the shard."""
+        return [*self.files, *self.reject_files, self.index_file]
+
+    @property
+    def row_count(self) -> int:
+        """Rows in all splits."""
+        return sum(sum(classes.values()) for classes in self.rows.values())
+
+    @property
+    def reject_count(self) -> int:
+        """Images that gave no row."""
+        return sum(self.rejects.values())
+
+
+class Manifest(BaseModel):
+    """What is common to the manifests of all tables.
+
+    `identity` is the digest of `settings`, which holds all that determines the values in the table. `content_digest` is
+    the multiset digest of the rows: two tables with equal identity and equal content digest hold the same rows.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["images", "features", "predictions"]
+    identity: str
+    settings: dict[str, Any]
+    classes: list[str]
+    rows: dict[str, dict[str, int]]  # split -> class -> rows
+    rejects: dict[str, int]  # "stage: error" -> images
+    content_digest: str
+    shards: list[ShardRecord]
+    created_at: str
+    updated_at: str
+    seconds: float
+    timings: Timings
+    versions: dict[str, str]
+
+    @property
+    def files(self) -> list[DataFile]:
+        """The Parquet files that hold the rows."""
+        return [file for shard in self.shards for file in shard.files]
+
+    @property
+    def reject_files(self) -> list[DataFile]:
+        """The Parquet files of the rejects table."""
+        return [file for shard in self.shards for file in shard.reject_files]
+
+    @property
+    def index_files(self) -> list[DataFile]:
+        """The Parquet files by which a later run knows what is there."""
+        return [shard.index_file for shard in self.shards]
+
+    @property
+    def row_count(self) -> int:
+        """Rows in all splits."""
+        return sum(count for classes in self.rows.values() for count in classes.values())
+
+    @property
+    def reject_count(self) -> int:
+        """Images that could not be read."""
+        return sum(self.rejects.values())
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of Parquet, without the rejects."""
+        return sum(file.bytes for file in self.files)
+
+    def split_rows(self, split: str) -> int:
+        """Rows in one split."""
+        return sum(self.rows.get(split, {}).values())
+
+
+class ImagesManifest(Manifest):
+    """The manifest of an images table."""
+
+    kind: Literal["images"] = "images"
+    card: dict[str, Any] | None = None
+
+
+class FeaturesManifest(Manifest):
+    """The manifest of a feature set.
+
+    `preparation_id` is the digest of what in `backbone` determines the features of an image: feature sets that share it can be
+    mixed, and a model trained on one may meet the other.
+    """
+
+    kind: Literal["features"] = "features"
+    preparation_id: str
+    backbone: dict[str, Any]
+    feature_shape: list[int]
+    feature_dtype: Literal["float32", "uint8"]
+    rows_per_group: int
+    recipe: dict[str, Any]
+    lineage: dict[str, Any]
+    _edits: Any = PrivateAttr(default=None)
+
+    @property
+    def edits(self) -> "RowEdits | None":
+        """What is to be read otherwise than the files have it; `rows` are then those that are read. None: nothing."""
+        edits: RowEdits | None = self._edits
+        return edits
+
+    def with_edits(self, edits: "RowEdits", rows: dict[str, dict[str, int]]) -> "FeaturesManifest":
+        """The same for readers who are to see `edits`, and so these numbers of rows. It is not to be written."""
+        edited = self.model_copy(update={"rows": rows})
+        edited._edits = edits
+        return edited
+
+
+class PredictionsManifest(Manifest):
+    """The manifest of the predictions of one model: what the table at ``model_id=<model_id>`` holds.
+
+    `rows` counts labels under the split `PREDICTED`; images without a label, as the model abstained, are under "".
+
+    Attributes:
+        model: `model_id`, `url`, `name` as it was asked for, `network_sha256`, `backbone`.
+        threshold: below which probability there is no label, and where that comes from; None where every image has one.
+        source: what the last run predicted: `url`, and `kind`, "images" or "features".
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    kind: Literal["predictions"] = "predictions"
+    model_id: str
+    preparation_id: str
+    model: dict[str, Any]
+    threshold: dict[str, Any] | None
+    source: dict[str, Any]
+
+
+PREDICTED = "predicted"
+_MANIFESTS: dict[str, type[Manifest]] = {
+    "images": ImagesManifest,
+    "features": FeaturesManifest,
+    "predictions": PredictionsManifest,
+}
+NAMES = {"images": "an images table", "features": "a feature set", "predictions": "a table of predictions"}
+"""What users call the kinds of tables."""
+
+
+def read_manifest(url: str) -> Manifest | None:
+    """The manifest of the table at `url`, or None where there is none.
+
+    Raises:
+        JobError: what is there is no manifest, or one of a newer Firn.
+    """
+    manifest_url = storage.join_url(url, MANIFEST_NAME)
+    try:
+        document = storage.read_json(manifest_url)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise JobError(f"{manifest_url} is not JSON: {error}.") from error
+    if not isinstance(document, dict) or document.get("kind") not in _MANIFESTS:
+        raise JobError(f"{manifest_url} is not the manifest of one of Firn's tables.")
+    if document.get("schema_version") != SCHEMA_VERSION:
+        raise JobError(
+            f"{manifest_url} has schema version {document.get('schema_version')!r}; this Firn reads {SCHEMA_VERSION}."
+        )
+    try:
+        return _MANIFESTS[document["kind"]].model_validate(document)
+    except ValidationError as error:
+        raise JobError(f"{manifest_url} is damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}.") from error
+
+
+def read_features_manifest(url: str) -> FeaturesManifest:
+    """The manifest of the feature set at `url`, as its rows are to be read: by it every reader sees the corrected labels.
+
+    Raises:
+        UsageError: there is no feature set.
+        JobError: it, or its corrections, are damaged.
+    """
+    from featurize.tables.row_edits import correct_rows
+
+    return correct_rows(url, read_published_features(url))
+
+
+def read_published_features(url: str) -> FeaturesManifest:
+    """The manifest of the feature set at `url`, as it was published: for what takes no labels from it.
+
+    Raises:
+        UsageError: there is no feature set.
+    """
+    manifest = read_manifest(url)
+    if manifest is None:
+        raise UsageError(f"{url} is not a feature set: it has no {MANIFEST_NAME}. Make one with `featurize run`.")
+    if not isinstance(manifest, FeaturesManifest):
+        raise UsageError(f"{url} is {NAMES[manifest.kind]}, not a feature set. `featurize run` makes one of images.")
+    return manifest
+
+
+def write_manifest(url: str, manifest: Manifest) -> None:
+    """Publishes the table at `url`: from now on readers see what `manifest` lists.
+
+    Raises:
+        ValueError: `manifest` has edits, and so does not say what is in the files.
+    """
+    if isinstance(manifest, FeaturesManifest) and manifest.edits is not None:
+        raise ValueError("a manifest with edits is for reading alone.")
+    storage.write_json(storage.join_url(url, MANIFEST_NAME), manifest.model_dump())
+
+
+def differing_settings(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """A line for each setting that differs; none where the settings are equal."""
+    if settings_digest(there) == settings_digest(asked):
+        return []
+    old, new = _flatten(there), _flatten(asked)
+    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    return [f"  - {key}: there {_shorten(old.get(key))}, asked {_shorten(new.get(key))}" for key in differing]
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries that could change a result."""
+    found = {}
+    for name in _RECORDED_LIBRARIES:
+        with suppress(PackageNotFoundError):  # TensorFlow comes under two names
+            found[name] = version(name)
+    return found
+
+
+def utc_now() -> str:
+    """The time, as ISO 8601 text in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def add_counts(parts: Iterable[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """The sum of counts by split and class."""
+    total: dict[str, dict[str, int]] = {}
+    for part in parts:
+        for split, classes in part.items():
+            sums = total.setdefault(split, {})
+            for label, count in classes.items():
+                sums[label] = sums.get(label, 0) + count
+    return {split: dict(sorted(total[split].items())) for split in sorted(total)}
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    return {
+        key: inner
+        for name, part in value.items()
+        for key, inner in _flatten(part, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _shorten(value: Any) -> str:
+    if isinstance(value, list) and len(value) > 8:
+        return f"{len(value)} of them"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

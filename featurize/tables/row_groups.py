@@ -1,0 +1,192 @@
+"""The Parquet of a feature set, row group by row group, by the files that its manifest lists, on any storage that Firn knows."""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.errors import JobError, first_line
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.row_edits import GroupEdit
+
+READING_THREADS = 4
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a data file.
+
+    Attributes:
+        url: of the file.
+        index: in the file.
+        footer: of the file, which need not be read again.
+        path: of the file, as the manifest has it.
+        edit: what is to be read otherwise than the file has it.
+    """
+
+    url: str
+    index: int
+    footer: pq.FileMetaData
+    path: str = ""
+    edit: GroupEdit | None = None
+
+    @property
+    def rows(self) -> int:
+        """Number of images that count."""
+        if self.edit is not None and self.edit.kept is not None:
+            return int(self.edit.kept.sum())
+        return self.stored_rows
+
+    @property
+    def stored_rows(self) -> int:
+        """Number of images in the file."""
+        return int(self.footer.row_group(self.index).num_rows)
+
+
+def list_row_groups(url: str, manifest: FeaturesManifest, split: str) -> list[RowGroup]:
+    """The row groups of one split, in the order of the files in the manifest. Reads the footers, in threads.
+
+    Those of which a selection leaves nothing are among them, as numbers of row groups count them.
+
+    Raises:
+        JobError: a file is missing, damaged, or has other rows than the manifest says.
+    """
+    files = [file for file in manifest.files if file.split == split]
+    urls = [storage.join_url(url, file.path) for file in files]
+    with ThreadPoolExecutor(READING_THREADS) as pool:
+        footers = list(pool.map(read_footer, urls))
+    for file, file_url, footer in zip(files, urls, footers, strict=True):
+        if footer.num_rows != file.rows:
+            raise JobError(f"{file_url} has {footer.num_rows} rows, the manifest says {file.rows}.")
+    rows = sum(footer.num_rows for footer in footers)
+    if manifest.edits is None and rows != manifest.split_rows(split):
+        raise JobError(f"{url}: split {split} has {rows} rows, the manifest says {manifest.split_rows(split)}.")
+    edits = manifest.edits.groups if manifest.edits is not None else {}
+    return [
+        RowGroup(file_url, index, footer, file.path, edits.get((file.path, index)))
+        for file, file_url, footer in zip(files, urls, footers, strict=True)
+        for index in range(footer.num_row_groups)
+        if footer.row_group(index).num_rows
+    ]
+
+
+def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a row group: the rows that count, with their corrected labels.
+
+    Raises:
+        JobError: the file is missing or damaged, or lacks a column.
+    """
+    with open_parquet(group.url, group.footer) as file:
+        table = file.read_row_group(group.index, columns=list(columns), use_threads=False)
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise JobError(f"{group.url} has no column {missing[0]}.")
+    return table if group.edit is None else group.edit.apply(table)
+
+
+def iterate_row_groups(groups: Sequence[RowGroup], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Each of `groups`, in their order, a few read ahead in threads. An iterator left early leaves no thread behind."""
+    pool = ThreadPoolExecutor(READING_THREADS)
+    ahead: deque[Future[pa.Table]] = deque()
+    try:
+        for group in groups:
+            ahead.append(pool.submit(read_row_group, group, columns))
+            if len(ahead) > READING_THREADS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_table(url: str, manifest: FeaturesManifest, split: str, columns: Sequence[str]) -> pa.Table:
+    """The rows of one split, from the files that the manifest lists, in their order.
+
+    Raises:
+        JobError: a file is missing, damaged, or has other rows than the manifest says.
+    """
+    tables = list(iterate_row_groups(list_row_groups(url, manifest, split), columns))
+    return pa.concat_tables(tables) if tables else pa.table({name: pa.array([]) for name in columns})
+
+
+def read_footer(url: str) -> pq.FileMetaData:
+    """The footer of a data file.
+
+    Raises:
+        JobError: the file is missing or damaged.
+    """
+    with open_parquet(url) as file:
+        return file.metadata
+
+
+@contextmanager
+def open_parquet(url: str, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """A file that the manifest lists; what fails in a `with` block is the fault of this file.
+
+    Args:
+        footer: of the file, which need not be read again.
+
+    Raises:
+        JobError: it is missing or damaged.
+    """
+    try:
+        with open_source(url) as source:
+            yield pq.ParquetFile(source, metadata=footer)
+    except (OSError, pa.ArrowException, RuntimeError) as error:  # RuntimeError: what hdfs-native raises
+        raise JobError(f"{url} is listed in the manifest and cannot be read: {first_line(error)}") from error
+
+
+def open_source(url: str) -> pa.NativeFile:
+    """The file at `url` for pyarrow to read; a local one without a way through Python."""
+    filesystem, inner = storage.open_filesystem(url)
+    if storage.absolute_url(url).startswith("file://"):
+        return pa.OSFile(inner)
+    return pa.PythonFile(filesystem.open(inner, "rb"), mode="r")
+
+
+def row_shape(manifest: FeaturesManifest) -> tuple[int, ...]:
+    """Of the features of one image: ``(height, width, channels)`` of pixels, ``(feature_dim,)`` of a network's."""
+    size = int(np.prod(manifest.feature_shape))
+    return tuple(manifest.feature_shape) if manifest.feature_dtype == "uint8" else (size,)
+
+
+def features_of(table: pa.Table, manifest: FeaturesManifest, *, origin: str) -> NDArray[Any]:
+    """The column `features` as ``(n_images, *row_shape)``: a view of the table where it can be.
+
+    Raises:
+        JobError: a row has another number of features than the manifest says.
+    """
+    column, shape = as_array(table["features"]), row_shape(manifest)
+    size, pixels = int(np.prod(shape)), manifest.feature_dtype == "uint8"
+    lengths = pc.min_max(pc.binary_length(column) if pixels else pc.list_value_length(column)).as_py()
+    if len(column) and (column.null_count or lengths != {"min": size, "max": size}):
+        raise wrong_features(origin, size)
+    values = _bytes_of(column, size) if pixels else column.flatten().to_numpy(zero_copy_only=False)
+    return values.astype(manifest.feature_dtype, copy=False).reshape(len(column), *shape)
+
+
+def wrong_features(origin: str, size: int) -> JobError:
+    """What is raised for rows with another number of features than the manifest says."""
+    return JobError(f"{origin}: not all rows have {size} features, as the manifest says.")
+
+
+def as_array(column: pa.ChunkedArray) -> pa.Array:
+    """A column in one piece; without a copy where it is in one already."""
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+
+
+def _bytes_of(column: pa.Array, size: int) -> NDArray[np.uint8]:
+    """The bytes of a binary column whose values have `size` bytes each."""
+    data = column.buffers()[2]
+    if data is None:
+        return np.empty(0, np.uint8)
+    first = int(np.frombuffer(column.buffers()[1], np.int32)[column.offset]) if len(column) else 0
+    return np.frombuffer(data, np.uint8, len(column) * size, first)

@@ -1,0 +1,32 @@
+"""The command `finetune evaluate`."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from featurize.commands.options import JsonOption, print_result, reported_errors
+from finetune.commands.models import report_logged
+
+
+def evaluate_command(
+    model: Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")],
+    features: Annotated[str | None, typer.Option(help="A feature set; default: the one it was trained on.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    output: Annotated[str | None, typer.Option(help="Folder for scores, table and plot; default: the model's.")] = None,
+    all_rows: Annotated[
+        bool, typer.Option("--all-rows", help="Judges by all rows, whatever the `where` of the model selects.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluates a model: accuracy, precision, recall, F1, confusion matrix as table and plot."""
+    with reported_errors():
+        from finetune.evaluation.evaluate import evaluate_model, print_evaluation
+        from finetune.registry.log_model import log_evaluation
+        from finetune.registry.resolve import resolve_model
+
+        folder = resolve_model(model)
+        result = evaluate_model(folder, features, split, output, all_rows=all_rows)
+        print_evaluation(result, Console(stderr=as_json))
+        print_result(result, as_json=as_json)
+        report_logged(log_evaluation(folder, result))

@@ -1,0 +1,147 @@
+"""The command `finetune fit`."""
+
+import os
+from contextlib import ExitStack
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
+from featurize.console import say, warn
+from featurize.errors import UsageError
+from featurize.recipes.recipe import lower_half, read_recipe
+from featurize.storage import absolute_url
+from finetune.commands.epoch_progress import epoch_progress
+from finetune.commands.models import report_logged
+from finetune.models.folder import ModelCard, read_model_card
+from finetune.networks.user_functions import see_working_folder
+from finetune.rows.disk_rows import N_STREAMS
+from finetune.rows.row_query import describe_selection
+from finetune.training.checkpoints import has_checkpoint
+from finetune.training.plan import TrainingPlan, find_trained, plan_training
+from finetune.training.train import train
+
+
+def fit_command(
+    recipe: Annotated[str, typer.Argument(help="The TOML recipe; its lower half is read.")],
+    num_proc: Annotated[
+        int, typer.Option(min=1, help="Ranks, through Horovod on Spark; 1 trains in this process.")
+    ] = 1,
+    overrides: SetOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces another model at `model.url`.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Goes on from the checkpoint, if this training has left one.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
+    with reported_errors():
+        from finetune.ranks.horovod_ranks import launched_by_horovodrun, run_on_spark
+
+        under_horovodrun = launched_by_horovodrun()
+        if under_horovodrun and num_proc != 1:
+            raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
+        see_working_folder()
+        ranks = int(os.environ["HOROVOD_SIZE"]) if under_horovodrun else num_proc
+        plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
+        card = find_trained(plan, overwrite=overwrite)
+        reused, is_rank_0 = card is not None, os.environ.get("HOROVOD_RANK", "0") == "0"
+        if is_rank_0 and (selection := describe_selection(plan.manifest)):
+            say(selection)
+        if card is None and is_rank_0 and not resume and has_checkpoint(plan.recipe.model.url):
+            warn("a training that was cut short has left its checkpoint; this one starts afresh. To go on: --resume.")
+        run = partial(
+            _train_as_rank, plan, distributed=ranks > 1 or under_horovodrun, overwrite=overwrite, resume=resume
+        )
+        if card is None and num_proc > 1:
+            with epoch_progress(plan.recipe.training.epochs) as on_epoch:
+                run_on_spark(
+                    lambda: run(on_spark=True) is not None,
+                    num_proc,
+                    timeout_s=plan.recipe.training.timeout_s,
+                    on_told=on_epoch,
+                )
+            card = read_model_card(plan.recipe.model.url)
+        elif card is None:
+            card = run()
+        if card is not None and is_rank_0:
+            _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
+            from finetune.registry.log_model import log_fit
+
+            report_logged(log_fit(plan.recipe.model.url, plan.recipe.registry))
+
+
+def _train_as_rank(
+    plan: TrainingPlan, *, distributed: bool, overwrite: bool, resume: bool, on_spark: bool = False
+) -> ModelCard | None:
+    """Trains in this process, as one of the ranks; rank 0 shows the progress, or has the driver show it, and returns the card."""
+    from finetune.ranks.horovod_ranks import open_ranks
+    from finetune.ranks.signals import stop_on_sigterm
+
+    settings = plan.recipe.training
+    with (
+        open_ranks(distributed=distributed, timeout_s=settings.timeout_s) as ranks,
+        stop_on_sigterm() as is_asked_to_stop,
+        ExitStack() as shown,
+    ):
+        on_epoch = None
+        if ranks.rank == 0:
+            on_epoch = ranks.tell if on_spark else shown.enter_context(epoch_progress(settings.epochs))
+        return train(
+            plan, ranks, overwrite=overwrite, resume=resume, on_epoch=on_epoch, is_asked_to_stop=is_asked_to_stop
+        )
+
+
+def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
+    epochs = len(card.history)
+    if reused:
+        say(f"{url}: trained already, with these settings on these features; nothing to do.")
+    else:
+        ranks = "1 rank" if card.ranks == 1 else f"{card.ranks} ranks"
+        ended = " (stopped early)" if card.is_stopped_early else ""
+        say(
+            f"{url}: best of {epochs} epochs{ended} is {card.best_epoch}; {card.rows_per_second:,.0f} rows/s on {ranks}."
+        )
+        _report_memory(card)
+        _report_cost_of_ranks(card)
+    say("  ".join(f"{name} {value:.4f}" for name, value in card.metrics.items()))
+    result = {
+        "model": url,
+        "model_id": card.model_id,
+        "metrics": card.metrics,
+        "epochs": epochs,
+        "best_epoch": card.best_epoch,
+        "rows_per_second": card.rows_per_second,
+        "ranks": card.ranks,
+        "seconds_of_ranks": card.seconds_of_ranks,
+        "memory_of_ranks": card.memory_of_ranks,
+        "is_stopped_early": card.is_stopped_early,
+        "reused": reused,
+    }
+    print_result(result, as_json=as_json)
+
+
+def _report_memory(card: ModelCard) -> None:
+    """Says what a rank takes in memory: that of the one that has taken most."""
+    if card.memory_of_ranks:
+        features, peak = (max(rank[key] for rank in card.memory_of_ranks) for key in ("feature_bytes", "peak_bytes"))
+        held = "streamed features take up to about" if card.cache == "stream" else "features take"
+        say(f"memory of a rank: {held} {features / 1e6:,.1f} MB; {peak / 1e6:,.0f} MB in all at most.")
+
+
+def _report_cost_of_ranks(card: ModelCard) -> None:
+    """Says so where ranks had nothing to do, or took longer to agree than they saved each other."""
+    if card.ranks == 1 or not card.seconds_of_ranks:
+        return
+    if card.cache == "stream" and card.ranks > N_STREAMS:
+        warn(
+            f"{card.ranks - N_STREAMS} of {card.ranks} ranks got no rows: a stream is read by {N_STREAMS} ranks at most."
+        )
+    computing = sum(seconds["compute_seconds"] for seconds in card.seconds_of_ranks)
+    slowest = max(seconds["compute_seconds"] + seconds["all_reduce_seconds"] for seconds in card.seconds_of_ranks)
+    if slowest > computing:
+        warn(
+            f"{card.ranks} ranks took {slowest / computing:.1f} times as long as one would have: a step of this model on "
+            f"{card.global_batch_size // card.ranks} rows is shorter than its all-reduce. Take larger batches, or one rank."
+        )

@@ -1,0 +1,88 @@
+"""The command `finetune predict`."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from featurize.commands.options import (
+    DecodeTimeoutOption,
+    JsonOption,
+    RejectFractionOption,
+    print_result,
+    reported_errors,
+)
+from featurize.console import say, warn
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.tables.manifests import PREDICTED
+from finetune.commands.views import report_views
+
+if TYPE_CHECKING:
+    from finetune.prediction.answers import Threshold
+    from finetune.prediction.predict import Predicted, PredictionPlan
+
+ModelArgument = Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")]
+PredictionsOption = Annotated[str, typer.Option(help="URL of the predictions, of this model and of others.")]
+PrecisionOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Wanted of the labels, by the validation split; below its threshold there is none."
+    ),
+]
+
+
+def predict_command(
+    model: ModelArgument,
+    output: PredictionsOption,
+    images: Annotated[
+        str | None, typer.Option(help="A folder with images at whatever depth, an images table, or a card.")
+    ] = None,
+    features: Annotated[str | None, typer.Option(help="A feature set, in place of images.")] = None,
+    precision: PrecisionOption = None,
+    max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
+    decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
+    as_json: JsonOption = False,
+) -> None:
+    """Labels images that nobody has labelled, or ready features; run again, it adds what is missing."""
+    with reported_errors():
+        from featurize.building.session import open_session
+        from finetune.prediction.predict import plan_prediction, predict
+
+        plan = plan_prediction(model, output, images=images, features=features, precision=precision)
+        with open_session("firn predict") as session:
+            predicted = predict(
+                session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
+            )
+        _report(plan, predicted, as_json=as_json)
+
+
+def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) -> None:
+    from featurize.commands.build_report import build_numbers, report_build
+
+    report_build(predicted.result, plan.url, is_whole_source=False)
+    threshold = predicted.threshold
+    if threshold is not None:
+        report_threshold(threshold, abstained=predicted.result.manifest.rows.get(PREDICTED, {}).get("", 0))
+    if predicted.views is not None:
+        report_views(predicted.views)
+    else:
+        warn(f"the views on {plan.output} are as they were: {predicted.views_fault}")
+    if predicted.reference_fault is not None:
+        warn(f"`finetune drift` will not see drift of features in these predictions: {predicted.reference_fault}")
+    numbers = {
+        "predictions": plan.url,
+        "model_id": plan.card.model_id,
+        "model": plan.folder,
+        "threshold": None if threshold is None else threshold.as_dict(),
+        "views": None if predicted.views is None else predicted.views.views.by_name(),
+        **build_numbers(predicted.result),
+    }
+    print_result(numbers, as_json=as_json)
+
+
+def report_threshold(threshold: "Threshold", *, abstained: int) -> None:
+    """Says where the threshold lies, by which images, and how many images get no label."""
+    say(
+        f"threshold {threshold.threshold:.4f} for a precision of {threshold.precision:g}: of {threshold.rows} images of the "
+        f"{threshold.split} split {threshold.kept} get a label and {threshold.right} of these the right one "
+        f"({threshold.right / threshold.kept:.4f}; 95 % sure of {threshold.precision_low:.4f}). {abstained} images here got none."
+    )

@@ -1,0 +1,96 @@
+"""`finetune report`: a model or a sweep on one page, or in plain text."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from featurize.commands.options import JsonOption, print_result, reported_errors
+from featurize.console import say
+
+if TYPE_CHECKING:
+    from finetune.reports.judge import Judgement, Target
+
+DEFAULT_OUTPUT = "report.html"
+
+
+def report_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL|SWEEP", help="A model (folder, id of its run, or name@alias) or the folder of a sweep."
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="The HTML file to write.")] = DEFAULT_OUTPUT,
+    split: Annotated[str, typer.Option(help="The split to judge by: train, validation or test.")] = "test",
+    compare: Annotated[
+        list[str] | None,
+        typer.Option("--compare", metavar="MODEL", help="Another model to stand beside it; repeatable."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="The heading; default: the name of the folder.")] = None,
+    check_data: Annotated[
+        bool | None,
+        typer.Option(
+            "--check-data/--no-check-data",
+            help="Looks for label errors and duplicates; default: up to 1 GiB of features.",
+        ),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Prints mistakes and scores as text, and writes no file.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Writes a report that opens without a network: verdict, curves, confusion, mistakes with their images, lineage."""
+    with reported_errors():
+        from finetune.registry.resolve import resolve_model
+        from finetune.reports.judge import find_target, judge
+
+        found = find_target(resolve_model(target), [resolve_model(other) for other in compare or ()])
+        judged = judge(found, split)
+        url = None
+        if plain:
+            _print_plain(judged, to_stderr=as_json)
+        else:
+            url = _write(found, judged, output, title=title, check_data=check_data)
+            say(f"{url}: {judged.models[0].accuracy:.1%} of {len(judged.label_index):,} images of {split} are right.")
+        print_result(_result(found, judged, url), as_json=as_json)
+
+
+def _write(target: "Target", judged: "Judgement", output: str, *, title: str | None, check_data: bool | None) -> str:
+    """Writes the HTML; returns its URL."""
+    from featurize import storage
+    from finetune.reports.context import report_context
+    from finetune.reports.page import render_report
+
+    url = storage.absolute_url(output)
+    html = render_report(report_context(target, judged, title=title, check_data=check_data))
+    storage.write_bytes(url, html.encode())
+    return url
+
+
+def _print_plain(judged: "Judgement", *, to_stderr: bool) -> None:
+    from finetune.reports.plain import plain_report
+
+    typer.echo(plain_report(judged), nl=False, err=to_stderr)
+
+
+def _result(target: "Target", judged: "Judgement", url: str | None) -> dict[str, Any]:
+    from finetune.reports.sections import verdict_section
+    from finetune.scores.calibration import calibration_bins, expected_calibration_error
+
+    verdict, model = verdict_section(judged), judged.models[0]
+    bins = calibration_bins(judged.probabilities, judged.label_index)
+    return {
+        "report": url,
+        "kind": target.kind,
+        "target": target.url,
+        "model": model.candidate.url,
+        "model_id": model.card.model_id,
+        "split": judged.split,
+        "rows": verdict["rows"],
+        "accuracy": verdict["accuracy"],
+        "accuracy_interval": list(verdict["interval"]),
+        "baseline_accuracy": verdict["baseline"],
+        "baseline_class": verdict["baseline_class"],
+        "expected_calibration_error": expected_calibration_error(bins),
+        "models": {m.candidate.url: m.accuracy for m in judged.models},
+    }

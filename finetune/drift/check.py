@@ -1,0 +1,217 @@
+"""Drift: published predictions of a model, window by window, against what the model says of its own validation split.
+
+`finetune drift` runs `check_predictions`; `finetune.streams.drift_windows` makes and keeps windows of a stream.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from featurize import storage
+from featurize.errors import UsageError
+from featurize.tables.manifests import PredictionsManifest, utc_now
+from featurize.tables.predictions import LATEST, WINDOWS_FOLDERS, read_views
+from finetune.drift.read import EVERYTHING, Selection, find_predictions, read_rows, window_of
+from finetune.drift.reference import Reference, find_reference, read_reference, reference_url
+from finetune.drift.window import (
+    FALSE_ALARM_RATE,
+    LEAST_IMAGES,
+    TESTS,
+    Window,
+    WindowResult,
+    check_rate,
+    check_window,
+    images_needed,
+)
+from finetune.registry.resolve import read_folder
+
+__all__ = [
+    "CheckedWindow",
+    "DriftReport",
+    "Selection",
+    "Window",
+    "WindowResult",
+    "check_predictions",
+    "check_rows",
+    "check_window",
+    "reference_of",
+    "write_windows",
+]
+_NUMBERS = [(f"{test}_{what}", pa.float64()) for test in TESTS for what in ("statistic", "p", "corrected")]
+WINDOWS_SCHEMA = pa.schema(
+    [
+        ("checked_at", pa.timestamp("us", tz="UTC")),
+        ("model_id", pa.string()),
+        ("window", pa.int64()),
+        ("first_predicted_at", pa.timestamp("us", tz="UTC")),
+        ("last_predicted_at", pa.timestamp("us", tz="UTC")),
+        ("images", pa.int64()),
+        ("projected", pa.int64()),
+        ("reference_images", pa.int64()),
+        ("false_alarm_rate", pa.float64()),
+        *_NUMBERS,
+        ("stability_index", pa.float64()),
+        ("stability_index_without_drift", pa.float64()),
+        ("confidence", pa.float64()),
+        ("reference_confidence", pa.float64()),
+        ("alarm", pa.bool_()),
+        ("fired", pa.list_(pa.string())),
+        ("retrain", pa.bool_()),
+    ]
+)
+"""The columns of the table of windows; those of a test that could not be made are null."""
+
+
+@dataclass(frozen=True)
+class CheckedWindow:
+    """A window: its number, from 0; the times of its first and last prediction; what was found."""
+
+    number: int
+    first: datetime
+    last: datetime
+    result: WindowResult
+
+
+@dataclass(frozen=True)
+class DriftReport:
+    """What `check_predictions` found.
+
+    Attributes:
+        images: that were selected.
+        left_over: of these, those that fill no window.
+        needed: see `images_needed`.
+        table: URL of the file with a row for each window; None where there was no window.
+    """
+
+    model_id: str
+    reference: Reference
+    false_alarm_rate: float
+    images: int
+    left_over: int
+    windows: tuple[CheckedWindow, ...]
+    needed: dict[str, int | None]
+    table: str | None
+
+    @property
+    def alarms(self) -> int:
+        """Windows that gave alarm."""
+        return sum(window.result.alarm for window in self.windows)
+
+
+def check_predictions(
+    output: str,
+    *,
+    model: str = LATEST,
+    selection: Selection = EVERYTHING,
+    window: int | None = None,
+    false_alarm_rate: float = FALSE_ALARM_RATE,
+    report: str | None = None,
+) -> DriftReport:
+    """Tests published predictions against the model's reference, and keeps what was found. Needs no Spark.
+
+    Args:
+        output: URL of predictions.
+        model: a view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
+        window: images in one, in the order in which they were labelled; what is left over at the end is not tested. None: all
+            that are selected are one.
+        false_alarm_rate: of one window.
+        report: URL of the folder for the table of windows; default: ``<output>/drift/windows``.
+
+    Raises:
+        UsageError: no predictions, no such model, or no reference.
+        JobError: files are damaged.
+    """
+    check_rate(false_alarm_rate)
+    if window is not None and window < LEAST_IMAGES:
+        raise UsageError(f"`--window` must be at least {LEAST_IMAGES} images. Got {window}.")
+    published = read_views(output)
+    manifest = find_predictions(published, model)
+    reference = reference_of(published.url, manifest)
+    rows = read_rows(published.url, manifest, selection)
+    size = window or max(rows.num_rows, LEAST_IMAGES)
+    parts = [rows.slice(start, size) for start in range(0, rows.num_rows - size + 1, size)]
+    windows = tuple(
+        check_rows(number, part, reference, false_alarm_rate=false_alarm_rate) for number, part in enumerate(parts)
+    )
+    table = None
+    if windows:
+        table = _new_url(report or storage.join_url(published.url, WINDOWS_FOLDERS["drift"]))
+        write_windows(table, manifest.model_id, reference, windows, false_alarm_rate=false_alarm_rate)
+    return DriftReport(
+        model_id=manifest.model_id,
+        reference=reference,
+        false_alarm_rate=false_alarm_rate,
+        images=rows.num_rows,
+        left_over=rows.num_rows - size * len(windows),
+        windows=windows,
+        needed=images_needed(reference, false_alarm_rate=false_alarm_rate),
+        table=table,
+    )
+
+
+def reference_of(output: str, manifest: PredictionsManifest) -> Reference:
+    """The reference for published predictions; made now, of the model's feature set, where `finetune predict` left none.
+
+    Raises:
+        UsageError: there is none, and the model or its validation split is gone.
+        JobError: it is damaged, or of another network.
+    """
+    kept = read_reference(output, manifest.model_id)
+    if kept is not None and kept.origin["network_sha256"] == manifest.model["network_sha256"]:
+        return kept
+    if kept is not None:
+        raise UsageError(f"{reference_url(output, manifest.model_id)} is of another network than the predictions.")
+    url = str(manifest.model["url"])
+    card = read_folder(url)
+    if card.network_sha256 != manifest.model["network_sha256"]:
+        raise UsageError(f"{url} holds another model than the one that predicted: no reference can be made.")
+    return find_reference(output, url, card)
+
+
+def write_windows(
+    url: str, model_id: str, reference: Reference, windows: Sequence[CheckedWindow], *, false_alarm_rate: float
+) -> None:
+    """Writes a file of the table of windows, with a row for each of `windows`; it is there whole or not at all."""
+    common = {
+        "checked_at": datetime.fromisoformat(utc_now()),
+        "model_id": model_id,
+        "reference_images": reference.rows,
+        "false_alarm_rate": false_alarm_rate,
+    }
+    table = pa.Table.from_pylist([{**common, **_row(window)} for window in windows], WINDOWS_SCHEMA)
+    storage.write_file(url, lambda file: pq.write_table(table, file, compression="zstd"))
+
+
+def check_rows(number: int, rows: pa.Table, reference: Reference, *, false_alarm_rate: float) -> CheckedWindow:
+    """Tests rows of `read_rows` as one window; for errors see `check_window`. Its seed is the id of the first image."""
+    times, seed = pc.min_max(rows["predicted_at"]).as_py(), int(rows["image_id"][0].as_py()[:8], 16)
+    result = check_window(reference, window_of(rows), false_alarm_rate=false_alarm_rate, seed=seed)
+    return CheckedWindow(number, times["min"], times["max"], result)
+
+
+def _new_url(folder: str) -> str:
+    """Of a file in `folder` that is not there yet."""
+    stamp = utc_now()[:19].replace(":", "").replace("-", "")
+    return storage.join_url(folder, f"windows-{stamp}-{uuid4().hex[:8]}.parquet")
+
+
+def _row(window: CheckedWindow) -> dict[str, Any]:
+    result = window.result
+    numbers = {
+        f"{name}_{what}": getattr(test, what)
+        for name, test in result.tests.items()
+        for what in ("statistic", "p", "corrected")
+    }
+    return {
+        "window": window.number,
+        "first_predicted_at": window.first,
+        "last_predicted_at": window.last,
+        **{key: value for key, value in result.as_dict().items() if key != "tests"},
+        **numbers,
+    }

@@ -1,0 +1,222 @@
+"""The reference of a model: what it says of its own validation split, kept once beside its predictions.
+
+    <output>/drift/references/<model_id>.parquet    one row per image: label, probability, projection
+
+It is of the validation split since on the training split a model is surer than it will ever be. Read as plain Parquet; nothing is
+unpickled.
+"""
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.errors import JobError, UsageError, first_line
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.predictions import DRIFT
+from finetune.drift.projection import SIZE, Projection, embed, embedding_model, median_distance, seed_of
+from finetune.models.folder import ModelCard, check_features, load_model
+from finetune.rows.row_query import read_selected_by_model
+from finetune.rows.splits import iterate_split
+
+SPLIT = "validation"
+MOST_IMAGES = 4096
+"""Of a larger validation split so many are drawn, by their ids: more would not make the tests much sharper."""
+LEAST_IMAGES = 50
+"""With fewer there is no reference: no test would see anything."""
+_SCHEMA = pa.schema([("label", pa.string()), ("probability", pa.float32()), ("projection", pa.list_(pa.float32()))])
+_KEY = b"firn.reference"
+_ROW_ID_BITS = 60
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model says of images of which nothing has drifted.
+
+    Attributes:
+        labels: the most probable class of each image, also where the model would abstain.
+        probabilities: float32 ``(n_images,)``, of this class.
+        projections: float32 ``(n_images, size)``.
+        projection: what made them, and makes those of predictions.
+        origin: JSON-ready: `model_id`, `network_sha256`, `features`, `features_identity`, `split`, `rows` of the split.
+    """
+
+    labels: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    projections: NDArray[np.float32]
+    projection: Projection
+    origin: Mapping[str, Any]
+
+    @property
+    def rows(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Images by label."""
+        return dict(Counter(self.labels))
+
+    @property
+    def confidence(self) -> float:
+        """The mean probability."""
+        return float(self.probabilities.mean(dtype=np.float64))
+
+
+def reference_url(output: str, model_id: str) -> str:
+    """Where the reference of a model is kept, beside the predictions at `output`."""
+    return storage.join_url(output, DRIFT, "references", f"{model_id}.parquet")
+
+
+def find_reference(output: str, url: str, card: ModelCard) -> Reference:
+    """The reference of the model at `url` beside the predictions at `output`; it is made and kept if there is none.
+
+    Raises:
+        UsageError: there is none, and the validation split that it would be made of is gone or too small.
+        JobError: it is damaged, or of another network.
+    """
+    kept = read_reference(output, card.model_id)
+    if kept is None:
+        made = make_reference(url, card)
+        storage.create_exclusively(reference_url(output, card.model_id), encode(made))
+        kept = read_reference(output, card.model_id) or made  # that of whoever was first
+    if kept.origin["network_sha256"] != card.network_sha256:
+        raise JobError(
+            f"{reference_url(output, card.model_id)} is of another network than the model's. Remove it and all "
+            "predictions of the model."
+        )
+    return kept
+
+
+@contextmanager
+def reference_of_run(
+    output: str, url: str, card: ModelCard, *, has_begun: Callable[[], bool]
+) -> Iterator["Reference | str"]:
+    """The reference for a run that labels, or why there is none; one that was made for a run that came to nothing goes.
+
+    Args:
+        has_begun: called afterwards: whether anything of the run is left.
+    """
+    was_there = storage.exists(reference_url(output, card.model_id))
+    try:
+        yield _reference_or_fault(output, url, card)
+    finally:
+        if not was_there and not has_begun():
+            storage.remove(reference_url(output, card.model_id))
+            storage.remove_if_empty(storage.join_url(output, DRIFT))
+
+
+def _reference_or_fault(output: str, url: str, card: ModelCard) -> "Reference | str":
+    """As `find_reference`, or why there is none: without it images are labelled all the same, but keep no projection."""
+    try:
+        return find_reference(output, url, card)
+    except UsageError as error:
+        return str(error)
+
+
+def make_reference(url: str, card: ModelCard) -> Reference:
+    """Runs the model at `url` on the validation split that it was trained with.
+
+    Raises:
+        UsageError: the feature set is gone, is another one now, or has too small a validation split.
+    """
+    features = card.features.url
+    manifest = read_selected_by_model(card, features)
+    check_features(card, features, manifest)
+    rows = manifest.split_rows(SPLIT)
+    if rows < LEAST_IMAGES:
+        raise UsageError(
+            f"{features} has {rows} images in its validation split; a reference for drift takes {LEAST_IMAGES}."
+        )
+    probabilities, embeddings = _run(url, features, manifest)
+    projection = Projection(seed_of(card.model_id), SIZE, median_distance(embeddings))
+    best = probabilities.argmax(axis=1)
+    return Reference(
+        labels=tuple(card.classes[index] for index in best),
+        probabilities=probabilities.max(axis=1),
+        projections=projection.apply(embeddings),
+        projection=projection,
+        origin={
+            "model_id": card.model_id,
+            "network_sha256": card.network_sha256,
+            "features": features,
+            "features_identity": manifest.identity,
+            "split": SPLIT,
+            "rows": rows,
+        },
+    )
+
+
+def read_reference(output: str, model_id: str) -> Reference | None:
+    """The reference that is kept, or None.
+
+    Raises:
+        JobError: it is damaged.
+    """
+    url = reference_url(output, model_id)
+    try:
+        content = storage.read_bytes(url)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return decode(content)
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise JobError(
+            f"{url} is no reference, or damaged: {first_line(error)}. Remove it to have it made anew."
+        ) from error
+
+
+def encode(reference: Reference) -> bytes:
+    """A reference as a Parquet file; where it comes from is in the metadata of its schema."""
+    about = {"origin": dict(reference.origin), "projection": reference.projection.as_dict()}
+    flat = pa.array(reference.projections.ravel(), pa.float32())
+    ends = pa.array(np.arange(reference.rows + 1, dtype=np.int32) * reference.projection.size)
+    columns = [
+        pa.array(reference.labels, pa.string()),
+        pa.array(reference.probabilities),
+        pa.ListArray.from_arrays(ends, flat),
+    ]
+    schema = _SCHEMA.with_metadata({_KEY: json.dumps(about).encode()})
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def decode(content: bytes) -> Reference:
+    """What `encode` wrote. Raises ArrowException, ValueError, KeyError or TypeError where it is something else."""
+    table = pq.read_table(io.BytesIO(content))
+    about = json.loads((table.schema.metadata or {})[_KEY])
+    projection = Projection(**about["projection"])
+    flat = table["projection"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return Reference(
+        labels=tuple(table["label"].to_pylist()),
+        probabilities=table["probability"].to_numpy(),
+        projections=flat.astype(np.float32, copy=False).reshape(table.num_rows, projection.size),
+        projection=projection,
+        origin=about["origin"],
+    )
+
+
+def _run(url: str, features: str, manifest: FeaturesManifest) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Probabilities and embeddings of at most `MOST_IMAGES`, in the order of their ids, wherever they lie."""
+    network, _ = load_model(url)
+    model = embedding_model(network)
+    below = (1 << _ROW_ID_BITS) * min(1.0, MOST_IMAGES / manifest.split_rows(SPLIT))
+    ids, parts = [], []
+    for part in iterate_split(features, manifest, SPLIT):
+        drawn = part.row_ids < below
+        ids.append(part.row_ids[drawn])
+        parts.append(embed(model, part.features[drawn]))
+    order = np.argsort(np.concatenate(ids), kind="stable")
+    probabilities, embeddings = (np.concatenate(column)[order] for column in zip(*parts, strict=True))
+    return probabilities, embeddings

@@ -1,0 +1,129 @@
+"""Evaluation of a model on one split of a feature set: scores, confusion matrix, plot."""
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from featurize import storage
+from featurize.errors import UsageError
+from featurize.tables.manifests import FeaturesManifest
+from finetune.models.folder import check_features, load_model
+from finetune.networks.forward import predict_probabilities
+from finetune.rows.row_query import read_selected_by_model
+from finetune.rows.splits import iterate_split
+from finetune.scores.figures import plot_confusion_matrix, render_png
+from finetune.scores.metrics import Evaluation, evaluate_probabilities, most_confused
+
+_MOST_CLASSES_ON_SCREEN = 12
+
+
+def evaluate_model(
+    model_url: str, features_url: str | None, split: str, output: str | None, *, all_rows: bool = False
+) -> dict[str, Any]:
+    """Evaluates a model and writes `evaluation-<split>.json`, `confusion-<split>.csv` and `confusion-<split>.png`.
+
+    Args:
+        features_url: default: the feature set that the model was trained on.
+        output: folder for the three files; default: the model's.
+        all_rows: whether to judge by all rows; else by those that the query of the model selects, if it has one.
+
+    Returns:
+        The scores as `Evaluation.as_dict` has them, `most_confused`, the paths of what was written, how many rows of the split
+        were `left_out` by the query, and how many have `corrected_labels`.
+
+    Raises:
+        UsageError: no model, no feature set, features of another backbone, no rows in the split.
+    """
+    network, card = load_model(model_url)
+    url = features_url or card.features.url
+    manifest = read_selected_by_model(card, url, all_rows=all_rows)
+    check_features(card, url, manifest)
+    _check_split(url, manifest, split)
+    parts = [  # file by file: only the probabilities of all rows are in memory together
+        (predict_probabilities(network, part.features), part.label_index)
+        for part in iterate_split(url, manifest, split)
+    ]
+    probabilities, label_index = (np.concatenate(column) for column in zip(*parts, strict=True))
+    evaluation = evaluate_probabilities(probabilities, label_index, card.classes)
+    confused = [
+        {"true": pair.true_label, "predicted": pair.predicted_label, "count": pair.count, "fraction": pair.fraction}
+        for pair in most_confused(evaluation.confusion_matrix, evaluation.classes)
+    ]
+    folder = storage.absolute_url(output or model_url)
+    paths = {name: storage.join_url(folder, f"{stem}-{split}.{ending}") for name, stem, ending in _OUTPUTS}
+    result = {
+        **evaluation.as_dict(),
+        "most_confused": confused,
+        "model_id": card.model_id,
+        "features": storage.absolute_url(url),
+        "split": split,
+        "left_out": manifest.edits.left_out[split] if manifest.edits is not None else 0,
+        "corrected_labels": manifest.edits.corrected[split] if manifest.edits is not None else 0,
+    }
+    storage.write_json(paths["evaluation"], result)
+    storage.write_bytes(paths["table"], confusion_csv(evaluation).encode())
+    name = card.recipe["model"]["name"]
+    figure = plot_confusion_matrix(evaluation.confusion_matrix, evaluation.classes, title=f"{name} on {split}")
+    storage.write_bytes(paths["plot"], render_png(figure))
+    return {**result, "files": paths}
+
+
+def confusion_csv(evaluation: Evaluation) -> str:
+    """The confusion matrix as CSV: a row for each true class, a column for each predicted one."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *evaluation.classes])
+    for label, counts in zip(evaluation.classes, evaluation.confusion_matrix.tolist(), strict=True):
+        writer.writerow([label, *counts])
+    return text.getvalue()
+
+
+def print_evaluation(result: dict[str, Any], console: Console) -> None:
+    """Prints what `evaluate_model` returned, for people."""
+    scores = Table.grid(padding=(0, 2))
+    for key in ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss"):
+        scores.add_row(f"[bold]{key}", f"{result[key]:.4f}")
+    left_out = f", {result['left_out']} left out by `where`" if result["left_out"] else ""
+    scores.add_row("[bold]rows", f"{result['rows']} of split {result['split']}{left_out}")
+    console.print(scores, highlight=False)
+    if len(result["classes"]) <= _MOST_CLASSES_ON_SCREEN:
+        console.print("confusion matrix, a column for each predicted class:", highlight=False)
+        console.print(_confusion_table(result), highlight=False)
+    for pair in result["most_confused"]:
+        times = "once" if pair["count"] == 1 else f"{pair['count']} times"
+        line = f"{pair['true']} taken for {pair['predicted']}: {times} ({pair['fraction']:.0%} of its images)"
+        console.print(line, highlight=False, markup=False)
+    console.print(f"plot: {result['files']['plot']}", highlight=False, markup=False, soft_wrap=True)
+
+
+_OUTPUTS = (("evaluation", "evaluation", "json"), ("table", "confusion", "csv"), ("plot", "confusion", "png"))
+
+
+def _check_split(url: str, manifest: FeaturesManifest, split: str) -> None:
+    if manifest.split_rows(split) == 0:
+        with_rows = ", ".join(name for name in manifest.rows if manifest.split_rows(name))
+        left_out = manifest.edits.left_out.get(split, 0) if manifest.edits is not None else 0
+        why = f" that the model's `where` selects; --all-rows judges by all {left_out}" if left_out else ""
+        raise UsageError(f"{url}: split {split!r} has no rows{why}. Splits with rows: {with_rows}.")
+
+
+def _confusion_table(result: dict[str, Any]) -> Table:
+    table = Table(
+        "true",
+        *(escape(label) for label in result["classes"]),
+        box=None,
+        padding=(0, 1),
+        header_style="bold",
+    )
+    for column in table.columns:
+        column.no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for label, counts in zip(result["classes"], result["confusion_matrix"], strict=True):
+        table.add_row(escape(label), *(str(count) if count else "." for count in counts))
+    return table

@@ -1,0 +1,138 @@
+"""Relabelling: a table of labels becomes corrections of a feature set, all of them or none."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from featurize import storage
+from featurize.errors import UsageError
+from featurize.storage.claims import user_name
+from featurize.tables.corrections import CORRECTIONS_SCHEMA, Corrections, append_corrections
+from featurize.tables.manifests import FeaturesManifest, read_published_features
+from featurize.tables.row_edits import scan_rows
+
+_COLUMNS = ("image_id", "label")
+_MOST_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """What a call did.
+
+    Attributes:
+        number: of the corrections in the log; None where there was nothing to correct.
+        corrected: images that got another label.
+        unchanged: images that had the label already.
+    """
+
+    features: str
+    number: int | None
+    corrected: int
+    unchanged: int
+
+
+def relabel(table_url: str, features_url: str, *, reason: str, by: str | None = None) -> Relabelled:
+    """Corrects labels of the feature set at `features_url` as the table at `table_url` says.
+
+    Args:
+        table_url: of a CSV file with the columns `image_id` and `label`; others may be there.
+        reason: why; kept with each correction.
+        by: who; default: the user who runs this.
+
+    Raises:
+        UsageError: the table is empty, or names an image twice, one that is not in the set, or a label that is no class.
+        JobError: files are damaged.
+    """
+    if not reason.strip():
+        raise UsageError("`--reason` must say why. Got an empty one.")
+    labels = read_labels(table_url)
+    url = storage.absolute_url(features_url)
+    manifest = read_published_features(url)
+    _check_labels(labels, manifest.classes, origin=table_url, url=url)
+    found = _find_images(url, manifest, list(labels))
+    if unknown := [image_id for image_id in labels if image_id not in found]:
+        raise UsageError(f"{table_url}: {url} has no image {_some(unknown)}.")
+    now = datetime.now(UTC)
+
+    def make(log: Corrections) -> pa.Table:
+        last = log.last()
+        there = found | {
+            image_id: [label]
+            for image_id, label in zip(last["image_id"].to_pylist(), last["label"].to_pylist(), strict=True)
+        }
+        rows = [
+            (image_id, old, new, by or user_name(), now, reason)
+            for image_id, new in labels.items()
+            if there[image_id] != [new]
+            for old in there[image_id]
+        ]
+        columns = list(zip(*rows, strict=True)) or [()] * len(CORRECTIONS_SCHEMA)
+        return pa.table(
+            [pa.array(list(column), field.type) for column, field in zip(columns, CORRECTIONS_SCHEMA, strict=True)],
+            schema=CORRECTIONS_SCHEMA,
+        )
+
+    log, entries = append_corrections(url, make)
+    corrected = len(set(entries["image_id"].to_pylist()))
+    return Relabelled(url, log.count + 1 if corrected else None, corrected, len(labels) - corrected)
+
+
+def read_labels(url: str) -> dict[str, str]:
+    """The label of each image in a CSV file with the columns `image_id` and `label`, in its order.
+
+    Raises:
+        UsageError: there is no such table, or it is not one.
+    """
+    try:
+        text = storage.read_bytes(url).decode("utf-8-sig")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise UsageError(f"there is no table {url}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{url} is not text in UTF-8.") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    labels: dict[str, str] = {}
+    twice = list[str]()
+    try:
+        if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
+            raise UsageError(f"{url} has no column {missing[0]}. Wanted: {', '.join(_COLUMNS)}.")
+        for row in reader:
+            image_id, label = row["image_id"], row["label"]
+            if not image_id or not label:
+                raise UsageError(f"{url}: line {reader.line_num} lacks an image_id or a label.")
+            twice += [image_id] if image_id in labels else []
+            labels[image_id] = label
+    except csv.Error as error:
+        raise UsageError(f"{url}: line {reader.line_num} is not CSV: {error}.") from error
+    if twice:
+        raise UsageError(f"{url} names an image more than once: {_some(list(dict.fromkeys(twice)))}.")
+    if not labels:
+        raise UsageError(f"{url} has no rows.")
+    return labels
+
+
+def _check_labels(labels: Mapping[str, str], classes: Sequence[str], *, origin: str, url: str) -> None:
+    if unknown := sorted(set(labels.values()) - set(classes)):
+        raise UsageError(
+            f"{origin}: {_some([repr(label) for label in unknown])} is no class of {url}. Its classes: {_some(classes, 20)}."
+        )
+
+
+def _find_images(url: str, manifest: FeaturesManifest, image_ids: Sequence[str]) -> dict[str, list[str]]:
+    """The labels in the files of those of the images that are in the set, sorted: an image may lie there several times."""
+    wanted = pa.array(image_ids, pa.string())
+    found: dict[str, set[str]] = {}
+    for *_, table in scan_rows(url, manifest, ("image_id", "label")):
+        hits = table.filter(pc.is_in(table["image_id"], wanted))
+        for image_id, label in zip(hits["image_id"].to_pylist(), hits["label"].to_pylist(), strict=True):
+            found.setdefault(image_id, set()).add(label)
+    return {image_id: sorted(labels) for image_id, labels in found.items()}
+
+
+def _some(names: Sequence[str], most: int = _MOST_NAMED) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,211 @@
+"""The model folder: `model.keras` and `model.json`, everything needed to use the model and to train it again."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from featurize import storage
+from featurize.digests import sha256_file
+from featurize.errors import JobError, UsageError, first_line
+from featurize.tables.manifests import FeaturesManifest
+
+if TYPE_CHECKING:
+    import keras
+
+SCHEMA_VERSION = 1
+CARD_NAME = "model.json"
+NETWORK_NAME = "model.keras"  # of the best epoch
+LAST_NETWORK_NAME = "last.keras"  # after the last epoch
+_ONLY_DESCRIBE = ("weights", "weights_file_sha256", "bfloat16_cosine")  # where the weights came from, not what they are
+
+
+class FeaturesReference(BaseModel):
+    """The feature set that a model was trained on."""
+
+    url: str
+    identity: str
+    content_digest: str
+    preparation_id: str
+    backbone: dict[str, Any]
+    feature_shape: list[int]
+    feature_dtype: str
+
+
+class ModelCard(BaseModel):
+    """`model.json`. `model_id` is the digest of every setting that could change the result.
+
+    Attributes:
+        read_as: the query, and the digests of what it selected and of corrected labels.
+        memory_of_ranks: for each rank `feature_bytes`, about the most that features take in it, and `peak_bytes`, the most that
+            its process has had in memory, TensorFlow included.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    model_id: str
+    features: FeaturesReference
+    classes: list[str]
+    recipe: dict[str, Any]
+    seed: int
+    ranks: int
+    global_batch_size: int
+    rows: dict[str, int]
+    read_as: dict[str, str] = {}
+    metrics: dict[str, float]
+    best_epoch: int
+    history: list[dict[str, float]]
+    rows_per_second: float
+    seconds_of_ranks: list[dict[str, float]] = []
+    memory_of_ranks: list[dict[str, int]] = []
+    is_stopped_early: bool = False
+    cache: str = "memory"
+    network_sha256: str
+    last_network_sha256: str | None = None
+    created_at: str
+    versions: dict[str, str]
+
+
+def refer_to_features(url: str, manifest: FeaturesManifest) -> FeaturesReference:
+    """What a model keeps of the feature set at `url`."""
+    return FeaturesReference(
+        url=storage.absolute_url(url),
+        identity=manifest.identity,
+        content_digest=manifest.content_digest,
+        preparation_id=manifest.preparation_id,
+        backbone=manifest.backbone,
+        feature_shape=manifest.feature_shape,
+        feature_dtype=manifest.feature_dtype,
+    )
+
+
+def read_model_card(url: str) -> ModelCard | None:
+    """The card of the model at `url`, or None where there is none.
+
+    Raises:
+        JobError: it is damaged, or of a newer Firn.
+    """
+    card_url = storage.join_url(url, CARD_NAME)
+    try:
+        document = storage.read_json(card_url)
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
+            raise JobError(f"{card_url} has schema version {version}; this Firn reads {SCHEMA_VERSION}.")
+        return ModelCard.model_validate(document)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # of json and of pydantic
+        raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
+
+
+def save_model(url: str, network: "keras.Model", *, last_weights: Sequence[NDArray[Any]], **fields: Any) -> ModelCard:
+    """Writes the model folder at `url`; the card comes last and makes the model visible.
+
+    Args:
+        network: the model of the best epoch.
+        last_weights: of its trainable variables, after the last epoch.
+        fields: those of `ModelCard`, without the digests of the networks.
+    """
+    best_weights = network.get_weights()
+    best = _save_network(url, NETWORK_NAME, network)
+    for variable, weights in zip(network.trainable_variables, last_weights, strict=True):
+        variable.assign(weights)
+    last = _save_network(url, LAST_NETWORK_NAME, network)
+    network.set_weights(best_weights)
+    card = ModelCard(**fields, network_sha256=best, last_network_sha256=last)
+    storage.write_json(storage.join_url(url, CARD_NAME), card.model_dump())
+    return card
+
+
+def _save_network(url: str, name: str, network: "keras.Model") -> str:
+    """Writes a network into the model folder at `url`, and returns its digest."""
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        local = Path(folder) / name
+        network.save(local)
+        storage.upload(local, storage.join_url(url, name))
+        return sha256_file(local)
+
+
+def load_model(url: str) -> tuple["keras.Model", ModelCard]:
+    """The model at `url`, loaded without running any code it might hold, and its card.
+
+    Raises:
+        UsageError: there is no model.
+        JobError: the files are damaged or do not belong together.
+    """
+    card = read_model_card(url)
+    if card is None:
+        raise UsageError(f"{url} is not a model: it has no {CARD_NAME}. Train one with `finetune fit`.")
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        return load_network(copy_network(url, card, folder), origin=storage.join_url(url, NETWORK_NAME)), card
+
+
+def copy_network(url: str, card: ModelCard, folder: str | Path) -> Path:
+    """Copies the network of the model at `url` into the local `folder`, under a name that no other network has.
+
+    Raises:
+        JobError: it is missing, or not the one that `card` describes.
+    """
+    network_url = storage.join_url(url, NETWORK_NAME)
+    local = Path(folder) / f"network-{card.network_sha256[:16]}.keras"
+    try:
+        storage.download(network_url, local)
+    except FileNotFoundError as error:
+        raise JobError(f"{network_url} is missing.") from error
+    if sha256_file(local) != card.network_sha256:
+        raise JobError(f"{network_url} is not the network that {CARD_NAME} beside it describes: its SHA-256 differs.")
+    return local
+
+
+def load_network(path: str | Path, *, origin: str) -> "keras.Model":
+    """Loads the network in a local file without running any code it might hold.
+
+    Args:
+        origin: where the file comes from, for the message.
+
+    Raises:
+        JobError: it is damaged.
+    """
+    from keras import saving
+
+    try:
+        return saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, KeyError, OSError, BadZipFile) as error:
+        raise JobError(f"{origin} cannot be loaded: {first_line(error)}") from error
+
+
+def check_preparation(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
+    """Checks that the features at `url` were made as those that the model was trained on, of whatever images.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    if manifest.preparation_id != card.features.preparation_id:
+        differing = (key for key in manifest.backbone if manifest.backbone[key] != card.features.backbone.get(key))
+        keys = sorted(key for key in differing if key not in _ONLY_DESCRIBE)
+        lines = [
+            f"  - {key}: model {card.features.backbone.get(key)!r}, features {manifest.backbone[key]!r}" for key in keys
+        ]
+        raise UsageError(f"{url} was made by another backbone than the model was trained on:\n" + "\n".join(lines))
+
+
+def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
+    """Checks that the feature set at `url` was prepared as the one that the model was trained on, and has its classes.
+
+    Raises:
+        UsageError: naming what differs.
+    """
+    check_preparation(card, url, manifest)
+    if manifest.classes != card.classes and sorted(manifest.classes) == sorted(card.classes):
+        raise UsageError(f"{url} has the classes of the model in another order: {manifest.classes} not {card.classes}.")
+    if manifest.classes != card.classes:
+        only_model = sorted(set(card.classes) - set(manifest.classes))
+        only_features = sorted(set(manifest.classes) - set(card.classes))
+        raise UsageError(
+            f"{url} has other classes than the model: only the model has {only_model}, only the features {only_features}."
+        )

@@ -1,0 +1,16 @@
+"""What a network says of rows: its probabilities."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import keras
+
+
+def predict_probabilities(model: "keras.Model", features: NDArray[Any]) -> NDArray[np.float32]:
+    """``float32 (n_images, n_classes)``, computed in slices of 4,096 rows."""
+    slices = (features[start : start + 4096] for start in range(0, len(features), 4096))
+    parts = [np.asarray(model(part, training=False)) for part in slices]
+    return np.concatenate(parts) if parts else np.empty((0, int(model.output.shape[-1])), np.float32)

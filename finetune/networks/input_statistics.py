@@ -1,0 +1,102 @@
+"""Mean and deviation of the training split, which standardised models keep: one pass over chunks, in float64."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize.errors import JobError
+from featurize.recipes.model_section import ModelSettings
+from finetune.networks.inputs import rows_to_standardize, standardizes_pixels
+
+_BLOCK_VALUES = 1 << 20  # 8 MiB of float64 at a time, however large a chunk is
+_RESOLUTION = float(np.finfo(np.float32).eps)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What features are standardised by.
+
+    Attributes:
+        mean: float64 ``(n_channels,)`` of pixels in [0, 255], or ``(feature_dim,)``.
+        deviation: likewise, the population's; above 0, and 1 where the feature is constant.
+    """
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
+
+
+def needs_statistics(settings: ModelSettings, feature_dtype: str) -> bool:
+    """Whether the model that `settings` name keeps mean and deviation of the training split."""
+    return settings.standardize or (feature_dtype == "uint8" and standardizes_pixels(settings))
+
+
+def collect_statistics(chunks: Iterable[NDArray[Any]], settings: ModelSettings) -> Statistics:
+    """Mean and deviation of what `settings` standardise; the same to 1e-12 however the rows are cut into chunks.
+
+    A feature that float32 cannot tell from a constant counts as one: its deviation is 1.
+
+    Args:
+        chunks: the features of the training split, in parts: float32 ``(n_images, feature_dim)`` or
+            uint8 ``(n_images, height, width, channels)``.
+
+    Raises:
+        JobError: there are no rows, or values that are not finite.
+    """
+    start, total = None, None
+    for chunk in chunks:
+        for block in _iterate_blocks(chunk):
+            rows = rows_to_standardize(block, settings)
+            start = rows[0] if start is None else start
+            moments = _moments_of(rows, start)
+            total = moments if total is None else _merge(total, moments)
+    if start is None or total is None:
+        raise JobError("there are no training rows to standardise by.")
+    _check_finite(total)
+    mean, deviation = start + total.mean, np.sqrt(total.squares / total.count)
+    return Statistics(mean, np.where(deviation <= _RESOLUTION * np.abs(mean), 1.0, deviation))
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Of rows less the very first one: constants give exact zeros, and means far from 0 cost no digits."""
+
+    count: int
+    mean: NDArray[np.float64]
+    squares: NDArray[np.float64]  # the sum of the squared differences from the mean
+
+
+def _moments_of(rows: NDArray[np.float64], start: NDArray[np.float64]) -> _Moments:
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found in the end
+        shifted = rows - start
+        mean = shifted.mean(axis=0)
+        return _Moments(len(rows), mean, np.sum((shifted - mean) ** 2, axis=0))
+
+
+def _merge(one: _Moments, other: _Moments) -> _Moments:
+    """The moments of both sets of rows together.
+
+    Source: T. F. Chan, G. H. Golub, R. J. LeVeque: Algorithms for Computing the Sample Variance: Analysis and
+    Recommendations, 1983, the pairwise formula.
+    """
+    count = one.count + other.count
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = other.mean - one.mean
+        squares = one.squares + other.squares + apart**2 * (one.count * other.count / count)
+        return _Moments(count, one.mean + apart * (other.count / count), squares)
+
+
+def _check_finite(moments: _Moments) -> None:
+    finite = np.isfinite(moments.mean) & np.isfinite(moments.squares)
+    if not finite.all():
+        raise JobError(
+            f"features cannot be standardised: {np.count_nonzero(~finite)} of {finite.size} have values that are "
+            f"not finite in the training split, first feature {int(np.argmin(finite))}."
+        )
+
+
+def _iterate_blocks(chunk: NDArray[Any]) -> Iterable[NDArray[Any]]:
+    rows = max(1, _BLOCK_VALUES // max(1, chunk[:1].size))
+    return (chunk[start : start + rows] for start in range(0, len(chunk), rows))

@@ -1,0 +1,284 @@
+"""Predictions: a trained model's labels for images nobody has labelled, or for ready features.
+
+Each model has a table of its own at the output (`tables.predictions`), which grows, is resumed and is published as a feature
+set is. Beside the command there are a function for SQL (`register`), a stage for Spark ML (`ImageClassifier`), and views for
+Spark (`register_views`).
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from featurize import storage
+from featurize.building.build import BuildResult, build_table, settings_in_place
+from featurize.building.known_shards import IndexFiles
+from featurize.building.targets import check_target
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.errors import FirnError, UsageError
+from featurize.sources.listing import ImageSource
+from featurize.sources.opening import open_features, open_source
+from featurize.sql.query import register_views as register_tables
+from featurize.sql.tables import find_tables
+from featurize.storage.claims import Claim
+from featurize.tables.manifests import NAMES, PredictionsManifest, read_features_manifest, read_manifest
+from featurize.tables.predictions import PublishedViews, partition_url
+from finetune.drift.reference import Reference, reference_of_run
+from finetune.models.folder import ModelCard, check_preparation
+from finetune.prediction.answers import Threshold
+from finetune.prediction.shipped_model import ShippedModel, ship_model
+from finetune.prediction.task import PredictTask
+from finetune.prediction.threshold import choose_threshold
+from finetune.prediction.transformer import ImageClassifier
+from finetune.prediction.udf import register
+from finetune.prediction.views import publish_views
+from finetune.registry.resolve import is_folder, read_folder, resolve_model
+
+__all__ = ["ImageClassifier", "plan_prediction", "predict", "register", "register_views"]
+
+
+@dataclass(frozen=True)
+class PredictionPlan:
+    """What is to be labelled, by which model, and where the labels go.
+
+    Attributes:
+        name: of the model, as it was asked for.
+        folder: URL of the model.
+        source: what is to be labelled: images, or features where `takes_images` is false.
+        output: URL of the predictions of all models.
+        precision: that is wanted of the labels; None: every image gets one.
+    """
+
+    name: str
+    folder: str
+    card: ModelCard
+    source: ImageSource
+    takes_images: bool
+    output: str
+    precision: float | None = None
+
+    @property
+    def url(self) -> str:
+        """Of the table of this model."""
+        return partition_url(self.output, self.card.model_id)
+
+    @property
+    def registered_model(self) -> str | None:
+        """The registered model by whose alias the model was asked for; None: it was not."""
+        return None if is_folder(self.name) or "@" not in self.name else self.name.rpartition("@")[0]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What `predict` did.
+
+    Attributes:
+        views: on the predictions, as they are now; None where they could not be brought up to date.
+        views_fault: why not.
+        reference_fault: why predictions keep no projection, by which drift of features could be seen.
+    """
+
+    result: BuildResult
+    threshold: Threshold | None
+    views: PublishedViews | None
+    views_fault: str | None = None
+    reference_fault: str | None = None
+
+
+def plan_prediction(
+    model: str,
+    output: str,
+    *,
+    images: str | None = None,
+    features: str | None = None,
+    precision: float | None = None,
+    card_folders: Sequence[Path] = (Path("datasets"),),
+) -> PredictionPlan:
+    """Finds the model and lists what it is to label. Needs neither Spark nor TensorFlow.
+
+    Args:
+        model: a folder, the id of a run, or ``name@alias``.
+        images: a folder, at whatever depth its images lie, an images table, or a card.
+        features: a feature set, in place of images.
+        precision: the share of right labels that is wanted among those that are given, as far as the validation split can tell.
+
+    Raises:
+        UsageError: no such model, no images, or features that were made otherwise than those it was trained on.
+    """
+    if (images is None) == (features is None):
+        raise UsageError("give either `--images` or `--features`: what is to be labelled.")
+    folder = resolve_model(model)
+    card = read_folder(folder)
+    output = storage.absolute_url(output)
+    check_output(output)
+    if features is None:
+        source = open_source(str(images), None, card_folders=card_folders, is_sorted=False)
+    else:
+        source = _open_features(card, storage.absolute_url(features))
+    return PredictionPlan(model, folder, card, source, images is not None, output, precision)
+
+
+def predict(
+    spark: SparkSession,
+    plan: PredictionPlan,
+    *,
+    max_reject_fraction: float = MAX_REJECT_FRACTION,
+    decode_timeout_s: float = DECODE_TIMEOUT_S,
+) -> Predicted:
+    """Labels what `plan` lists, and adds what is missing to the model's part of the predictions.
+
+    Args:
+        max_reject_fraction: of the images that this model has been given; if more cannot be read, nothing is published.
+        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
+
+    Raises:
+        UsageError: the model's backbone cannot be had as it was, or other predictions are there.
+        JobError: the job failed, or another one is writing to the same place.
+    """
+    with storage.no_empty_folder(plan.output), planned_reference(plan) as reference:
+        shipped = ship_planned(spark, plan, reference=reference)
+        predicted = label_planned(
+            spark, plan, shipped, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
+        )
+    return replace(predicted, reference_fault=reference if isinstance(reference, str) else None)
+
+
+def ship_planned(spark: SparkSession, plan: PredictionPlan, *, reference: Reference | str) -> ShippedModel:
+    """Hands the model of `plan` to every executor, and sees that its predictions may go where they are to go.
+
+    Args:
+        reference: that of `planned_reference`.
+
+    Raises:
+        UsageError: the model's backbone cannot be had as it was, or other predictions are there.
+        JobError: the network is missing or damaged.
+    """
+    threshold = _threshold(plan)
+    check_target(plan.url, PredictionsManifest, settings=_identity_settings(plan.card, threshold))
+    return ship_model(
+        spark,
+        plan.folder,
+        plan.card,
+        takes_images=plan.takes_images,
+        threshold=threshold,
+        projection=None if isinstance(reference, str) else reference.projection,
+    )
+
+
+def label_planned(
+    spark: SparkSession,
+    plan: PredictionPlan,
+    shipped: ShippedModel,
+    *,
+    max_reject_fraction: float | None,
+    decode_timeout_s: float,
+    held: Claim | None = None,
+    files_read: IndexFiles | None = None,
+    is_partial: bool = False,
+) -> Predicted:
+    """As `predict`, by the model of `plan` as it was shipped; for the other arguments and errors see `build_table`."""
+    with storage.no_empty_folder(plan.output):
+        result = build_table(
+            spark,
+            plan.source,
+            plan.url,
+            manifest_type=PredictionsManifest,
+            settings=_identity_settings(plan.card, shipped.threshold),
+            details=_manifest_details(plan, shipped),
+            task=PredictTask(shipped),
+            max_reject_fraction=max_reject_fraction,
+            decode_timeout_s=decode_timeout_s,
+            held=held,
+            files_read=files_read,
+            is_partial=is_partial,
+        )
+    try:
+        views = publish_views(plan.output, first_registered_model=plan.registered_model)
+    except (FirnError, OSError) as error:  # perhaps of the registry; the predictions are published, and the job is done
+        return Predicted(result, shipped.threshold, None, str(error))
+    return Predicted(result, shipped.threshold, views)
+
+
+def register_views(spark: SparkSession, output: str) -> list[str]:
+    """Registers temporary views on the predictions at `output`: `predictions` of all models, `latest`, and one for each alias.
+
+    They show what is published at this moment; call it again to see what has come since. `rejects` has what could not be read.
+
+    Returns:
+        Their names. Those of aliases that are no plain words must be quoted with backticks in SQL.
+
+    Raises:
+        UsageError: there are no predictions.
+    """
+    tables = find_tables(predictions=output)
+    register_tables(spark, tables)
+    return [table.name for table in tables]
+
+
+def check_output(url: str) -> None:
+    """Predictions do not go into a table of another kind.
+
+    Raises:
+        UsageError: there is one.
+    """
+    manifest = read_manifest(url)
+    if manifest is not None:
+        raise UsageError(f"{url} is {NAMES[manifest.kind]}; predictions go to a folder of their own.")
+
+
+def _open_features(card: ModelCard, url: str) -> ImageSource:
+    manifest = read_features_manifest(url)
+    check_preparation(card, url, manifest)
+    return open_features(url, manifest)
+
+
+def _threshold(plan: PredictionPlan) -> Threshold | None:
+    """The threshold for the precision that is wanted: that of the predictions that are there, so that a rerun has no other."""
+    if plan.precision is None:
+        return None
+    there = settings_in_place(plan.url)
+    if there is not None and there.get("network_sha256") == plan.card.network_sha256:
+        known = there.get("threshold")
+        if known is not None and known["precision"] == plan.precision:
+            return Threshold(**known)
+    return choose_threshold(plan.folder, plan.card, precision=plan.precision)
+
+
+def planned_reference(plan: PredictionPlan) -> AbstractContextManager[Reference | str]:
+    """What `finetune drift` will compare with, or why it cannot; kept from the first run on, so projections stay the same."""
+    return reference_of_run(
+        plan.output, plan.folder, plan.card, has_begun=lambda: settings_in_place(plan.url) is not None
+    )
+
+
+def _identity_settings(card: ModelCard, threshold: Threshold | None) -> dict[str, Any]:
+    """All that determines the answer to an image. Where images lie does not: they come from many places, day by day."""
+    return {
+        "table": "predictions",
+        "model_id": card.model_id,
+        "network_sha256": card.network_sha256,
+        "preparation_id": card.features.preparation_id,
+        "classes": card.classes,
+        "threshold": None if threshold is None else threshold.as_dict(),
+    }
+
+
+def _manifest_details(plan: PredictionPlan, shipped: ShippedModel) -> dict[str, Any]:
+    """The fields of the manifest that only predictions have."""
+    card = plan.card
+    return {
+        "model_id": card.model_id,
+        "preparation_id": card.features.preparation_id,
+        "model": {
+            "model_id": card.model_id,
+            "url": storage.absolute_url(plan.folder),
+            "name": plan.name,
+            "network_sha256": card.network_sha256,
+            "backbone": shipped.backbone.spec.as_dict(),
+        },
+        "threshold": None if shipped.threshold is None else shipped.threshold.as_dict(),
+        "source": {"kind": "images" if plan.takes_images else "features", **plan.source.settings},
+    }

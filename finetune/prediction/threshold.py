@@ -1,0 +1,100 @@
+"""Abstaining: the probability below which a model gives no label, so that those it gives are as precise as is wanted."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.errors import UsageError
+from finetune.models.folder import ModelCard, check_features, load_model
+from finetune.networks.forward import predict_probabilities
+from finetune.prediction.answers import Threshold
+from finetune.rows.row_query import read_selected_by_model
+from finetune.rows.splits import iterate_split
+from finetune.scores.calibration import wilson_interval
+
+SPLIT = "validation"
+
+
+def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshold:
+    """The lowest threshold at which labels are as precise as is wanted on the validation split that the model was trained with.
+
+    Args:
+        url: of the model.
+        card: that of the model.
+        precision: the share of right labels among those that are given, in (0, 1].
+
+    Raises:
+        UsageError: no threshold gives that precision, or the feature set or its validation split is gone.
+    """
+    if not 0 < precision <= 1:
+        raise UsageError(f"`--precision` must be in (0, 1]. Got {precision:g}.")
+    features = card.features.url
+    manifest = read_selected_by_model(card, features)
+    check_features(card, features, manifest)
+    if not manifest.split_rows(SPLIT):
+        raise UsageError(f"{features} has no validation split, by which a threshold could be set.")
+    network, _ = load_model(url)
+    parts = [
+        _best(predict_probabilities(network, part.features), part.label_index)
+        for part in iterate_split(features, manifest, SPLIT)
+    ]
+    probabilities, right = (np.concatenate(column) for column in zip(*parts, strict=True))
+    threshold = find_threshold(probabilities, right, precision=precision)
+    if threshold is None:
+        raise UsageError(
+            f"no threshold gives a precision of {precision:g}: on the {len(right)} images of the validation split it is "
+            f"{best_precision(probabilities, right):.4f} at most. Ask for less, or train a better model."
+        )
+    kept = probabilities >= threshold
+    return Threshold(
+        precision=precision,
+        threshold=threshold,
+        features=storage.absolute_url(features),
+        features_identity=manifest.identity,
+        split=SPLIT,
+        rows=len(right),
+        kept=int(kept.sum()),
+        right=int(right[kept].sum()),
+        precision_low=wilson_interval(int(right[kept].sum()), int(kept.sum()))[0],
+    )
+
+
+def find_threshold(probabilities: NDArray[Any], right: NDArray[np.bool_], *, precision: float) -> float | None:
+    """The threshold that keeps most rows such that the share of right ones among them is at least `precision`.
+
+    It lies half way between the lowest probability that is kept and the highest that is not, so that rounding does not matter; it
+    is 0 if all are kept, and None if no threshold will do.
+
+    Args:
+        probabilities: float (n_images,), of the most probable class.
+        right: bool (n_images,), whether it is the true one.
+    """
+    values, precisions = _precision_by_threshold(probabilities, right)
+    enough = np.flatnonzero(precisions >= precision)
+    if not len(enough):
+        return None
+    last = int(enough[-1])
+    return 0.0 if last == len(values) - 1 else float((values[last] + values[last + 1]) / 2)
+
+
+def best_precision(probabilities: NDArray[Any], right: NDArray[np.bool_]) -> float:
+    """The highest precision that any threshold gives."""
+    return float(_precision_by_threshold(probabilities, right)[1].max())
+
+
+def _best(probabilities: NDArray[np.float32], label_index: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """The highest probability of each row, and whether its class is the true one."""
+    best = probabilities.argmax(axis=1)
+    return probabilities.max(axis=1).astype(np.float64), best == label_index
+
+
+def _precision_by_threshold(
+    probabilities: NDArray[Any], right: NDArray[np.bool_]
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The probabilities that occur, falling, and for each the precision of all rows with at least that one."""
+    order = np.argsort(-probabilities, kind="stable")
+    values = probabilities[order]
+    ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # equal probabilities are kept together
+    return values[ends], np.cumsum(right[order])[ends] / (ends + 1)

@@ -1,0 +1,298 @@
+"""Ranks through Horovod: under `horovodrun`, or as tasks of a Spark job. It and `spark_ranks` alone import Horovod."""
+
+import os
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from featurize.backbones.backbone import set_threads
+from featurize.console import warn
+from featurize.errors import FirnError, JobError, SharedError, first_line
+from finetune.ranks.communicator import Communicator, SingleRank
+from finetune.ranks.hub import STANDSTILL_S
+from finetune.ranks.hub_address import find_hub, own_host, publish_hub
+from finetune.ranks.hub_messages import Address, process_name
+from finetune.ranks.hub_process import HubProcess
+from finetune.ranks.rank_watch import Watch
+from finetune.ranks.shared_memory import CollectiveError, Place, SharedMemory
+from finetune.ranks.spark_ranks import SparkRanks
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pyspark import SparkContext
+
+Result = TypeVar("Result")
+TIMEOUT_S = 40.0
+_GLOO_LATER_S = 15.0  # Gloo gives up without naming a rank: later than the hub, which names it
+_PEER_GONE = "another rank is gone; its own output says why."
+_HUB = "FIRN_HUB"
+_SHARED_MEMORY = "FIRN_SHARED_MEMORY"  # 0: ranks of one host use Horovod's collectives too
+# Horovod's threads talk that often, with nothing to do too, which at its own 1 ms takes a fifth of a core from each rank.
+_CYCLE_MS = "5"
+
+
+class HorovodRanks:
+    """The ranks of a Horovod job that has been initialised. Those of one host reduce in memory that they share.
+
+    Args:
+        watch: of this rank.
+        memory: what it shares with all others.
+    """
+
+    def __init__(self, watch: Watch | None = None, memory: SharedMemory | None = None) -> None:
+        import horovod.tensorflow as hvd
+
+        self._hvd = hvd
+        self._watch = watch
+        self._memory = memory
+        self.rank: int = hvd.rank()
+        self.size: int = hvd.size()
+
+    def sum(self, tensors: Sequence[Any]) -> list[Any]:
+        """The sums of `tensors` over all ranks, in one collective."""
+        import numpy as np
+
+        return self._reduce(tensors, np.add, self._hvd.Sum)
+
+    def minimum(self, tensors: Sequence[Any]) -> list[Any]:
+        """The least values of each element of `tensors` over all ranks, in one collective."""
+        import numpy as np
+
+        return self._reduce(tensors, np.minimum, self._hvd.Min)
+
+    def _reduce(self, tensors: Sequence[Any], reduction: "np.ufunc", horovods: Any) -> list[Any]:
+        import tensorflow as tf
+
+        tensors = [tf.convert_to_tensor(tensor) for tensor in tensors]
+        shapes = [tensor.shape for tensor in tensors]
+        memory = self._memory
+        if memory is not None and tf.executing_eagerly():
+            reduced = memory.reduce([tensor.numpy() for tensor in tensors], reduction)
+        elif memory is not None:
+            dtypes = [tensor.dtype for tensor in tensors]
+            reduced = tf.numpy_function(lambda *arrays: memory.reduce(arrays, reduction), tensors, dtypes)
+        else:
+            flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in tensors], 0)
+            reduced = tf.split(self._hvd.allreduce(flat, op=horovods), [shape.num_elements() for shape in shapes])
+        return [tf.reshape(part, shape) for part, shape in zip(reduced, shapes, strict=True)]
+
+    def report(self, doing: str) -> None:
+        """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
+        if self._watch is not None:
+            self._watch.report(doing)
+
+    def tell(self, facts: Mapping[str, float]) -> None:
+        """Tells the driver, where this is a rank on Spark: Horovod hands on what a rank prints by 64 KiB, which is too late."""
+        if self._watch is not None:
+            self._watch.tell(facts)
+
+
+def launched_by_horovodrun() -> bool:
+    """Whether this process is a rank that `horovodrun` started."""
+    return "HOROVOD_RANK" in os.environ and "HOROVOD_SIZE" in os.environ
+
+
+@contextmanager
+def open_ranks(
+    *, distributed: bool, timeout_s: float = TIMEOUT_S, standstill_s: float = STANDSTILL_S
+) -> Iterator[Communicator]:
+    """The communicator of this process, its TensorFlow given the cores that are its share.
+
+    When a rank dies, stalls or leaves by an error, the processes of all other ranks are ended, wherever they wait; the hub
+    (see `liveness`) tells the user which rank it was.
+
+    Args:
+        distributed: this process is a rank of several.
+        timeout_s: a rank that is not heard of for so long is stalled.
+        standstill_s: ranks that live and report nothing new for so long are stuck. On Spark `run_on_spark` decides it.
+
+    Raises:
+        JobError: a collective failed, or the ranks do not find each other.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if not distributed:
+        set_threads(cores)
+        yield SingleRank()
+        return
+    with _watched(timeout_s, standstill_s) as watch:
+        # Before TensorFlow, which takes long to import: a rank that does not get so far is missed.
+        import horovod.tensorflow as hvd
+        import tensorflow as tf
+        from horovod.common.exceptions import HorovodInternalError
+
+        _set_gloo_timeout(timeout_s)
+        memory = None
+        try:
+            _initialise(watch)
+            set_threads(max(1, cores // hvd.local_size()))
+            memory = _share_memory() if _may_share_memory() else None
+            yield HorovodRanks(watch, memory)
+        except (tf.errors.UnknownError, HorovodInternalError, CollectiveError) as error:  # as when a rank is gone
+            watch.collective_failed(first_line(error))
+            raise JobError(_PEER_GONE) from error
+        except Exception as error:
+            _tell_hub(error, watch)
+            raise
+        except SystemExit as error:
+            watch.blame(f"{process_name(f'rank {watch.rank}')} ended with exit status {error.code}.", says_it=False)
+            raise
+        finally:
+            if memory is not None:
+                memory.close()
+            hvd.shutdown()
+
+
+@contextmanager
+def _watched(timeout_s: float, standstill_s: float) -> Iterator[Watch]:
+    """The watch of this rank, and for rank 0 of horovodrun the hub."""
+    rank, hub = int(os.environ["HOROVOD_RANK"]), None
+    if _HUB in os.environ:
+        address = Address.parse(os.environ[_HUB])
+    elif rank == 0:
+        host = own_host()
+        hub = HubProcess(int(os.environ["HOROVOD_SIZE"]), timeout_s=timeout_s, standstill_s=standstill_s, host=host)
+        address = hub.address
+        publish_hub(address)
+    else:
+        address = find_hub(rank, timeout_s=timeout_s)
+    watch = Watch(rank, address, timeout_s=timeout_s)
+    try:
+        yield watch
+    except SharedError:  # all ranks end by it
+        _part(watch, hub)
+        raise
+    else:
+        _part(watch, hub)
+    # After any other error the hub stays a little longer than this process: it has ranks to end.
+
+
+def _part(watch: Watch, hub: HubProcess | None) -> None:
+    watch.leave()
+    if hub is not None:
+        hub.close()
+
+
+def _tell_hub(error: Exception, watch: Watch) -> None:
+    """Tells the hub by what error this rank ends, unless all ranks end by it."""
+    rank = process_name(f"rank {watch.rank}")
+    if isinstance(error, SharedError):
+        return
+    if isinstance(error, FirnError):
+        watch.blame(str(error), says_it=True)
+    elif isinstance(error, OSError):  # the commands show this one too
+        watch.blame(f"{rank} failed: {error}", says_it=True)
+    else:
+        watch.blame(f"{rank} failed: {type(error).__name__}: {first_line(error)}", says_it=False)
+
+
+def _set_gloo_timeout(timeout_s: float) -> None:
+    """Has Gloo give up later than the hub, or still later if the user says so."""
+    name = "HOROVOD_GLOO_TIMEOUT_SECONDS"
+    os.environ[name] = str(max(int(os.environ.get(name, "0")), round(timeout_s + _GLOO_LATER_S)))
+
+
+def _may_share_memory() -> bool:
+    """Whether all ranks are on this host, as its launcher says."""
+    sizes = (os.environ.get("HOROVOD_SIZE"), os.environ.get("HOROVOD_LOCAL_SIZE"))
+    return sizes[0] == sizes[1] and os.environ.get(_SHARED_MEMORY, "1") != "0"
+
+
+def _share_memory() -> SharedMemory | None:
+    """The memory that all ranks share; None if one of them could not open it."""
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    memory = _open_memory() if hvd.rank() == 0 else None
+    own = (0, 0, 0) if memory is None else astuple(memory.place)
+    place = Place(*hvd.allreduce(tf.constant(own, tf.int64), op=hvd.Sum).numpy().tolist())
+    if hvd.rank() != 0 and place.pid != 0:
+        memory = _open_memory(place)
+    all_have_it = hvd.allreduce(tf.constant(int(memory is not None)), op=hvd.Min).numpy()
+    if memory is not None:
+        memory.forget_place()
+    return memory if all_have_it else None
+
+
+def _open_memory(place: Place | None = None) -> SharedMemory | None:
+    import horovod.tensorflow as hvd
+
+    try:
+        return SharedMemory(hvd.rank(), hvd.size(), place)
+    except OSError as error:
+        name = process_name(f"rank {hvd.rank()}")
+        warn(f"{name} shares no memory with the others ({error}); Horovod's all-reduce takes longer.")
+        return None
+
+
+def _initialise(watch: Watch) -> None:
+    import horovod.tensorflow as hvd
+
+    if _may_share_memory():
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", _CYCLE_MS)
+    try:
+        hvd.init()
+    except ValueError as error:  # as Horovod reports any failure here: it has written the cause to standard error
+        watch.collective_failed(first_line(error))
+        raise JobError(f"{process_name(f'rank {watch.rank}')}: {first_line(error)}") from error
+
+
+def run_on_spark(
+    work: Callable[[], Result],
+    num_proc: int,
+    *,
+    timeout_s: float = TIMEOUT_S,
+    standstill_s: float = STANDSTILL_S,
+    on_told: Callable[[dict[str, float]], None] | None = None,
+) -> Result:
+    """Runs `work` on `num_proc` ranks, each a task of a Spark job, and returns what rank 0 returns.
+
+    SIGTERM to this process is passed on to all ranks; how they end then is theirs to decide.
+
+    Args:
+        work: opens the ranks, with `open_ranks`, before anything else.
+        num_proc: how many ranks.
+        timeout_s: a rank that is not heard of for so long is stalled.
+        standstill_s: ranks that live and report nothing new for so long are stuck.
+        on_told: called with what ranks `tell`.
+
+    Raises:
+        JobError: a rank failed; the message is its own, or says which rank died or stalled.
+    """
+    from featurize.building.session import open_session
+
+    with open_session("firn fit", slots=num_proc) as session:
+        context = session.sparkContext
+        _give_ranks_py_files(context)
+        ranks = SparkRanks(context, num_proc, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
+        results = ranks.run(lambda hub: _reporting_errors(work, hub))
+    messages = [message for message, _ in results if message is not None]
+    if messages:
+        raise JobError(next((message for message in messages if message != _PEER_GONE), messages[0]))
+    return cast(Result, results[0][1])
+
+
+def _give_ranks_py_files(context: "SparkContext") -> None:
+    """Puts the files of `spark-submit --py-files` on the path of the ranks.
+
+    A rank is a process that a Spark task starts, and Spark puts these files on the path of its own Python workers only. They
+    lie in the working directory of every executor, which is that of the ranks too.
+    """
+    names = [posixpath.basename(path) for path in context.getConf().get("spark.submit.pyFiles", "").split(",") if path]
+    if names:
+        before = context.environment.get("PYTHONPATH")
+        context.environment["PYTHONPATH"] = os.pathsep.join([*names, before] if before else names)
+
+
+def _reporting_errors(work: Callable[[], Result], hub: Address) -> Callable[[], tuple[str | None, Result | None]]:
+    """`work`, returning the message of an error that Firn raised on purpose: raised, it would arrive as a trace."""
+
+    def wrapped() -> tuple[str | None, Result | None]:
+        os.environ[_HUB] = str(hub)
+        try:
+            return None, work()
+        except FirnError as error:
+            return str(error), None
+
+    return wrapped

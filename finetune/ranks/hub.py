@@ -1,0 +1,268 @@
+"""Who of the ranks is alive. A hub hears of every rank; when one is gone or stalled it says which, and all of them end.
+
+A collective gives no such answer: it fails without naming a rank, or waits. So every rank has a thread, its watch, which tells
+the hub each second that the process runs; a long step or a wait in a collective does not hold it up, a stopped process does.
+The hub is a thread of the driver on Spark, and a process beside rank 0 under horovodrun. It is watched in turn by every watch.
+"""
+
+import hmac
+import secrets
+import selectors
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any
+
+from finetune.ranks.hub_messages import Address, Lines, beat_interval
+
+_SETTLE_S = 5.0  # a collective that failed: so long the cause, a rank that is gone, may take to be known
+_LEAVE_S = 10.0  # a rank that failed by itself: so long it may take to say what it has to say
+STANDSTILL_S = 600.0  # a rank may read or write for so long while the others wait for it
+_NONE_STARTED = 3  # times the timeout, from the launch: so long no rank at all may be heard of
+
+
+@dataclass
+class _Rank:
+    """What the hub knows of a rank.
+
+    Attributes:
+        heard: when, by `monotonic`.
+        reports: how often it has said what it is doing.
+        left: it said that it ends.
+        fault: the message of the error by which it ends.
+        says_it: it shows that error to the user by itself.
+        broken: what a collective failed with.
+    """
+
+    name: str
+    lines: Lines
+    heard: float
+    doing: str = ""
+    reports: int = 0
+    left: bool = False
+    fault: str | None = None
+    says_it: bool = False
+    broken: str | None = None
+    broken_at: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        return self.lines.ended or (self.left and self.fault is None)
+
+    @property
+    def where(self) -> str:
+        return f", last in {self.doing}" if self.doing else ""
+
+
+class Hub:
+    """Hears of all ranks and judges. Use it as a context manager; leaving it says goodbye to the ranks.
+
+    Args:
+        size: how many ranks there will be.
+        name: of the process that has the hub, as a message should call it.
+        timeout_s: a rank that is not heard of for so long is stalled.
+        on_verdict: called on the hub's thread with the message that names the rank at fault, and with whether the rank
+            itself shows that message to the user; if it then does not, called again.
+        host: the interface to listen on; default: all.
+        standstill_s: when all ranks live, and none has reported anything new for so long, they are stuck.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        name: str,
+        timeout_s: float,
+        on_verdict: Callable[[str, bool], None],
+        host: str = "",
+        standstill_s: float = STANDSTILL_S,
+        on_told: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
+        self.verdict: str | None = None
+        self._size, self._name, self._timeout_s, self._on_verdict = size, name, timeout_s, on_verdict
+        self._standstill_s, self._last_report, self._on_told = standstill_s, monotonic(), on_told
+        self._token = secrets.token_hex(16)
+        self._listener = socket.create_server((host, 0), backlog=max(128, size))
+        self._listener.setblocking(False)
+        self._ranks: dict[int, _Rank] = {}
+        self._first_heard: float | None = None
+        self._launched: float | None = None
+        self._gone: _Rank | None = None  # the first one: others may have crashed when they missed it
+        self._blamed: _Rank | None = None  # ends by itself; the others wait for that
+        self._verdict_at = 0.0
+        self._closing, self._all_ended = threading.Event(), threading.Event()
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._run, name="firn-hub", daemon=True)
+        self._thread.start()
+
+    def address(self, host: str) -> Address:
+        """Where ranks find it, if they reach this machine as `host`."""
+        return Address(host, self._listener.getsockname()[1], self._token)
+
+    def expect_ranks(self) -> None:
+        """Says that the ranks are being started now."""
+        self._launched = monotonic()
+
+    def pass_on_signal(self, number: int) -> None:
+        """Sends every rank a signal, as if it came from outside."""
+        self._broadcast({"signal": number})
+
+    def wait_for_ends(self, timeout_s: float) -> None:
+        """Waits until every rank that was heard of has ended or said that it ends, but not longer than `timeout_s` seconds."""
+        self._all_ended.wait(timeout_s)
+
+    def close(self) -> None:
+        """Says goodbye: ranks that still run are no longer watched."""
+        self._closing.set()
+        self._thread.join()
+
+    def __enter__(self) -> "Hub":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        beat_s = beat_interval(self._timeout_s)
+        next_beat = monotonic()
+        while not self._closing.is_set():
+            for key, _ in self._selector.select(timeout=beat_s / 4):
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._read(key.data)
+            if monotonic() >= next_beat:
+                next_beat = monotonic() + beat_s
+                self._broadcast({})
+            self._judge()
+            if self._ranks and all(rank.ended for rank in self._ranks.values()):
+                self._all_ended.set()
+        self._broadcast({"bye": True})
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            accepted, _ = self._listener.accept()
+            lines = Lines(accepted)
+            self._selector.register(accepted, selectors.EVENT_READ, lines)
+
+    def _read(self, lines: Lines) -> None:
+        for message in lines.receive():
+            if lines.rank is None and not self._admit(lines, message):
+                lines.ended = True
+            if lines.rank is not None:
+                self._take(self._ranks[lines.rank], message)
+        if lines.ended:
+            self._selector.unregister(lines.socket)
+            lines.socket.close()
+            rank = self._ranks.get(-1 if lines.rank is None else lines.rank)
+            if rank is not None and not rank.left and self._gone is None:
+                self._gone = rank
+
+    def _admit(self, lines: Lines, message: dict[str, Any]) -> bool:
+        """Takes a connection for that of a rank, if its first message has the token."""
+        if not hmac.compare_digest(str(message.get("token")), self._token):
+            return False
+        lines.rank = int(message["rank"])
+        now = monotonic()
+        self._first_heard = self._first_heard or now
+        name = f"rank {lines.rank} (process {message['pid']} on {message['host']})"
+        self._ranks[lines.rank] = _Rank(name, lines, now)
+        lines.send({"hub": self._name})
+        if self.verdict is not None:
+            lines.send({"verdict": self.verdict, "final": self._blamed is None})
+        return True
+
+    def _take(self, rank: _Rank, message: dict[str, Any]) -> None:
+        rank.heard = monotonic()
+        if "told" in message and self._on_told is not None:
+            self._on_told(message["told"])
+        if message.get("reports", 0) > rank.reports:
+            rank.doing, rank.reports, self._last_report = message["doing"], message["reports"], rank.heard
+        if "broken" in message:
+            rank.broken, rank.broken_at = message["broken"], rank.heard
+        if "leave" in message:
+            rank.left, rank.fault, rank.says_it = True, message["leave"], message["says_it"]
+
+    def _judge(self) -> None:
+        now = monotonic()
+        if self.verdict is None:
+            found = self._find_fault(now)
+            if found is not None:
+                self.verdict, self._blamed = found
+                self._verdict_at = now
+                self._on_verdict(self.verdict, self._blamed is not None and self._blamed.says_it)
+                self._broadcast({"verdict": self.verdict, "final": self._blamed is None})
+        elif self._blamed is not None:
+            late = now - self._verdict_at > _LEAVE_S
+            if late and self._blamed.says_it:
+                self._on_verdict(self.verdict, False)
+            if late or self._blamed.lines.ended:
+                self._blamed = None
+                self._broadcast({"verdict": self.verdict, "final": True})
+
+    def _find_fault(self, now: float) -> tuple[str, _Rank | None] | None:
+        """The message, and the rank if it is about to end by itself."""
+        ranks = [self._ranks[number] for number in sorted(self._ranks)]
+        for rank in ranks:
+            if rank.fault is not None:
+                return rank.fault, rank
+        if self._gone is not None:
+            return f"{self._gone.name}{self._gone.where} is gone: killed or crashed.", None
+        silent = [rank.name + rank.where for rank in ranks if not rank.left and now - rank.heard > self._timeout_s]
+        if silent:
+            return f"{_listed(silent)} {_has(silent)} not been heard of for {self._timeout_s:g} s: stalled.", None
+        return self._find_missing(now) or self._find_broken(ranks, now) or self._find_standstill(ranks, now)
+
+    def _find_missing(self, now: float) -> tuple[str, None] | None:
+        missing = [f"rank {number}" for number in range(self._size) if number not in self._ranks]
+        limit_s = self._timeout_s if self._ranks else self._timeout_s * _NONE_STARTED
+        since = self._first_heard or self._launched
+        if missing and since is not None and now - since > limit_s:
+            them = "it" if len(missing) == 1 else "them"
+            return (
+                f"{_listed(missing)} {_has(missing)} not started: nothing was heard of {them} for {limit_s:g} s.",
+                None,
+            )
+        return None
+
+    def _find_broken(self, ranks: Sequence[_Rank], now: float) -> tuple[str, None] | None:
+        """A collective failed and all processes live: who did not come to it, if anybody did not."""
+        broken = [rank for rank in ranks if rank.broken is not None]
+        if not broken or now - min(rank.broken_at for rank in broken) < min(_SETTLE_S, self._timeout_s):
+            return None
+        absent = [f"{rank.name}{' has ended' if rank.left else rank.where}" for rank in ranks if rank.broken is None]
+        if absent:
+            return f"{_listed(absent)}: did not come to the all-reduce in which the other ranks waited.", None
+        return f"an all-reduce failed on every rank: {broken[0].broken}", None
+
+    def _find_standstill(self, ranks: Sequence[_Rank], now: float) -> tuple[str, None] | None:
+        """All live and say nothing new: the ranks that have said least are those for which the others wait.
+
+        Horovod 0.28.1 has a limit of its own for this, HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, which has no effect with Gloo.
+        """
+        counts = [rank.reports for rank in ranks if not rank.left]
+        if not counts or min(counts) == 0 or now - self._last_report <= self._standstill_s:
+            return None
+        behind = [rank.name + rank.where for rank in ranks if not rank.left and rank.reports == min(counts)]
+        others = "" if len(behind) == len(counts) else ", and the other ranks wait"
+        return f"{_listed(behind)} {_has(behind)} not got on for {self._standstill_s:g} s{others}: stalled.", None
+
+    def _broadcast(self, message: dict[str, Any]) -> None:
+        for number in sorted(self._ranks, reverse=True):  # rank 0 last: it may end the process of the hub
+            if not self._ranks[number].lines.ended:
+                self._ranks[number].lines.send(message)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(names)
+
+
+def _has(names: Sequence[str]) -> str:
+    return "has" if len(names) == 1 else "have"

@@ -1,0 +1,164 @@
+"""A trained model as MLflow loads it: images in, labels and probabilities out. `registry.pyfunc_saving` writes what this reads.
+
+It decodes by `decoding.decode`, computes features by `backbones.backbone` and predicts as `finetune evaluate` does. MLflow
+calls `_load_pyfunc` by its name; nothing is unpickled.
+"""
+
+import base64
+import binascii
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from featurize.backbones.backbone import BackboneSpec, load_backbone
+from featurize.backbones.precision import Forward
+from featurize.decoding.decode import DecodeError, decode_image
+from finetune.models.folder import load_model
+from finetune.networks.forward import predict_probabilities
+
+IMAGE, FEATURES = "image", "features"  # the columns that a model takes: one of them
+OUTPUTS = ("label", "probability", "probabilities", "error")
+MODEL_FOLDER = "model"
+BACKBONE_FOLDER = "backbone"
+BACKBONE_FILE = "backbone.keras"
+BACKBONE_CARD = "backbone.json"
+_BATCH = 32  # images in one forward pass; all that are decoded at a time
+_THREADS = min(4, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model that MLflow has loaded.
+
+    Attributes:
+        classes: the labels, by index.
+        network: from features or pixels to probabilities.
+        spec: what images are decoded to; None where there is no backbone and the model takes features alone.
+        forward: from images to what `network` takes; of `pixels`, nothing is done to them.
+        feature_dim: numbers in a row of features.
+    """
+
+    classes: list[str]
+    network: Any
+    spec: BackboneSpec | None
+    forward: Forward | None
+    feature_dim: int
+
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Labels and probabilities of images or of features.
+
+        Args:
+            model_input: a DataFrame with the column `image`, which holds the bytes of files or their base64 text, or `features`,
+                lists of numbers.
+            params: there are none; MLflow passes them.
+
+        Returns:
+            A row for each of the input, with its index: `label`; `probability`, that of the label; `probabilities`, a dict from
+            every label; `error`, empty, or why an image cannot be read, and then `label` and `probabilities` are empty.
+
+        Raises:
+            MlflowException: there is no such column, or features have another length. A server answers with status 400.
+        """
+        frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
+        name, values = _column_of(frame)
+        if name == IMAGE and (self.spec is None or self.forward is None):
+            raise _wrong_input(
+                f"this model takes the column {FEATURES!r}, {self.feature_dim} numbers a row, and no images: it was logged "
+                "without the backbone that made its features."
+            )
+        rows = list(self._of_images(values) if name == IMAGE else self._of_features(values))
+        return pd.DataFrame(rows, columns=list(OUTPUTS), index=frame.index)
+
+    def _of_images(self, contents: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """The rows of the answer for images, which are decoded a batch at a time."""
+        if self.spec is None or self.forward is None:
+            return
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for start in range(0, len(contents), _BATCH):
+                decoded = list(pool.map(self._decode, contents[start : start + _BATCH]))
+                images = [image for image in decoded if not isinstance(image, DecodeError)]
+                found = iter(self._predict(self.forward(np.stack(images))) if images else ())
+                yield from (_failed(image) if isinstance(image, DecodeError) else next(found) for image in decoded)
+
+    def _decode(self, content: Any) -> NDArray[np.uint8] | DecodeError:
+        if self.spec is None:
+            return DecodeError("there is no backbone")
+        try:
+            size = {"height": self.spec.height, "width": self.spec.width, "channels": self.spec.channels}
+            return decode_image(_bytes_of(content), **size)
+        except DecodeError as error:
+            return error
+
+    def _of_features(self, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """The rows of the answer for features."""
+        if self.spec is not None and self.spec.is_pixels:
+            raise _wrong_input(f"this model takes images, in the column {IMAGE!r}.")
+        try:
+            rows = np.array([np.asarray(value, np.float32).reshape(-1) for value in values], np.float32)
+        except (ValueError, TypeError) as error:
+            raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers: {error}.") from error
+        if len(rows) and rows.shape[1:] != (self.feature_dim,):
+            raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers. Got {rows.shape[-1]}.")
+        yield from self._predict(rows) if len(rows) else ()
+
+    def _predict(self, features: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
+        for row in predict_probabilities(self.network, features).astype(float):
+            best = int(row.argmax())
+            yield self.classes[best], float(row[best]), dict(zip(self.classes, row.tolist(), strict=True)), ""
+
+
+def _load_pyfunc(path: str) -> Classifier:
+    """What MLflow calls to load the model whose data are in the local folder `path`."""
+    folder = Path(path)
+    network, card = load_model(str(folder / MODEL_FOLDER))
+    spec, forward = None, None
+    card_file = folder / BACKBONE_FOLDER / BACKBONE_CARD
+    if card_file.exists():
+        document = json.loads(card_file.read_text(encoding="utf-8"))
+        spec = BackboneSpec.from_dict(document["spec"])
+        file = folder / BACKBONE_FOLDER / BACKBONE_FILE
+        forward = load_backbone(spec, file if file.exists() else None, sha256=document["sha256"])
+    size = int(np.prod(card.features.feature_shape))
+    return Classifier(classes=card.classes, network=network, spec=spec, forward=forward, feature_dim=size)
+
+
+def _column_of(frame: pd.DataFrame) -> tuple[str, list[Any]]:
+    """Whether `frame` holds images or features, and which."""
+    names = [name for name in (IMAGE, FEATURES) if name in frame]
+    # A column that is all missing was put in by MLflow, for one that may be left out; if both are, nothing was given.
+    for name in [name for name in names if not frame[name].isna().all()] or names:
+        return name, frame[name].tolist()
+    raise _wrong_input(
+        f"the input must have the column {IMAGE!r}, the bytes of image files or their base64 text, or {FEATURES!r}. "
+        f"Got {', '.join(map(str, frame.columns)) or 'no column'}."
+    )
+
+
+def _bytes_of(content: Any) -> bytes:
+    if isinstance(content, str):
+        try:
+            return base64.b64decode(content.partition(",")[2] if content.startswith("data:") else content)
+        except (binascii.Error, ValueError) as error:
+            raise DecodeError("the text is not base64") from error
+    if isinstance(content, bytes | bytearray | memoryview):
+        return bytes(content)
+    raise DecodeError("there is no image")
+
+
+def _failed(error: DecodeError) -> tuple[Any, ...]:
+    return "", 0.0, {}, str(error)  # not None: MLflow's function for Spark would make the text "None" of it
+
+
+def _wrong_input(message: str) -> Exception:
+    from mlflow.exceptions import MlflowException
+
+    error: Exception = MlflowException.invalid_parameter_value(message)
+    return error

@@ -1,0 +1,115 @@
+"""What a registry says of a model: settings as flat parameters, scores as named metrics, the recipe as TOML."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from typing import Any
+
+from featurize import storage
+from featurize.errors import FirnError
+from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from finetune.models.folder import ModelCard
+
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_\-]+")
+_MAX_PARAMETER = 6000  # characters; source: mlflow.utils.validation.MAX_PARAM_VAL_LENGTH
+_SCORES = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss")
+_SHOWN_OF_BACKBONE = ("name", "layer", "precision")
+
+
+def flat_settings(card: ModelCard) -> dict[str, str]:
+    """The recipe of a model and what it was trained on, as MLflow keeps parameters: text by dotted keys, nothing left out."""
+    features = card.features
+    facts = {
+        "features.identity": features.identity,
+        "features.content_digest": features.content_digest,
+        "features.preparation_id": features.preparation_id,
+        **{f"backbone.{key}": features.backbone.get(key) for key in _SHOWN_OF_BACKBONE if key in features.backbone},
+        "ranks": card.ranks,
+        "global_batch_size": card.global_batch_size,
+        "classes": len(card.classes),
+        **{f"rows.{split}": rows for split, rows in card.rows.items()},
+    }
+    flat = {**dict(_flatten(card.recipe, "")), **facts}
+    return {key: _as_text(value)[:_MAX_PARAMETER] for key, value in flat.items()}
+
+
+def summary_metrics(card: ModelCard) -> dict[str, float]:
+    """The scores of the best epoch and what the training cost; those of every epoch are a history."""
+    found = {f"best_{key}": float(value) for key, value in card.metrics.items()}
+    return {
+        **found,
+        "best_epoch": float(card.best_epoch),
+        "epochs": float(len(card.history)),
+        "training_rows_per_second": card.rows_per_second,
+    }
+
+
+def evaluation_prefix(card: ModelCard, evaluation: Mapping[str, Any]) -> str:
+    """What tells an evaluation on other features than the model's own from others of its split; empty on its own."""
+    url = str(evaluation["features"])
+    return "" if url == card.features.url else f"features-{sha256(url.encode()).hexdigest()[:8]}/"
+
+
+def evaluation_metrics(card: ModelCard, evaluation: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of `finetune evaluate`, such as `test/accuracy`; `validation_accuracy` is that of every epoch."""
+    name = evaluation_prefix(card, evaluation) + str(evaluation["split"])
+    return {f"{name}/{key}": float(evaluation[key]) for key in _SCORES if evaluation.get(key) is not None}
+
+
+def recipe_toml(card: ModelCard) -> str:
+    """The recipe of a model as TOML; with the upper half, if the manifest of the features has it."""
+    sections: dict[str, Any] = {}
+    try:
+        manifest: FeaturesManifest | None = read_features_manifest(card.features.url)
+    except (FirnError, OSError):  # the features may be gone; the lower half is the model's own
+        manifest = None
+    if manifest is not None:
+        sections |= {key: manifest.recipe[key] for key in ("images", "backbone") if key in manifest.recipe}
+    sections |= {key: value for key, value in card.recipe.items() if value is not None}
+    lines = [f"# Model {card.model_id}, {card.created_at}"]
+    for name, settings in sections.items():
+        lines += ["", f"[{name}]"]
+        lines += [f"{_key(key)} = {_toml(value)}" for key, value in settings.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def read_evaluations(model_url: str) -> dict[str, dict[str, Any]]:
+    """The evaluations in the folder of a model, by the name of the file."""
+    found = {}
+    for file in storage.list_files(model_url):
+        name = file.rsplit("/", 1)[1]
+        if name.startswith("evaluation-") and name.endswith(".json"):
+            document = storage.read_json(file)
+            if isinstance(document, dict) and {"split", "features", "model_id"} <= document.keys():
+                found[name] = document
+    return found
+
+
+def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Every setting by its dotted key; a table whose keys are not settings' names, such as weights of classes, as one value."""
+    if isinstance(value, Mapping) and value and all(_PLAIN_KEY.fullmatch(str(key)) for key in value):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    elif value is not None:
+        yield prefix, value
+
+
+def _as_text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _key(key: str) -> str:
+    return key if _PLAIN_KEY.fullmatch(key) else _toml(key)
+
+
+def _toml(value: Any) -> str:
+    """A value of a recipe in one line. Source: TOML 1.0; its basic strings are JSON's, but for U+007F, which it wants escaped."""
+    if isinstance(value, Mapping):
+        inner = (f"{_key(str(key))} = {_toml(part)}" for key, part in value.items() if part is not None)
+        return f"{{ {', '.join(inner)} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_toml(part) for part in value)}]"
+    if isinstance(value, float):
+        return repr(value)  # inf and nan as TOML has them
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

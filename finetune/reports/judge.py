@@ -1,0 +1,187 @@
+"""What a report is about: a model or a sweep, and what its models say of one split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.errors import UsageError
+from featurize.tables.manifests import FeaturesManifest
+from finetune.models.folder import CARD_NAME, ModelCard, check_features, load_model, read_model_card
+from finetune.networks.forward import predict_probabilities
+from finetune.rows.row_query import read_selected_by_model
+from finetune.rows.splits import iterate_split
+from finetune.scores.calibration import wilson_interval
+from finetune.sweeps.folder import CARD_NAME as SWEEP_CARD_NAME
+from finetune.sweeps.folder import Setting, SweepCard, Trial, rank_settings, read_sweep, with_metric
+from finetune.sweeps.setting_names import as_text, describe_values
+
+if TYPE_CHECKING:
+    import keras
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model to be judged, by the name that the report gives it."""
+
+    name: str
+    url: str
+    seed: int | None = None
+    setting: int | None = None  # its place among the settings of the sweep
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the report is about: `candidates[0]` is the model that it shows in full."""
+
+    url: str
+    candidates: list[Candidate]
+    sweep: SweepCard | None = None
+    settings: tuple[Setting, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """``model`` or ``sweep``."""
+        return "model" if self.sweep is None else "sweep"
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedModel:
+    """What one model says of the split: `predicted` int64 ``(n_rows,)``, and how much of it is right."""
+
+    candidate: Candidate
+    card: ModelCard
+    predicted: NDArray[np.int64]
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """What all models say of one split.
+
+    Attributes:
+        probabilities: float32 ``(n_rows, n_classes)``, of the first model.
+        label_index: int32 ``(n_rows,)``.
+        paths: of the images.
+        models: the one that the report is about comes first.
+    """
+
+    features_url: str
+    manifest: FeaturesManifest
+    split: str
+    probabilities: NDArray[np.float32]
+    label_index: NDArray[np.int32]
+    paths: list[str]
+    models: list[JudgedModel]
+
+    @property
+    def classes(self) -> list[str]:
+        """The label of every index."""
+        return self.models[0].card.classes
+
+
+def find_target(url: str, compared: Sequence[str] = ()) -> Target:
+    """The model or the sweep at `url`.
+
+    Args:
+        compared: the URLs of other models, to stand beside it.
+
+    Raises:
+        UsageError: there is neither, or none of the trials of the sweep is done.
+    """
+    url = storage.absolute_url(url)
+    others = [Candidate(_last_part(other), storage.absolute_url(other)) for other in compared]
+    sweep = read_sweep(url)
+    if sweep is not None:
+        settings = tuple(rank_settings(sweep))
+        return Target(url, [*_best_trials(url, sweep, settings), *others], sweep, settings)
+    if read_model_card(url) is None:
+        raise UsageError(
+            f"{url} is neither a model (it has no {CARD_NAME}) nor a sweep (it has no {SWEEP_CARD_NAME}). "
+            "Make one with `finetune fit` or `finetune sweep`."
+        )
+    return Target(url, [Candidate(_last_part(url), url), *others])
+
+
+def judge(target: Target, split: str) -> Judgement:
+    """Lets all models of `target` predict one split of the feature set that the first was trained on.
+
+    If that was trained by a query, all are judged by the rows that it selects. Rows are read once, a row group at a time; of
+    models but the first only the predicted classes are kept.
+
+    Raises:
+        UsageError: a model is missing, or was trained on other classes or another backbone; the split has no rows.
+        JobError: files are damaged.
+    """
+    loaded = [load_model(candidate.url) for candidate in target.candidates]
+    url = loaded[0][1].features.url
+    manifest = read_selected_by_model(loaded[0][1], url)
+    for _, card in loaded:
+        check_features(card, url, manifest)
+    if manifest.split_rows(split) == 0:
+        with_rows = ", ".join(name for name in manifest.rows if manifest.split_rows(name))
+        raise UsageError(f"{url}: split {split!r} has no rows. Splits with rows: {with_rows}.")
+    probabilities, predicted = [], list[NDArray[np.int64]]()
+    labels, paths = [], list[str]()
+    for part in iterate_split(url, manifest, split):
+        said = _predict(loaded, part.features)
+        probabilities.append(said[0])
+        predicted.append(np.stack([rows.argmax(axis=1) for rows in said]))
+        labels.append(part.label_index)
+        paths += part.paths.to_pylist()
+    label_index, by_model = np.concatenate(labels), np.concatenate(predicted, axis=1)
+    models = [
+        _judged(candidate, card, rows, label_index)
+        for candidate, (_, card), rows in zip(target.candidates, loaded, by_model, strict=True)
+    ]
+    return Judgement(url, manifest, split, np.concatenate(probabilities), label_index, paths, models)
+
+
+def varying_keys(sweep: SweepCard) -> list[str]:
+    """The keys that have more than one value among the trials."""
+    return [
+        key
+        for key in sweep.keys
+        if len({as_text(trial.values[key]) for trial in sweep.trials if key in trial.values}) > 1
+    ]
+
+
+def best_trial(setting: Setting, metric: str) -> Trial | None:
+    """The trial of a setting that is best by the metric of the sweep; None where none is done."""
+    done = with_metric(setting.trials, metric)
+    sign = -1 if metric.endswith("loss") else 1
+    return max(done, key=lambda trial: sign * trial.metrics[metric], default=None)
+
+
+def _best_trials(url: str, sweep: SweepCard, settings: Sequence[Setting]) -> list[Candidate]:
+    """The trials of the two best settings, the best trial of each first."""
+    found = []
+    keys = varying_keys(sweep)
+    for place, setting in enumerate(settings[:2]):
+        best = best_trial(setting, sweep.metric)
+        done = [trial for trial in setting.trials if trial.state == "done" and trial is not best]
+        for trial in [best, *done] if best is not None else []:
+            name = f"{describe_values(trial.values, keys)}; seed {trial.seed}"
+            found.append(Candidate(name, trial.url, trial.seed, place))
+    if not found:
+        raise UsageError(f"{url} is a sweep without a trial that is done. Go on with `finetune sweep`.")
+    return found
+
+
+def _predict(loaded: Sequence[tuple["keras.Model", ModelCard]], features: NDArray[Any]) -> list[NDArray[np.float32]]:
+    return [predict_probabilities(network, features) for network, _ in loaded]
+
+
+def _judged(
+    candidate: Candidate, card: ModelCard, predicted: NDArray[np.int64], label_index: NDArray[np.int32]
+) -> JudgedModel:
+    right, rows = int((predicted == label_index).sum()), len(label_index)
+    return JudgedModel(candidate, card, predicted, right / rows, wilson_interval(right, rows))
+
+
+def _last_part(url: str) -> str:
+    return storage.absolute_url(url).rpartition("/")[2]

@@ -1,0 +1,182 @@
+"""Training sets by query: which rows of a feature set count, by their metadata, by predictions and by tables of labels.
+
+The query is the condition of a recipe's `[features] where`, in DuckDB's SQL. It is asked once, of all rows together; features are
+not read for it. What it selects becomes edits of the manifest, which go to every rank and every reader.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from featurize.errors import UsageError
+from featurize.recipes.recipe import FeaturesSettings
+from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.row_edits import EditedRows, keep_rows, scan_rows
+from finetune.models.folder import ModelCard
+
+if TYPE_CHECKING:
+    from finetune.rows.joined_tables import JoinedTable
+
+_COLUMNS = ("image_id", "path", "label", "label_index", "width", "height")
+_ROW = "firn row"  # no name that a query would use
+_MAX_NAMED = 8
+
+
+def read_selected(features: FeaturesSettings) -> FeaturesManifest:
+    """The manifest of a recipe's feature set as its rows are to be trained on: with corrected labels, and those that it selects.
+
+    Raises:
+        UsageError: there is no feature set; or the query is wrong, selects nothing, or leaves a class that it does not name
+            without training rows.
+        JobError: files are damaged.
+    """
+    manifest = read_features_manifest(features.url)
+    if features.where is None:
+        return manifest
+    selected = select_rows(features, manifest)
+    _check_classes(features.where, manifest, selected)
+    return selected
+
+
+def read_selected_by_model(card: ModelCard, url: str, *, all_rows: bool = False) -> FeaturesManifest:
+    """The manifest of the feature set at `url` with the rows that the query of a model selects there.
+
+    Args:
+        url: of that which the model was trained on, or of another.
+        all_rows: whether to select them all whatever the model was trained on.
+
+    Raises:
+        UsageError: there is no feature set, or the query cannot be asked there or selects nothing.
+        JobError: files are damaged.
+    """
+    features = FeaturesSettings.model_validate({**card.recipe["features"], "url": url})
+    manifest = read_features_manifest(url)
+    return manifest if features.where is None or all_rows else select_rows(features, manifest)
+
+
+def select_rows(features: FeaturesSettings, manifest: FeaturesManifest) -> FeaturesManifest:
+    """`manifest` with the rows alone that `features.where` selects; those of all splits alike.
+
+    Raises:
+        UsageError: the query is wrong, or selects nothing.
+        JobError: files are damaged.
+    """
+    from finetune.rows.joined_tables import read_joined_tables  # which imports Spark
+
+    places, tables = list[tuple[str, str, int, int]](), list[pa.Table]()
+    for split, path, group, table in scan_rows(features.url, manifest, _COLUMNS):
+        places.append((split, path, group.index, len(table)))
+        tables.append(table.append_column("split", pa.array([split] * len(table), pa.string())))
+    if not tables:
+        raise UsageError(f"{features.url} has no rows to select from.")
+    rows = pa.concat_tables(tables)
+    kept = ask(features.where or "true", rows, read_joined_tables(features))
+    if not kept.any():
+        raise UsageError(f"`features.where` selects none of the {len(rows):,} rows of {features.url}: {features.where}")
+    before = manifest.edits.groups if manifest.edits is not None else {}
+    selected, first = EditedRows(manifest, where=features.where), 0
+    for split, path, index, count in places:
+        own, chosen, edit = rows.slice(first, count), kept[first : first + count], before.get((path, index))
+        if not chosen.all():
+            edit = keep_rows(edit, chosen, table=own, classes=manifest.classes)
+        selected.add(split, (path, index), own, edit)
+        first += count
+    return selected.manifest()
+
+
+def ask(where: str, rows: pa.Table, others: "Sequence[JoinedTable]") -> NDArray[np.bool_]:
+    """Which of `rows` a condition selects: bool ``(n_rows,)``.
+
+    The columns of `rows` are known by their names, as `features.label` too; those of others by the name of their table
+    (`predictions.label`), and by their own alone where no other table has it. Of what is null nothing is selected.
+
+    Raises:
+        UsageError: the condition is wrong.
+    """
+    import duckdb
+
+    plain = _plain_names(rows, others)
+    with duckdb.connect() as connection:
+        connection.execute("SET enable_external_access = false")
+        connection.register("firn_rows", rows.append_column(_ROW, pa.array(np.arange(len(rows)))))
+        for other in others:
+            connection.register(f"firn_{other.name}", other.table)
+        query = f'SELECT "{_ROW}", (\n{where}\n) AS chosen FROM ({_joined(rows, others, plain)}) AS features'
+        try:
+            relation = connection.sql(query)
+            if relation is None or str(relation.types[1]) != "BOOLEAN":
+                kind = relation.types[1] if relation is not None else "nothing"
+                raise UsageError(f"`features.where` must be a condition, true or false. Got {kind}: {where}")
+            found = relation.arrow()
+        except duckdb.Error as error:
+            fault = str(error).splitlines()[0]
+            columns = ", ".join(_shown_names(rows, others, plain))
+            raise UsageError(f"`features.where` cannot be asked: {fault}\nColumns: {columns}.") from error
+        answer = found.read_all() if isinstance(found, pa.RecordBatchReader) else found
+    kept = np.zeros(len(rows), np.bool_)
+    chosen = answer["chosen"].fill_null(False).to_numpy()
+    kept[answer[_ROW].to_numpy()[chosen]] = True
+    return kept
+
+
+def describe_selection(manifest: FeaturesManifest) -> str:
+    """How many rows of each split are selected, in words; nothing where there is no selection."""
+    edits = manifest.edits
+    if edits is None or edits.where is None:
+        return ""
+    parts = [
+        f"{split} {manifest.split_rows(split):,} of {manifest.split_rows(split) + edits.left_out[split]:,}"
+        for split in manifest.rows
+    ]
+    return f"`where` selects {', '.join(parts)} rows."
+
+
+def _check_classes(where: str, before: FeaturesManifest, after: FeaturesManifest) -> None:
+    """A class that has lost all its training rows is learned by no model, and is expected of it in the other splits.
+
+    Raises:
+        UsageError: there is one that the query does not name.
+    """
+    left = after.rows.get("train", {})
+    lost = [label for label, rows in before.rows.get("train", {}).items() if rows and not left.get(label)]
+    unnamed = [label for label in lost if "'" + label.replace("'", "''") + "'" not in where]
+    if unnamed:
+        more = f" and {len(unnamed) - _MAX_NAMED} more" if len(unnamed) > _MAX_NAMED else ""
+        raise UsageError(
+            f"`features.where` leaves no training rows of {', '.join(unnamed[:_MAX_NAMED])}{more}. Select some; "
+            f"or, if that is wanted, name the class in the query, as in label != '{unnamed[0]}'."
+        )
+
+
+def _plain_names(rows: pa.Table, others: "Sequence[JoinedTable]") -> dict[str, list[str]]:
+    """The columns of each of the other tables that are known by their own name alone; the case of letters does not matter."""
+    taken = [name.lower() for name in rows.column_names] + [other.name for other in others]
+    taken += [name.lower() for other in others for name in other.table.column_names]
+    return {other.name: [name for name in other.columns if taken.count(name.lower()) == 1] for other in others}
+
+
+def _shown_names(rows: pa.Table, others: "Sequence[JoinedTable]", plain: dict[str, list[str]]) -> list[str]:
+    names = list(rows.column_names)
+    for other in others:
+        names += [name if name in plain[other.name] else f"{other.name}.{name}" for name in other.columns]
+    return names
+
+
+def _joined(rows: pa.Table, others: "Sequence[JoinedTable]", plain: dict[str, list[str]]) -> str:
+    """All tables side by side, a row for each of `rows`; each of the others also as a struct by its name."""
+    columns = [f"firn_rows.{_quoted(name)}" for name in (_ROW, *rows.column_names)]
+    joins = ""
+    for other in others:
+        table = f"firn_{other.name}"
+        fields = ", ".join(f"{_quoted(name)} := {table}.{_quoted(name)}" for name in other.columns)
+        columns += [f"struct_pack({fields}) AS {other.name}"]
+        columns += [f"{table}.{_quoted(name)}" for name in plain[other.name]]
+        joins += f" LEFT JOIN {table} ON {table}.image_id = firn_rows.image_id"
+    return f"SELECT {', '.join(columns)} FROM firn_rows{joins}"
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

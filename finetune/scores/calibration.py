@@ -1,0 +1,127 @@
+"""The statistics of a report that are not in `finetune.scores.metrics`: intervals, baseline, calibration. Pure NumPy."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune.scores.metrics import CONFIDENCE, FloatArray, IntArray
+
+CALIBRATION_BINS = 15
+"""Source: C. Guo et al., "On Calibration of Modern Neural Networks", 2017, which reports 15 bins."""
+
+
+@dataclass(frozen=True)
+class CalibrationBin:
+    """The rows whose highest probability is in (low, high].
+
+    Attributes:
+        rows: at least 1.
+        confidence: mean of the highest probabilities, in [0, 1].
+        accuracy: share of rows that are right, in [0, 1].
+        interval: of the accuracy; see `wilson_interval`.
+    """
+
+    low: float
+    high: float
+    rows: int
+    confidence: float
+    accuracy: float
+    interval: tuple[float, float]
+
+
+def wilson_interval(right: int, rows: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The score interval of a share, which stays in [0, 1] and holds for few rows and for shares near 0 and 1.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
+
+    Raises:
+        ValueError: no rows, or more right than there are.
+    """
+    if rows < 1 or not 0 <= right <= rows:
+        raise ValueError(f"`right` must be in [0, `rows`] and `rows` at least 1. Got {right} and {rows}.")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share = right / rows
+    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
+    half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
+    low = 0.0 if right == 0 else max(0.0, centre - half)
+    return low, 1.0 if right == rows else min(1.0, centre + half)
+
+
+def most_frequent_class(rows: Mapping[str, int], classes: Sequence[str]) -> int:
+    """The index of the class with the most of `rows`; the lower index where classes tie."""
+    return int(np.argmax([rows.get(label, 0) for label in classes]))
+
+
+def calibration_bins(
+    probabilities: FloatArray, label_index: IntArray, bins: int = CALIBRATION_BINS
+) -> list[CalibrationBin]:
+    """How often a model is right when it is so sure: bins of equal width by the highest probability, empty ones left out.
+
+    Source: A. Niculescu-Mizil, R. Caruana, "Predicting Good Probabilities with Supervised Learning", 2005.
+
+    Args:
+        probabilities: float ``(n_rows, n_classes)`` in [0, 1].
+        label_index: int ``(n_rows,)``, the true classes.
+        bins: at least 1.
+    """
+    confidence = np.clip(probabilities.max(axis=1).astype(np.float64), 0, 1)
+    is_right = probabilities.argmax(axis=1) == label_index
+    place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    found = []
+    for index in np.unique(place).tolist():
+        inside = place == index
+        rows, right = int(inside.sum()), int(is_right[inside].sum())
+        found.append(
+            CalibrationBin(
+                low=index / bins,
+                high=(index + 1) / bins,
+                rows=rows,
+                confidence=float(confidence[inside].mean()),
+                accuracy=right / rows,
+                interval=wilson_interval(right, rows),
+            )
+        )
+    return found
+
+
+def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
+    """Mean distance of confidence and accuracy over the bins, weighted by their rows, in [0, 1].
+
+    Source: M. P. Naeini, G. F. Cooper, M. Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015.
+    """
+    rows = sum(part.rows for part in bins)
+    return sum(part.rows * abs(part.confidence - part.accuracy) for part in bins) / rows
+
+
+def most_confident_mistakes(probabilities: FloatArray, label_index: IntArray, n: int) -> NDArray[np.int64]:
+    """The rows that are wrong, the surest first, at most `n` of them: int64 ``(n_mistakes,)``."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != label_index)
+    order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
+    return wrong[order][:n].astype(np.int64)
+
+
+def order_by_confusion(matrix: IntArray) -> list[int]:
+    """The classes in an order in which those that are taken for each other stand together.
+
+    A greedy chain: it begins with the class that has the most errors, and goes on to the class that is most confused with the
+    last one, in either direction; where none is, to the class with the most errors of those left.
+
+    Args:
+        matrix: int ``(n_classes, n_classes)``, rows = true, columns = predicted.
+    """
+    both = (matrix + matrix.T).astype(np.int64)
+    np.fill_diagonal(both, 0)
+    errors = both.sum(axis=1)
+    left = np.ones(len(matrix), bool)
+    order = [int(errors.argmax())]
+    left[order[0]] = False
+    while left.any():
+        near = np.where(left, both[order[-1]], -1)
+        following = int((near if near.max() > 0 else np.where(left, errors, -1)).argmax())
+        order.append(following)
+        left[following] = False
+    return order

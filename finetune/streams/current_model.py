@@ -1,0 +1,196 @@
+"""The model of a stream: looked up before every batch, exchanged where the name means another one by now, held by a claim."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from pyspark.sql import SparkSession
+
+from featurize import storage
+from featurize.building.known_shards import IndexFiles
+from featurize.console import say, warn
+from featurize.errors import FirnError, JobError, UsageError
+from featurize.recipes.recipe import RegistrySettings
+from featurize.sources.listing import ImageSource
+from featurize.storage.claims import Claim, claim_output
+from featurize.tables.manifests import utc_now
+from finetune.drift.reference import Reference
+from finetune.drift.window import images_needed, too_small
+from finetune.prediction.predict import PredictionPlan, planned_reference, ship_planned
+from finetune.prediction.shipped_model import ShippedModel
+from finetune.registry.client import all_experiments, find_run, open_registry, registry_at, registry_errors
+from finetune.registry.resolve import is_folder, read_folder, resolve_model
+from finetune.streams.checkpoint import Checkpoint, Pin
+from finetune.streams.drift_windows import StreamDrift, WindowSettings
+
+
+@dataclass(frozen=True)
+class ModelInUse:
+    """A model that the workers have, and the claim on its predictions.
+
+    Attributes:
+        drift: the windows that are tested; None: none are.
+        files_read: index files of the predictions. Nobody else writes there, so that a batch reads only what the last one wrote.
+    """
+
+    plan: PredictionPlan
+    shipped: ShippedModel
+    claim: Claim
+    held: ExitStack
+    drift: StreamDrift | None
+    files_read: IndexFiles = field(default_factory=dict)
+
+    @property
+    def model_id(self) -> str:
+        """Of the model."""
+        return self.plan.card.model_id
+
+
+class StreamModels:
+    """Which model labels a batch.
+
+    The claim on a model's predictions is held from the model's first batch here to its last: a second stream of the same model
+    is refused, and so is `finetune predict` with it.
+
+    Args:
+        first: what is to be labelled with, as it was found when the stream was planned; its source has no images.
+        windows: that are tested for drift; None: none.
+
+    Raises:
+        UsageError: windows of the first model cannot be tested, or it cannot be used.
+    """
+
+    def __init__(
+        self, spark: SparkSession, first: PredictionPlan, checkpoint: Checkpoint, windows: WindowSettings | None
+    ) -> None:
+        self._spark, self._checkpoint, self._windows = spark, checkpoint, windows
+        self._name, self._source = first.name, first.source
+        self._output, self._precision = first.output, first.precision
+        self._told: str | None = None
+        self._current = self._take(first, is_first=True)
+
+    @property
+    def current(self) -> ModelInUse:
+        """The model that the last batch was labelled by, or the first one."""
+        return self._current
+
+    def close(self) -> None:
+        """Gives the claim back."""
+        self._current.held.close()
+
+    def for_batch(self, batch_id: int, query: str) -> ModelInUse:
+        """The model of a batch: that which it was begun with before a kill, or else the one that the name means now.
+
+        It is pinned: from here on no other model labels this batch.
+
+        Raises:
+            FirnError: the batch was begun with a model that cannot be had any more.
+        """
+        pin = self._checkpoint.read_pin(batch_id, query)
+        if pin is None:
+            self._follow()
+            plan = self._current.plan
+            pin = Pin(
+                query=query, model_id=self._current.model_id, name=plan.name, url=plan.folder, pinned_at=utc_now()
+            )
+            self._checkpoint.write_pin(batch_id, pin)
+        elif pin.model_id != self._current.model_id:
+            folder = _folder_of(pin, self._checkpoint.pin_url(batch_id))
+            say(f"batch {batch_id} was begun with the model {pin.model_id[:16]} and is finished with it.")
+            self._exchange(_plan_of(pin.name, folder, self._source, self._output, self._precision))
+        return self._current
+
+    def _follow(self) -> None:
+        """Exchanges the model if the name means another one by now; where that fails the old one goes on, and it is told."""
+        before = self._current.model_id
+        try:
+            folder = resolve_model(self._name)
+            plan = _plan_of(self._name, folder, self._source, self._output, self._precision)
+            if plan.card.model_id == before:
+                self._told = None
+                return
+            self._exchange(plan)
+        except (FirnError, OSError) as error:  # of the registry or of the new model: images go on being labelled
+            if str(error) != self._told:
+                warn(f"the model {before[:16]} goes on labelling: {error}")
+            self._told = str(error)
+            return
+        self._told = None
+        say(
+            f"{self._name} is the model {self._current.model_id[:16]} now; it labels from here on, after {before[:16]}."
+        )
+
+    def _exchange(self, plan: PredictionPlan) -> None:
+        taken = self._take(plan, is_first=False)
+        self._current.held.close()
+        self._current = taken
+
+    def _take(self, plan: PredictionPlan, *, is_first: bool) -> ModelInUse:
+        """Claims the predictions of a model and hands the model to the workers."""
+        with ExitStack() as stack:
+            stack.enter_context(storage.no_empty_folder(plan.url))
+            claim = stack.enter_context(claim_output(plan.url))
+            reference = stack.enter_context(planned_reference(plan))
+            if isinstance(reference, str):
+                warn(f"no drift of features will be seen: {reference}")
+            shipped = ship_planned(self._spark, plan, reference=reference)
+            drift = None if self._windows is None else _drift_of(plan, reference, self._windows, is_first=is_first)
+            return ModelInUse(plan, shipped, claim, stack.pop_all(), drift)
+
+
+def _drift_of(
+    plan: PredictionPlan, reference: Reference | str, settings: WindowSettings, *, is_first: bool
+) -> StreamDrift | None:
+    """The windows of a model; None, which is told, where those of a later one cannot be tested: it labels all the same.
+
+    Raises:
+        FirnError: those of the first one cannot.
+    """
+    try:
+        if isinstance(reference, str):
+            raise UsageError(f"`--drift-window`: {plan.name} has nothing to compare its images with: {reference}")
+        drift = StreamDrift(plan.output, plan.card.model_id, reference, settings)
+    except (FirnError, OSError) as error:
+        if is_first:
+            raise
+        warn(f"images that are labelled by {plan.card.model_id[:16]} are not tested for drift: {error}")
+        return None
+    for line in too_small(images_needed(reference, false_alarm_rate=settings.false_alarm_rate), settings.images):
+        warn(f"drift of {line}")
+    return drift
+
+
+def plan_labelling(name: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
+    """What `finetune predict` plans, of a source of which no image is listed yet.
+
+    Raises:
+        UsageError: no such model.
+    """
+    return _plan_of(name, resolve_model(name), source, output, precision)
+
+
+def _plan_of(name: str, folder: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
+    return PredictionPlan(name, folder, read_folder(folder), source, True, output, precision)
+
+
+def _folder_of(pin: Pin, pin_url: str) -> str:
+    """The folder of the model that a batch was begun with, or that of a copy which the registry has.
+
+    Raises:
+        JobError: it is gone.
+    """
+    try:
+        if read_folder(pin.url).model_id == pin.model_id:
+            return pin.url
+    except FirnError:  # gone or damaged: there may be a copy
+        pass
+    if not is_folder(pin.name):
+        settings = registry_at(RegistrySettings())
+        client = open_registry(str(settings.url))
+        with registry_errors(str(settings.url)):
+            run = find_run(client, list(all_experiments(client)), pin.model_id)
+        if run is not None:
+            return resolve_model(str(run.info.run_id))
+    raise JobError(
+        f"the batch of {pin_url} was begun with the model {pin.model_id[:16]}, and {pin.url} holds it no longer. Put it back; or "
+        "remove that file, and images of this batch may be labelled by two models."
+    )

@@ -1,0 +1,150 @@
+"""Drift in a stream: what a model labels, in windows, each tested once against the reference of the model.
+
+    <output>/drift/stream/<model_id>-<number>.parquet    windows from that number on, a row for each; see `finetune.drift.check`
+    <output>/drift/stream/_<model_id>.json               how many there are, and the last shard of the predictions that is in one
+
+The windows follow from the predictions that are published. A manifest lists shards in the order of their publication, and a
+window ends where a micro-batch ends: a batch that is run again after a kill makes the same windows, in a file of the same name.
+How a batch was cut into shards does not matter, since images that fill more than one window are dealt to them by their ids.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from pydantic import BaseModel, ConfigDict
+
+from featurize import storage
+from featurize.console import warn
+from featurize.errors import JobError, UsageError
+from featurize.tables.manifests import Manifest, PredictionsManifest, read_manifest
+from featurize.tables.predictions import WINDOWS_FOLDERS, partition_url
+from finetune.drift.check import CheckedWindow, check_rows, write_windows
+from finetune.drift.read import EVERYTHING, read_rows
+from finetune.drift.reference import Reference
+from finetune.drift.window import FALSE_ALARM_RATE, LEAST_IMAGES, check_rate
+from finetune.streams.checkpoint import read_document
+
+
+@dataclass(frozen=True)
+class WindowSettings:
+    """How a stream is tested.
+
+    Attributes:
+        images: in a window, at least; fewer than twice as many.
+        false_alarm_rate: of one window; see `check_window`.
+    """
+
+    images: int
+    false_alarm_rate: float = FALSE_ALARM_RATE
+
+    def check(self) -> None:
+        """Raises UsageError where there can be no such windows."""
+        check_rate(self.false_alarm_rate)
+        if self.images < LEAST_IMAGES:
+            raise UsageError(f"`--drift-window` must be at least {LEAST_IMAGES} images. Got {self.images}.")
+
+
+class Position(BaseModel):
+    """`_<model_id>.json`: how far the windows of a model have come.
+
+    Attributes:
+        windows: that there are, of all times: the number of the next one.
+        through: the index file of the last shard whose images are not to be in a window any more; None: there is none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = 1
+    windows: int = 0
+    through: str | None = None
+
+
+class StreamDrift:
+    """The windows of one model. Whoever makes them holds the claim on the predictions of the model.
+
+    They begin with what is labelled after the model was first taken up with them; what it labels later, by whatever command, is
+    in a window, also if the stream was stopped or had another model meanwhile.
+
+    Raises:
+        JobError: the position or the manifest is damaged.
+    """
+
+    def __init__(self, output: str, model_id: str, reference: Reference, settings: WindowSettings) -> None:
+        self._model_id, self._reference, self._settings = model_id, reference, settings
+        self._output, self._folder = output, windows_url(output)
+        self._position = self._find_position()
+
+    def check(self, manifest: PredictionsManifest) -> tuple[CheckedWindow, ...]:
+        """Tests the windows that the predictions, as `manifest` has them, have filled by now, and keeps what was found.
+
+        Raises:
+            JobError: a file is missing or damaged.
+        """
+        shards = manifest.shards[_shards_through(manifest, self._position) :]
+        least = self._settings.images
+        if sum(shard.row_count for shard in shards) < least:
+            return ()
+        rows = read_rows(self._output, manifest.model_copy(update={"shards": shards}), EVERYTHING).sort_by("image_id")
+        count = rows.num_rows // least  # none where images of equal bytes, which count once, make up for the rest
+        if not count:
+            return ()
+        rate, first = self._settings.false_alarm_rate, self._position.windows
+        bounds = [rows.num_rows * number // count for number in range(count + 1)]
+        windows = tuple(
+            check_rows(first + number, rows.slice(begin, end - begin), self._reference, false_alarm_rate=rate)
+            for number, (begin, end) in enumerate(pairwise(bounds))
+        )
+        url = storage.join_url(self._folder, f"{self._model_id}-{first:06d}.parquet")
+        write_windows(url, self._model_id, self._reference, windows, false_alarm_rate=rate)
+        self._position = self._write(Position(windows=first + count, through=shards[-1].index_file.path))
+        return windows
+
+    def _find_position(self) -> Position:
+        """Where the windows were left; where there were none, or the place is gone, they begin after all that is there."""
+        kept = read_position(self._output, self._model_id)
+        manifest = read_manifest(partition_url(self._output, self._model_id))
+        names = [] if manifest is None else [shard.index_file.path for shard in manifest.shards]
+        if kept is not None and kept.through in (None, *names):
+            return kept
+        if kept is not None:
+            warn(
+                f"drift: the predictions of {self._model_id[:16]} were made again since the last window, by `finetune "
+                "predict`; the next window begins with the images that are labelled from now on."
+            )
+        return self._write(Position(windows=0 if kept is None else kept.windows, through=names[-1] if names else None))
+
+    def _write(self, position: Position) -> Position:
+        storage.write_json(_position_url(self._output, self._model_id), position.model_dump())
+        return position
+
+
+def read_position(output: str, model_id: str) -> Position | None:
+    """How far the windows of a model have come; None where there never were any.
+
+    Raises:
+        JobError: the position is damaged.
+    """
+    return read_document(_position_url(output, model_id), Position)
+
+
+def windows_url(output: str) -> str:
+    """Of the folder with the table of windows of streams to `output`."""
+    return storage.join_url(output, WINDOWS_FOLDERS["stream"])
+
+
+def _position_url(output: str, model_id: str) -> str:
+    return storage.join_url(windows_url(output), f"_{model_id}.json")
+
+
+def _shards_through(manifest: Manifest, position: Position) -> int:
+    """How many shards are behind the windows.
+
+    Raises:
+        JobError: the last of them is gone.
+    """
+    if position.through is None:
+        return 0
+    for number, shard in enumerate(manifest.shards, start=1):
+        if shard.index_file.path == position.through:
+            return number
+    raise JobError(f"the predictions of the last window, up to {position.through}, are not in the manifest any more.")

@@ -1,0 +1,235 @@
+"""The images of a stream that come as messages of a Kafka topic, or whose URLs do.
+
+Spark's connector says which offsets are in which batch, and gives the same ones again to a batch that is run again. Images that
+are messages are first written by the executors to a table below the checkpoint, from which the workers read them as they read an
+images table: no driver sees their bytes. It is removed when the batch is done, and written anew when it is run again.
+"""
+
+import re
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.errors import AnalysisException, StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+
+from featurize import storage
+from featurize.building.spark_jobs import collect, job_errors
+from featurize.errors import JobError, UsageError, first_line
+from featurize.sources.listing import LISTING_SCHEMA, ContentReader, ImageSource, listing_batch, make_listing
+from featurize.sources.readers import TableReader
+from featurize.sources.splits import SplitRule
+from finetune.streams.folder import BatchImages
+from finetune.streams.message_urls import MessageFileReader, read_url, size_and_stamp
+
+CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
+SCHEME = "kafka://"
+Messages = Literal["images", "named-images", "urls"]
+"""What a message is: an image, an image of which the key is the path, or the URL of an image."""
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
+_BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+):(\d{1,5})")
+_FIRNS_OPTIONS = {"kafka.bootstrap.servers", "subscribe", "subscribepattern", "assign", "maxoffsetspertrigger"}
+_CONNECT_TIMEOUT_S = 10.0
+_MAX_URL_BYTES = 4096  # of what is longer, an image perhaps, the driver sees nothing
+_STATS_AT_A_TIME = 16
+_PLACE = "concat_ws('/', topic, cast(partition as string), cast(offset as string))"
+_KEY = "CASE WHEN length(key) > 0 AND encode(decode(key, 'UTF-8'), 'UTF-8') = key THEN decode(key, 'UTF-8') END"
+_GROUP_BYTES = 16 << 20  # a worker has one or two row groups in memory
+_STAGED: dict[str, str | int] = {
+    "compression": "none",  # images are compressed
+    "parquet.enable.dictionary": "false",
+    "parquet.block.size": _GROUP_BYTES,
+    "parquet.page.size.row.check.min": 1,  # or Parquet would look at the size of a row group after 100 images only
+    "parquet.page.size.row.check.max": 16,
+}
+
+
+@dataclass(frozen=True)
+class KafkaImages:
+    """The images of the messages of a topic: an `ArrivingImages`.
+
+    Attributes:
+        brokers: ``host:port,host:port``.
+        options: for Spark's connector, by its names for them; they may hold secrets.
+    """
+
+    brokers: str
+    topic: str
+    messages: Messages
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def url(self) -> str:
+        """See `ArrivingImages`."""
+        return f"{SCHEME}{self.brokers}/{self.topic}"
+
+    @property
+    def place(self) -> str:
+        """See `ArrivingImages`. Without the brokers, in whose place there may be others of the same cluster one day."""
+        return f"{SCHEME}/{self.topic}"
+
+    def source(self) -> ImageSource:
+        """See `ArrivingImages`."""
+        return self._source(TableReader(), [])
+
+    def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
+        """See `ArrivingImages`: `path`, `partition`, `offset`, and `value`, or of an image `stamp`, `bytes_size`, `content`.
+
+        Messages without a value are passed over: they say that something is deleted.
+
+        Raises:
+            UsageError: Spark has no connector.
+            JobError: no broker answers.
+        """
+        options = {"startingOffsets": "earliest", **self.options}
+        options |= {"kafka.bootstrap.servers": self.brokers, "subscribe": self.topic}
+        if most_per_batch is not None:
+            options["maxOffsetsPerTrigger"] = str(most_per_batch)
+        with job_errors():
+            try:
+                rows = spark.readStream.format("kafka").options(**options).load().where("value IS NOT NULL")
+            except AnalysisException as error:
+                if "Failed to find data source" not in str(error):
+                    raise
+                raise UsageError(_missing_connector()) from error
+        _check_reachable(self.brokers)
+        place = ("partition", "offset")
+        if self.messages == "urls":
+            value = f"CASE WHEN length(value) <= {_MAX_URL_BYTES} THEN value END AS value"
+            return rows.selectExpr(f"{_PLACE} AS path", *place, value)
+        path = f"coalesce({_KEY}, {_PLACE})" if self.messages == "named-images" else _PLACE
+        return rows.selectExpr(
+            f"{path} AS path",
+            *place,
+            "sha2(value, 256) AS stamp",
+            "length(value) AS bytes_size",
+            "value AS content",
+        )
+
+    @contextmanager
+    def of_batch(self, batch: DataFrame, staging_url: str) -> Iterator[BatchImages]:
+        """See `ArrivingImages`."""
+        if self.messages == "urls":
+            yield self._of_urls(collect(batch))
+            return
+        folder = storage.join_url(staging_url, "messages")
+        try:
+            with job_errors():
+                batch.write.mode("overwrite").options(**_STAGED).parquet(folder)
+            yield self._of_staged(folder)
+        finally:
+            with suppress(OSError):  # of the storage: the next batch overwrites it
+                storage.remove(folder)
+
+    @contextmanager
+    def failures(self) -> Iterator[None]:
+        """See `ArrivingImages`: names the topic, which Kafka does not."""
+        try:
+            yield
+        except StreamingQueryException as error:
+            if "UnknownTopicOrPartitionException" in str(error):
+                raise JobError(f"there is no topic {self.topic} at {self.brokers}.") from error
+            raise
+
+    def _of_staged(self, folder: str) -> BatchImages:
+        files = [url for url in storage.list_files(folder) if url.endswith(".parquet")]
+        rows = pa.concat_tables([_list_staged(url) for url in files]).sort_by(
+            [("partition", "ascending"), ("offset", "ascending")]
+        )
+        first = {row["path"]: row for row in reversed(rows.to_pylist())}
+        columns: dict[str, Sequence[Any]] = {
+            name: [row[name] for row in first.values()] for name in LISTING_SCHEMA.names if name in rows.schema.names
+        }
+        return BatchImages(self._source(TableReader(), [listing_batch(columns)]), found=rows.num_rows)
+
+    def _of_urls(self, rows: list[Any]) -> BatchImages:
+        rows = sorted(rows, key=lambda row: (row["partition"], row["offset"]))
+        urls = dict.fromkeys(read_url(row["value"]) or str(row["path"]) for row in rows)
+        with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
+            files = list(pool.map(size_and_stamp, urls))
+        sizes, stamps = zip(*files, strict=True) if files else ((), ())
+        batch = listing_batch({"path": list(urls), "bytes_size": sizes, "stamp": stamps})
+        return BatchImages(self._source(MessageFileReader(), [batch]), found=len(rows))
+
+    def _source(self, reader: ContentReader, batches: list[pa.RecordBatch]) -> ImageSource:
+        return ImageSource(
+            listing=make_listing(batches),
+            reader=reader,
+            classes=(),
+            split_rule=SplitRule(fractions=None),
+            settings={"source": self.url, "layout": "messages", "messages": self.messages},
+        )
+
+
+def open_topic(url: str, messages: str | None, options_file: str | None) -> KafkaImages:
+    """The images of the topic at ``kafka://host:port,host:port/topic``.
+
+    Args:
+        messages: one of `Messages`.
+        options_file: a local file of lines ``name=value``: options for Spark's connector.
+
+    Raises:
+        UsageError: one of them is not what it should be.
+    """
+    brokers, _, topic = url.removeprefix(SCHEME).partition("/")
+    if not all(map(_BROKER.fullmatch, brokers.split(","))) or not _TOPIC.fullmatch(topic):
+        raise UsageError(f"a topic is named by {SCHEME}host:port,host:port/topic. Got {url}.")
+    kinds = {str(kind): kind for kind in get_args(Messages)}
+    if messages not in kinds:
+        raise UsageError(f"`--messages` must say what a message is: {', '.join(kinds)}. Got {messages or 'none'}.")
+    options = {} if options_file is None else _read_options(Path(options_file))
+    return KafkaImages(brokers, topic, kinds[messages], options)
+
+
+def _read_options(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"`--kafka-options` {path} cannot be read: {first_line(error)}.") from error
+    options = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        name, separator, value = (part.strip() for part in line.partition("="))
+        if not name or not separator:
+            raise UsageError(f"{path}, line {number}: `name=value` is wanted.")  # not the line, which may hold a secret
+        if name.lower() in _FIRNS_OPTIONS:
+            raise UsageError(f"{path}, line {number}: {name} is what `finetune stream` says itself; leave it out.")
+        options[name] = value
+    return options
+
+
+def _missing_connector() -> str:
+    return (
+        f"Spark has no connector for Kafka. Start the stream with its Maven coordinates, {CONNECTOR}:\n"
+        f"  PYSPARK_SUBMIT_ARGS='--packages {CONNECTOR} pyspark-shell' finetune stream ...\n"
+        f"  spark-submit --packages {CONNECTOR} ... finetune/__main__.py stream ..."
+    )
+
+
+def _check_reachable(brokers: str) -> None:
+    """Fails soon where the connector would go on trying for minutes."""
+    reasons = []
+    for broker in brokers.split(","):
+        host, _, port = broker.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+        except (OSError, OverflowError) as error:
+            reasons.append(f"{broker}: {first_line(error)}")
+        else:
+            return
+    raise JobError(f"no Kafka broker answers: {'; '.join(reasons)}.")
+
+
+def _list_staged(url: str) -> pa.Table:
+    """The rows of a file of staged messages, without the images."""
+    with storage.open_input(url) as file:
+        rows = pq.ParquetFile(file).read(columns=["path", "partition", "offset", "stamp", "bytes_size"])
+    places = pa.table({"container": [url] * rows.num_rows, "position": range(rows.num_rows)})
+    return pa.table({name: table.column(name) for table in (rows, places) for name in table.column_names})

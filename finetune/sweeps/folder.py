@@ -1,0 +1,137 @@
+"""The folder of a sweep: `sweep.json`, which says what was varied and what came of it, and a model folder for every trial."""
+
+import math
+from collections.abc import Sequence
+from statistics import fmean, stdev
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from featurize import storage
+from featurize.errors import JobError, first_line
+from featurize.recipes.sweep_section import EPOCHS
+from finetune.models.folder import FeaturesReference
+from finetune.scores.metrics import CONFIDENCE
+
+SCHEMA_VERSION = 1
+CARD_NAME = "sweep.json"
+MODELS_FOLDER = "models"
+
+
+class Trial(BaseModel):
+    """One model: a setting with one seed."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    values: dict[str, Any]  # of the swept keys, such as {"training.learning_rate": 0.1}; without the seed
+    seed: int
+    model_id: str
+    url: str  # of the model folder
+    state: Literal["done", "failed"]
+    error: str | None = None
+    metrics: dict[str, float] = {}  # of the best epoch, as in the model's card
+    epochs: int = 0
+    seconds: float = 0.0  # of training; trials that were trained together share it equally
+
+
+class Setting(BaseModel):
+    """The trials that differ in their seeds alone."""
+
+    model_config = ConfigDict(frozen=True)
+
+    values: dict[str, Any]
+    trials: list[Trial]
+    mean: float | None  # of the sweep's metric over the trials that are done; None: none is
+    sd: float | None  # None with fewer than two
+    interval: tuple[float, float] | None  # of the mean, at 95 % confidence; None with fewer than two
+
+
+class SweepCard(BaseModel):
+    """`sweep.json`."""
+
+    model_config = ConfigDict(frozen=True)
+
+    schema_version: int = SCHEMA_VERSION
+    recipe: dict[str, Any]  # of every trial, but for its values and its seed
+    features: FeaturesReference
+    classes: list[str]
+    keys: list[str]  # what was varied
+    seeds: list[int]
+    metric: str  # by which settings are ranked, such as validation_accuracy
+    is_halving: bool = False  # then those that were trained for more epochs come first
+    trials: list[Trial]
+    created_at: str
+    updated_at: str
+
+
+def read_sweep(url: str) -> SweepCard | None:
+    """The card of the sweep at `url`, or None where there is none.
+
+    Raises:
+        JobError: it is damaged, or of a newer Firn.
+    """
+    card_url = storage.join_url(url, CARD_NAME)
+    try:
+        document = storage.read_json(card_url)
+        version = document.get("schema_version") if isinstance(document, dict) else None
+        if version is not None and version != SCHEMA_VERSION:
+            raise JobError(f"{card_url} has schema version {version}; this Firn reads {SCHEMA_VERSION}.")
+        return SweepCard.model_validate(document)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:  # of json and of pydantic
+        raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
+
+
+def rank_settings(card: SweepCard) -> list[Setting]:
+    """The settings of a sweep, best mean first (least, where the metric is a loss), those without a trial that is done last.
+
+    Of successive halving those come first that got farther.
+    """
+    groups = dict[str, list[Trial]]()
+    for trial in card.trials:
+        groups.setdefault(repr(sorted(trial.values.items())), []).append(trial)
+    settings = [_summarize(trials, card.metric) for trials in groups.values()]
+    sign, all_epochs = 1 if card.metric.endswith("loss") else -1, card.recipe["training"]["epochs"]
+
+    def place(setting: Setting) -> tuple[float, float]:
+        if setting.mean is None:
+            return math.inf, math.inf
+        return (-setting.values.get(EPOCHS, all_epochs) if card.is_halving else 0), sign * setting.mean
+
+    return sorted(settings, key=place)
+
+
+def with_metric(trials: Sequence[Trial], metric: str) -> list[Trial]:
+    """Those of `trials` that are done and have the metric."""
+    return [trial for trial in trials if trial.state == "done" and metric in trial.metrics]
+
+
+def mean_of(trials: Sequence[Trial], metric: str) -> float | None:
+    """The mean of a metric over those of `trials` that are done; None: none is."""
+    found = _values_of(trials, metric)
+    return fmean(found) if found else None
+
+
+def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Of the mean of two or more independent, normally distributed values, at 95 %: Student, 1908."""
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))
+    return fmean(values) - half, fmean(values) + half
+
+
+def _summarize(trials: list[Trial], metric: str) -> Setting:
+    found = _values_of(trials, metric)
+    several = len(found) > 1
+    return Setting(
+        values=trials[0].values,
+        trials=trials,
+        mean=mean_of(trials, metric),
+        sd=stdev(found) if several else None,
+        interval=confidence_interval(found) if several else None,
+    )
+
+
+def _values_of(trials: Sequence[Trial], metric: str) -> list[float]:
+    return [trial.metrics[metric] for trial in with_metric(trials, metric)]

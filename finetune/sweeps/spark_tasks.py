@@ -1,0 +1,51 @@
+"""A sweep on Spark: every group of trials is a task."""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+from featurize.building.spark_jobs import job_errors
+from featurize.building.worker import log, use_task_resources
+from featurize.errors import FirnError, JobError
+from finetune.sweeps.plan import PlannedTrial
+from finetune.sweeps.trials import OpenedData, Outcome, Trainer, fair_groups, train_groups
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+
+_trainers: list[Trainer] = []  # that of this Python worker, which Spark gives one task after another
+
+
+class OnSpark:
+    """Trains groups of trials as tasks of Spark, some at a time. Each writes its models where all can read them.
+
+    Args:
+        start: gives the context; it is called once there is something to train.
+        tasks: how many groups are under way at a time.
+    """
+
+    def __init__(self, start: Callable[[], "SparkContext"], *, tasks: int) -> None:
+        self._start, self._tasks = cache(start), tasks
+
+    def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
+        """As `TrialRunner` says. A task that dies with its executor is tried again by Spark, and finds what it had published."""
+        stop = self._start().cancelAllJobs  # of this command's own session
+        return train_groups(fair_groups(trials, self._tasks), self._run_group, self._tasks, stop=stop)
+
+    def _run_group(self, group: list[PlannedTrial]) -> Outcome:
+        with job_errors():
+            outcome: Outcome | str = self._start().parallelize([0], 1).map(partial(_train_in_task, group)).first()
+        if isinstance(outcome, str):
+            raise JobError(outcome)
+        return outcome
+
+
+def _train_in_task(group: list[PlannedTrial], _: int) -> Outcome | str:
+    """The outcome, or what is wrong: raised, it would arrive as a trace."""
+    if not _trainers:
+        log(f"sweep, {use_task_resources()} threads")
+        _trainers.append(Trainer(OpenedData()))
+    try:
+        return _trainers[0].train(group)
+    except (FirnError, OSError) as error:
+        return str(error)

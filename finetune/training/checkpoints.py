@@ -1,0 +1,79 @@
+"""Checkpoints: what a training has come to after an epoch, in one file beside the model it will make.
+
+One file holds weights, optimizer and history, so that it is there whole or not at all. It is removed once the model is published.
+"""
+
+import io
+import json
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.errors import JobError, first_line
+from finetune.training.state import TrainingState
+
+CHECKPOINT_NAME = "checkpoint.npz"
+_GROUPS = ("weights", "optimizer", "best_weights")
+
+
+def write_checkpoint(url: str, model_id: str, state: TrainingState) -> None:
+    """Replaces the checkpoint in the model folder at `url`.
+
+    Raises:
+        JobError: it cannot be written; the one before is still there.
+    """
+    facts = {
+        "model_id": model_id,
+        "epoch": state.epoch,
+        "best_epoch": state.best_epoch,
+        "history": state.history,
+        "counts": {group: len(getattr(state, group)) for group in _GROUPS},
+    }
+    arrays = {f"{group}-{number}": array for group in _GROUPS for number, array in enumerate(getattr(state, group))}
+    file = io.BytesIO()
+    np.savez(file, facts=np.frombuffer(json.dumps(facts).encode(), np.uint8), **arrays)
+    checkpoint_url = storage.join_url(url, CHECKPOINT_NAME)
+    try:
+        storage.write_bytes(checkpoint_url, file.getvalue())
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise JobError(f"{checkpoint_url} of epoch {state.epoch} cannot be written: {reason}.") from error
+
+
+def read_checkpoint(url: str, model_id: str) -> TrainingState | None:
+    """The state in the checkpoint of the model folder at `url`; None where there is none, or one of another model.
+
+    Raises:
+        JobError: it is damaged.
+    """
+    checkpoint_url = storage.join_url(url, CHECKPOINT_NAME)
+    try:
+        with np.load(io.BytesIO(storage.read_bytes(checkpoint_url)), allow_pickle=False) as arrays:
+            facts = json.loads(arrays["facts"].tobytes())
+            if facts["model_id"] != model_id:
+                return None
+            groups = {group: _read_group(arrays, group, facts["counts"][group]) for group in _GROUPS}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        raise JobError(
+            f"{checkpoint_url} is damaged: {first_line(error)}. Train without --resume to start afresh."
+        ) from error
+    return TrainingState(epoch=facts["epoch"], best_epoch=facts["best_epoch"], history=facts["history"], **groups)
+
+
+def has_checkpoint(url: str) -> bool:
+    """Whether some training has left a checkpoint in the model folder at `url`."""
+    return storage.exists(storage.join_url(url, CHECKPOINT_NAME))
+
+
+def remove_checkpoint(url: str) -> None:
+    """Removes the checkpoint of the model folder at `url`, if there is one."""
+    storage.remove(storage.join_url(url, CHECKPOINT_NAME))
+
+
+def _read_group(arrays: Any, group: str, count: int) -> list[NDArray[Any]]:
+    return [arrays[f"{group}-{number}"] for number in range(count)]

@@ -1,0 +1,109 @@
+"""Tests of what `finetune stream` says and reads of a topic before there is a broker; see integration/test_kafka_stream.py."""
+
+import os
+from pathlib import Path
+
+import pytest
+from helpers.project import ROOT
+from pyspark.sql import SparkSession
+
+from featurize.errors import UsageError
+from featurize.sources.listing import ImageReadError, PlannedImage
+from finetune.streams.kafka import CONNECTOR, KafkaImages, open_topic
+from finetune.streams.message_urls import MessageFileReader, read_url, size_and_stamp
+from finetune.streams.stream import plan_stream
+
+
+def test_a_topic_and_its_options_are_read(tmp_path: Path) -> None:
+    options = tmp_path / "client.properties"
+    options.write_text("# for the brokers\n\nkafka.security.protocol = SSL\nstartingOffsets=latest\nkafka.a=b=c\n")
+    topic = open_topic("kafka://one:9092,[::1]:9093/new.images_1-a", "urls", str(options))
+    given = {"kafka.security.protocol": "SSL", "startingOffsets": "latest", "kafka.a": "b=c"}
+    assert topic == KafkaImages("one:9092,[::1]:9093", "new.images_1-a", "urls", given)
+    assert topic.url == "kafka://one:9092,[::1]:9093/new.images_1-a"
+    assert topic.place == "kafka:///new.images_1-a"  # brokers come and go
+    assert "SSL" not in repr(topic)
+    assert topic.source().images == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["kafka://one/t", "kafka://one:1", "kafka://one:1/", "kafka://one:1,/t", "kafka:///t", "kafka://one:1/a/b"]
+)
+def test_what_names_no_topic_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"named by kafka://host:port,host:port/topic\. Got kafka://"):
+        plan_stream("model", url, str(tmp_path / "out"), str(tmp_path / "checkpoint"), messages="urls")
+
+
+def test_what_a_message_is_must_be_said_and_only_of_a_topic(tmp_path: Path) -> None:
+    places = [str(tmp_path / "out"), str(tmp_path / "checkpoint")]
+    for messages, got in ((None, "none"), ("photos", "photos")):
+        with pytest.raises(UsageError, match=rf"`--messages` must .*: images, named-images, urls\. Got {got}\."):
+            plan_stream("model", "kafka://one:9092/t", *places, messages=messages)
+    for given in ({"messages": "images"}, {"kafka_options": "file"}):
+        with pytest.raises(UsageError, match=rf"go with a topic, kafka://host:port/topic\. Got {tmp_path}\."):
+            plan_stream("model", str(tmp_path), *places, **given)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("a=b\nsasl.password secret", "line 2: `name=value` is wanted"),
+        ("=secret", "line 1: `name=value` is wanted"),
+        ("Subscribe=other", "line 1: Subscribe is what `finetune stream` says itself"),
+        (None, r"client.properties cannot be read: .*No such file"),
+    ],
+)
+def test_wrong_options_are_refused_and_secrets_not_repeated(text: str | None, match: str, tmp_path: Path) -> None:
+    options = tmp_path / "client.properties"
+    if text is not None:
+        options.write_text(text)
+    with pytest.raises(UsageError, match=match) as refused:
+        open_topic("kafka://one:9092/t", "images", str(options))
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.spark
+def test_a_missing_connector_is_named_by_its_coordinates(spark: SparkSession) -> None:
+    with pytest.raises(UsageError, match=f"no connector for Kafka.*{CONNECTOR}") as refused:
+        open_topic("kafka://localhost:1/t", "images", None).open(spark, most_per_batch=None)
+    assert f"PYSPARK_SUBMIT_ARGS='--packages {CONNECTOR} pyspark-shell' finetune stream" in str(refused.value)
+
+
+def test_the_connector_of_the_tests_is_the_one_that_is_recommended() -> None:
+    for file in ("docs/streams.md", "scripts/kafka_jars.py"):
+        assert CONNECTOR in (ROOT / file).read_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "url"),
+    [
+        (b"/a b/%20#?.png", "file:///a b/%20#?.png"),
+        (b"file:/a.png", "file:///a.png"),
+        (b"file:///a/../b.png", "file:///b.png"),
+        ("hdfs://name:1/ü.png".encode(), "hdfs://name:1/ü.png"),
+        (b"a.png", None),
+        (b"", None),
+        (None, None),
+        (b"https://host/a.png", None),
+        (b"\xff\xd8\xff", None),
+        (b"/a\0b", None),
+        (b" /a.png", None),
+    ],
+)
+def test_a_url_is_taken_as_it_is(value: bytes | None, url: str | None) -> None:
+    assert read_url(value) == url
+
+
+def test_what_is_no_file_is_not_touched(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "image").write_bytes(b"12345")
+    stat = (tmp_path / "image").stat()
+    assert size_and_stamp(f"file://{tmp_path}/image") == (5, f"5:{stat.st_mtime_ns}")
+    gone = [f"file://{tmp_path}/{name}" for name in ("pipe", "none", "image/below", ".", 300 * "x")]
+    odd = ["topic/0/1", "hdfs://host:port/a.png"]
+    assert {size_and_stamp(url) for url in (*gone, *odd)} == {(None, "no file")}
+    images = [PlannedImage(path, None, None, None, "no file", None, None) for path in (gone[0], "topic/0/1")]
+    reasons = ("no such file, or this user may not see it", "no absolute path and no URL")
+    for fetch, reason in zip(MessageFileReader().open(images), reasons, strict=True):
+        with pytest.raises(ImageReadError, match=reason):
+            fetch()
