@@ -21,8 +21,9 @@ ROOMS = {
         "pages",
         "similar",
         "sql",
-    ]
-    + ["jobs", "commands"],
+        "jobs",
+        "commands",
+    ],
     "finetune": [
         "scores",
         "models",
@@ -34,8 +35,11 @@ ROOMS = {
         "sweeps",
         "evaluation",
         "drift",
-    ]
-    + ["prediction", "streams", "reports", "commands"],
+        "prediction",
+        "streams",
+        "reports",
+        "commands",
+    ],
 }
 GROUND, ROOF = "(ground)", "(roof)"
 ORDER = [
