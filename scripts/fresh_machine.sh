@@ -81,7 +81,9 @@ in_fresh() {  # COMMAND: as the user, in the new system's clone, with an environ
         bash -c "cd /home/firn/firn && $1"
 }
 
-clean() { [ -n "${FRESH_KEEP:-}" ] && say "left in $root" || rm -rf --one-file-system "$root"; }
+clean() {
+    if [ -n "${FRESH_KEEP:-}" ]; then say "left in $root"; else rm -rf --one-file-system "$root"; fi
+}
 
 [ "$#" -gt 0 ] || fail "no suite given, such as bookworm (Debian 12) or trixie (Debian 13)."
 [ "$(id -u)" = 0 ] || fail "only root can make a system in a folder."
