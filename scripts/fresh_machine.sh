@@ -36,26 +36,26 @@ find_mirror() {
         || fail "no mirror in this machine's apt sources. Name one in FRESH_MIRROR."
 }
 
-bring() {  # PATH...: files and folders of this machine, those that exist, to the same place in the new system
-    local path
-    for path in "$@"; do
-        [ -e "$path" ] || continue
-        mkdir -p "$root$(dirname "$path")"
-        cp -rLT "$path" "$root$path"
+bring() {  # FROM TO NAME...: files and folders below FROM here, those that exist, to TO in the new system
+    local from=$1 to=$2 name names=()
+    shift 2
+    for name in "$@"; do
+        if [ -e "$from/$name" ]; then names+=("$name"); fi
     done
+    [ "${#names[@]}" -gt 0 ] || return 0
+    # Unpacked inside, where no link of the new system leads out of it.
+    tar --create --dereference --ignore-failed-read --directory "$from" "${names[@]}" | chroot "$root" tar --extract --directory "$to"
 }
 
 bring_settings() {
     local value
-    bring /etc/resolv.conf /etc/hosts /etc/pip.conf /etc/uv /etc/ssl/certs/ca-certificates.crt
+    bring / / etc/resolv.conf etc/hosts etc/pip.conf etc/uv etc/ssl/certs/ca-certificates.crt
+    bring "$HOME" /home/firn .config/pip .config/uv .pip
     apt-config dump | grep -E '^Acquire::(http|https|ftp|Check|Retries)' > "$root/etc/apt/apt.conf.d/90host" || true
     env | grep -E "$carried" > "$root/etc/fresh-environment" || true
     while IFS== read -r _ value; do
-        case $value in /*) bring "$value" ;; esac
+        case $value in /*) bring / / "${value#/}" ;; esac
     done < "$root/etc/fresh-environment"
-    for value in .config/pip .config/uv .pip; do
-        [ ! -e "$HOME/$value" ] || { mkdir -p "$root/home/firn/$(dirname "$value")" && cp -rLT "$HOME/$value" "$root/home/firn/$value"; }
-    done
 }
 
 bring_python() {
