@@ -62,6 +62,8 @@ bring_python() {
     [ -n "${FIRN_PYTHON:-}" ] || return 0
     cp -a "$FIRN_PYTHON" "$root/opt/python3.11"
     ln -s /opt/python3.11/bin/python3.11 "$root/usr/local/bin/python3.11"
+    echo /opt/python3.11/lib > "$root/etc/ld.so.conf.d/python3.11.conf"  # it may look for its own library where it was built
+    chroot "$root" ldconfig
     chroot "$root" python3.11 -c 'import ssl, sqlite3, ctypes, lzma, bz2, zlib' || fail "the Python of $FIRN_PYTHON does not run in the new system."
 }
 
