@@ -6,7 +6,7 @@
 #   FIRN_PYTHON=/opt/python3.11 scripts/fresh_machine.sh trixie           # Debian 13, with a Python 3.11 brought along
 #   scripts/fresh_machine.sh bookworm "make demo" "make test PYTEST_ARGS='tests/test_splits.py -x'"    # other commands
 #
-# FIRN_PYTHON     the folder of a Python 3.11 (with bin/python3.11 in it) that is copied to /opt/python3.11. Without, a Debian that has no
+# FIRN_PYTHON     the folder of a Python 3.11 (with bin/python3.11 in it) that is copied to /usr/local. Without, a Debian that has no
 #                 package of it leaves it to setup.sh to fetch one.
 # PYTEST_ARGS     goes to make test.
 # FRESH_FOLDER    where the system is made (a new folder in /var/tmp, some 10 GB); it must not exist.
@@ -16,6 +16,7 @@
 # Settings of pip, uv, proxies and certificates of this machine come along. All mounts are in a namespace of their own, with all
 # processes, and end with it, however this script ends.
 set -euo pipefail
+shopt -s nullglob
 cd "$(dirname "$0")/.."
 
 packages=python3,python3-venv,make,g++,git
@@ -60,9 +61,10 @@ bring_settings() {
 
 bring_python() {
     [ -n "${FIRN_PYTHON:-}" ] || return 0
-    cp -a "$FIRN_PYTHON" "$root/opt/python3.11"
-    ln -s /opt/python3.11/bin/python3.11 "$root/usr/local/bin/python3.11"
-    echo /opt/python3.11/lib > "$root/etc/ld.so.conf.d/python3.11.conf"  # it may look for its own library where it was built
+    # As `make altinstall` does it: a link to it elsewhere, of which virtual environments are made, finds no standard library.
+    cp -a "$FIRN_PYTHON"/bin/python3.11 "$root/usr/local/bin/"
+    cp -a "$FIRN_PYTHON"/lib/python3.11 "$FIRN_PYTHON"/lib/libpython3* "$root/usr/local/lib/"
+    rm -rf "$root/usr/local/lib/python3.11/site-packages"
     chroot "$root" ldconfig
     chroot "$root" python3.11 -c 'import ssl, sqlite3, ctypes, lzma, bz2, zlib' || fail "the Python of $FIRN_PYTHON does not run in the new system."
 }
