@@ -29,7 +29,7 @@ rounds: setup
 	done
 
 dist:
-	@python3.11 scripts/dist.py
+	@$(firstword $(wildcard .venv/bin/python) python3.11) scripts/dist.py
 
 clean:
 	rm -rf .venv .tools build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

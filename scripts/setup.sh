@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
 
-oldest_uv=0.9  # the first that reads all of [tool.uv] in pyproject.toml
+oldest_uv=0.9  # older ones do not know what pyproject.toml says of Horovod's build, or call it experimental
 is_new_enough() { printf '%s\n' "$oldest_uv" "$("$1" --version | cut -d ' ' -f 2)" | sort -C -V; }
 is_python311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 
