@@ -39,12 +39,12 @@ find_python() {
   Elsewhere: put any python3.11 on PATH, or set UV_PYTHON_INSTALL_MIRROR to a mirror that uv can reach."
     local python
     python=$("$uv" python find --quiet --managed-python --no-python-downloads 3.11)
-    compile "$python" "$(dirname "$python")/../lib/python3.11"
+    compile "$python" -x '/(lib2to3|test)/' "$(dirname "$python")/../lib/python3.11"
     echo "$python"
 }
 
-compile() {  # PYTHON FOLDER...: writes the bytecode that is not there yet, PYTHONDONTWRITEBYTECODE or not
-    "$1" -m compileall -qq -j 0 "${@:2}" >&2 || say "some files have no bytecode (templates in packages are no Python 3); all works without."
+compile() {  # PYTHON [-x PATTERN] FOLDER...: writes the bytecode that is not there yet, PYTHONDONTWRITEBYTECODE or not
+    "$1" -m compileall -qq -j 0 "${@:2}" >&2 || say "some files have no bytecode (some templates in packages are no Python 3); all works without."
 }
 
 uv=$(find_uv)
