@@ -1,22 +1,20 @@
 """The command `featurize describe`: a feature set, an images table or predictions on one screen."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.table import Table
 
-from featurize import storage
-from featurize.building.build import summarize_rejects
 from featurize.commands.options import JsonOption, print_result, reported_errors
 from featurize.errors import UsageError
-from featurize.tables.manifests import NAMES, PREDICTED, FeaturesManifest, Manifest, PredictionsManifest, read_manifest
-from featurize.tables.row_edits import correct_rows
+
+if TYPE_CHECKING:
+    from featurize.tables.manifests import FeaturesManifest, Manifest
 
 _MOST_CLASSES = 12
-_SPLIT_ORDER = ("train", "validation", "test", PREDICTED)
 
 
 def describe_command(
@@ -25,6 +23,10 @@ def describe_command(
 ) -> None:
     """Says what a table is, on one screen: a feature set, an images table, or the predictions of a model."""
     with reported_errors():
+        from featurize import storage
+        from featurize.tables.manifests import FeaturesManifest, read_manifest
+        from featurize.tables.row_edits import correct_rows
+
         manifest = read_manifest(url)
         if manifest is None:
             raise UsageError(f"{storage.absolute_url(url)} holds neither a feature set nor an images table.")
@@ -36,8 +38,10 @@ def describe_command(
             print_description(storage.absolute_url(url), manifest, Console())
 
 
-def describe(url: str, manifest: Manifest) -> dict[str, Any]:
+def describe(url: str, manifest: "Manifest") -> dict[str, Any]:
     """What is in the table, JSON-ready: what `featurize describe --json` prints."""
+    from featurize.tables.manifests import FeaturesManifest, PredictionsManifest
+
     document: dict[str, Any] = {
         "url": url,
         "kind": manifest.kind,
@@ -74,8 +78,10 @@ def describe(url: str, manifest: Manifest) -> dict[str, Any]:
     return document
 
 
-def print_description(url: str, manifest: Manifest, console: Console) -> None:
+def print_description(url: str, manifest: "Manifest", console: Console) -> None:
     """Prints the table at `url` for people."""
+    from featurize.building.build import summarize_rejects
+
     facts = Table.grid(padding=(0, 2))
     for name, value in _facts(url, manifest):
         facts.add_row(f"[bold]{name}", escape(value))
@@ -85,7 +91,9 @@ def print_description(url: str, manifest: Manifest, console: Console) -> None:
     console.print(Group(*parts), highlight=False)
 
 
-def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
+def _facts(url: str, manifest: "Manifest") -> list[tuple[str, str]]:
+    from featurize.tables.manifests import NAMES, FeaturesManifest, PredictionsManifest
+
     facts = [(NAMES[manifest.kind].partition(" ")[2], url)]
     if isinstance(manifest, FeaturesManifest):
         backbone = manifest.backbone
@@ -117,14 +125,17 @@ def _facts(url: str, manifest: Manifest) -> list[tuple[str, str]]:
     return facts
 
 
-def _corrected(manifest: FeaturesManifest) -> int:
+def _corrected(manifest: "FeaturesManifest") -> int:
     """Rows with another label than the files have."""
     return sum(manifest.edits.corrected.values()) if manifest.edits is not None else 0
 
 
-def _class_table(manifest: Manifest) -> Table:
+def _class_table(manifest: "Manifest") -> Table:
     """Rows per split and class; of many classes the smallest and the largest only."""
-    splits = [split for split in _SPLIT_ORDER if split in manifest.rows]
+    from featurize.recipes.recipe import SPLITS
+    from featurize.tables.manifests import PREDICTED
+
+    splits = [split for split in (*SPLITS, PREDICTED) if split in manifest.rows]
     labels = [*manifest.classes, *([""] if any("" in counts for counts in manifest.rows.values()) else [])]
     totals = {label: sum(manifest.rows[split].get(label, 0) for split in splits) for label in labels}
     table = Table("class", *splits, "all", box=None, padding=(0, 2), header_style="bold")

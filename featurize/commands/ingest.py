@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurize import storage
 from featurize.commands.options import (
     DecodeTimeoutOption,
     JsonOption,
@@ -31,6 +30,7 @@ def ingest_command(
 ) -> None:
     """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""
     with reported_errors():
+        from featurize import storage
         from featurize.building.session import open_session
         from featurize.commands.build_report import build_numbers, report_build
         from featurize.jobs.ingest import ingest

@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurize import storage
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say, warn
-from featurize.recipes.recipe import read_recipe, upper_half
 
 if TYPE_CHECKING:
     from featurize.backbones.backbone import PreparedBackbone
@@ -21,7 +19,10 @@ def run_command(
 ) -> None:
     """Runs images through a frozen backbone: an images table or source folder becomes a feature set."""
     with reported_errors():
+        from featurize.recipes.recipe import read_recipe, upper_half
+
         settings = upper_half(read_recipe(recipe, overrides or ()), origin=recipe)
+        from featurize import storage
         from featurize.building.session import open_session
         from featurize.commands.build_report import build_numbers, report_build
         from featurize.jobs.run import featurize
