@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from featurize import __version__
+from featurize.backbones.lean_keras import leave_out_keras_extras
 from featurize.console import console
 from featurize.errors import FirnError, JobError, SharedError, UsageError
 
@@ -43,6 +44,7 @@ def make_app(purpose: str) -> typer.Typer:
         if version:
             typer.echo(f"firn {__version__}")
             raise typer.Exit
+        leave_out_keras_extras()  # this process is Firn's own
 
     return app
 

@@ -23,12 +23,12 @@ def run_command(
 
         settings = upper_half(read_recipe(recipe, overrides or ()), origin=recipe)
         from featurize import storage
-        from featurize.building.session import open_session
+        from featurize.building.starting_session import start_session
         from featurize.commands.build_report import build_numbers, report_build
         from featurize.jobs.run import featurize
 
         folders = (Path("datasets"), Path(recipe).absolute().parent.parent / "datasets")
-        with open_session("firn featurize") as session:
+        with start_session("firn featurize", warm_up=settings.backbone.name != "pixels") as session:
             result, backbone = featurize(session, settings, card_folders=folders, on_backbone=_announce)
         url = storage.absolute_url(settings.features.url)
         report_build(result, url)
