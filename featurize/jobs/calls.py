@@ -10,6 +10,7 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.backbones.backbone import PreparedBackbone
 from featurize.building.session import borrowed_session
+from featurize.building.starting_session import borrowed_or_starting
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
 from featurize.jobs import ingest as ingest_job
@@ -49,7 +50,8 @@ def run(
     folders = [_CARDS]
     if isinstance(recipe, str | Path):
         folders.append(Path(recipe).absolute().parent.parent / "datasets")
-    with borrowed_session(spark, "firn featurize") as session:
+    warm_up = checked.backbone.name != "pixels"
+    with borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
         result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
     url = storage.absolute_url(checked.features.url)
     return Features(url, correct_rows(url, cast(FeaturesManifest, result.manifest)), build=result)
