@@ -12,6 +12,7 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from featurize.errors import JobError
+from featurize.progress import stage
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
@@ -30,6 +31,8 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
     Raises:
         JobError: no Java is to be found.
     """
+    if SparkSession.getActiveSession() is None:
+        stage("starting Spark")
     builder = SparkSession.builder.appName(name)
     if not _is_submitted():
         find_java()

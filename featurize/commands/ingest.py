@@ -16,6 +16,7 @@ from featurize.commands.options import (
 from featurize.console import warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
+from featurize.progress import shown_progress
 
 if TYPE_CHECKING:
     from featurize.building.build import BuildResult
@@ -30,7 +31,7 @@ def ingest_command(
     as_json: JsonOption = False,
 ) -> None:
     """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         from featurize.building.session import open_session
         from featurize.commands.build_report import build_numbers, report_build
         from featurize.jobs.ingest import ingest

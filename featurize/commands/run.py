@@ -8,6 +8,7 @@ import typer
 from featurize import storage
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say, warn
+from featurize.progress import shown_progress
 from featurize.recipes.recipe import read_recipe, upper_half
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def run_command(
     as_json: JsonOption = False,
 ) -> None:
     """Runs images through a frozen backbone: an images table or source folder becomes a feature set."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         settings = upper_half(read_recipe(recipe, overrides or ()), origin=recipe)
         from featurize.building.session import open_session
         from featurize.commands.build_report import build_numbers, report_build

@@ -1,7 +1,6 @@
 """The command `finetune fit`."""
 
 import os
-from contextlib import ExitStack
 from functools import partial
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say, warn
 from featurize.errors import UsageError
+from featurize.progress import shown_progress
 from featurize.recipes.recipe import lower_half, read_recipe
 from featurize.storage import absolute_url
 from finetune.commands.epoch_progress import epoch_progress
@@ -36,7 +36,7 @@ def fit_command(
     as_json: JsonOption = False,
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         from finetune.ranks.horovod_ranks import launched_by_horovodrun, run_on_spark
 
         under_horovodrun = launched_by_horovodrun()
@@ -55,13 +55,12 @@ def fit_command(
             _train_as_rank, plan, distributed=ranks > 1 or under_horovodrun, overwrite=overwrite, resume=resume
         )
         if card is None and num_proc > 1:
-            with epoch_progress(plan.recipe.training.epochs) as on_epoch:
-                run_on_spark(
-                    lambda: run(on_spark=True) is not None,
-                    num_proc,
-                    timeout_s=plan.recipe.training.timeout_s,
-                    on_told=on_epoch,
-                )
+            run_on_spark(
+                lambda: run(on_spark=True) is not None,
+                num_proc,
+                timeout_s=plan.recipe.training.timeout_s,
+                on_told=epoch_progress(plan.recipe.training.epochs),
+            )
             card = read_model_card(plan.recipe.model.url)
         elif card is None:
             card = run()
@@ -83,11 +82,10 @@ def _train_as_rank(
     with (
         open_ranks(distributed=distributed, timeout_s=settings.timeout_s) as ranks,
         stop_on_sigterm() as is_asked_to_stop,
-        ExitStack() as shown,
     ):
         on_epoch = None
         if ranks.rank == 0:
-            on_epoch = ranks.tell if on_spark else shown.enter_context(epoch_progress(settings.epochs))
+            on_epoch = ranks.tell if on_spark else epoch_progress(settings.epochs)
         return train(
             plan, ranks, overwrite=overwrite, resume=resume, on_epoch=on_epoch, is_asked_to_stop=is_asked_to_stop
         )
