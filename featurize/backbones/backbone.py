@@ -21,6 +21,7 @@ from featurize.backbones.tensorflow_log import show_errors_only
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import settings_digest, sha256_file
 from featurize.errors import JobError, UsageError, first_line
+from featurize.progress import stage
 from featurize.recipes.recipe import BackboneSettings
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> Prepared
     """
     if settings.name == "pixels":
         return PreparedBackbone(_pixels_spec(settings))
+    stage(f"cutting {Path(settings.name).name}" + (f" at {settings.layer}" if settings.layer else ""))
     network, preprocessing, report = _build_network(settings)
     cut = _cut_network(network, settings)
     height, width = _input_size(cut, settings)
@@ -140,6 +142,7 @@ def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> Prepared
     )
     cosine = None
     if settings.precision == "auto":
+        stage(f"comparing bfloat16 with float32 for {spec.name}")
         precision, cosine = choose_precision(
             lambda precision: make_forward(cut, replace(spec, precision=precision)), height=height, width=width
         )

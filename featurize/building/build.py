@@ -7,6 +7,7 @@ in the same place are refused.
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter, time
 from typing import Any
 from uuid import uuid4
@@ -24,6 +25,7 @@ from featurize.building.targets import AnyManifest, check_apart, check_target, c
 from featurize.building.worker import Run, ShardTask, make_worker
 from featurize.digests import combine_digests, settings_digest
 from featurize.errors import JobError
+from featurize.progress import stage
 from featurize.sources.listing import ImageSource
 from featurize.storage.claims import Claim, claim_output
 from featurize.tables.description import summarize_rejects
@@ -138,6 +140,7 @@ def build_table(
             spark, run, task=task, settings=settings, work=work, max_reject_fraction=max_reject_fraction
         )
         new = [*work.taken_over, *made.records]
+        stage("publishing")
         claim.verify()
         staging.place_files(url, new)
         manifest = manifest_type(
@@ -148,6 +151,7 @@ def build_table(
         claim.verify()
         write_manifest(url, manifest)
         _remove_all_but(url, manifest.shards)
+    stage("")
     return _result(manifest, work, made=made, seconds=perf_counter() - started, slots=concurrent_tasks(spark))
 
 
@@ -195,7 +199,7 @@ def _run_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Ta
     if not todo.num_rows:
         return []
     plan_url = staging.plan_url(run.url, run.name)
-    rows = run_plan(spark, plan_url, rows=todo, worker=make_worker(run, task), schema="record string")
+    rows = run_plan(spark, plan_url, rows=todo, make_worker=partial(make_worker, run, task), schema="record string")
     records = [ShardRecord.model_validate_json(row["record"]) for row in rows]
     found = sum(record.row_count + record.reject_count for record in records)
     if found != todo.num_rows:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -96,8 +97,9 @@ def find_changed(spark: SparkSession, run: Run, *, listing: pa.Table, compared: 
         return compared.suspect
     plan_url = storage.join_url(run.url, staging.STAGING, f"suspects-{run.name}.parquet")
     rows = listing.take(pa.array(compared.suspect))
-    worker = make_hasher(plan_url, run.reader)
-    found = dict(run_plan(spark, plan_url, rows=rows, worker=worker, schema="path string, image_id string"))
+    hasher = partial(make_hasher, plan_url, run.reader)
+    schema = "path string, image_id string"
+    found = dict(run_plan(spark, plan_url, rows=rows, make_worker=hasher, schema=schema, what="images compared"))
     storage.remove(plan_url)
     known = zip(rows.column("path").to_pylist(), compared.suspect_ids, strict=True)
     return compared.suspect[[found[path] != known_id for path, known_id in known]]

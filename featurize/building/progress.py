@@ -1,42 +1,203 @@
-"""How far a Spark job is, for people, while it runs."""
+"""How far a Spark job is, in images, while it runs: reports of workers and finished tasks put together."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import perf_counter
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from time import monotonic
+from uuid import uuid4
 
+from py4j.protocol import Py4JError
 from pyspark import SparkContext
 
-from featurize.console import say
+from featurize.building.image_reports import ReportListener, ReportTo, ShardReport
+from featurize.progress import Bound, ImageProgress, View, current_view
 
-_POLL_S = 1.0
-_FIRST_LINE_S = 15.0
+_LOOK_S = 0.25
+_TASKS_LOOK_S = 2.0
+_RECENT_S = 30.0  # over which a rate is taken
+_LEAST_S = 1.0  # the shortest time over which it is
+_PHASES = ("read", "decode", "wait", "forward", "write")
+
+
+@dataclass
+class _Shard:
+    """The most that any attempt at a shard has reported."""
+
+    done: int = 0
+    rejected: int = 0
+
+
+class ImageCounts:
+    """How far the shards of a plan are.
+
+    Neither number ever falls: of several attempts at a shard the one that is furthest counts, so a task that is run again or
+    twice counts no image twice.
+
+    Args:
+        planned: The images of each shard.
+        what: The unit, for `ImageProgress`.
+    """
+
+    def __init__(self, planned: Sequence[int], *, what: str = "images") -> None:
+        self._planned, self._what = list(planned), what
+        self._shards = [_Shard() for _ in planned]
+        self._smallest_first = sorted(planned)
+        self._by_tasks = 0
+        self._attempts: dict[tuple[int, int], ShardReport] = {}
+        self._spent: deque[tuple[float, dict[str, float]]] = deque()
+        self._pace: deque[tuple[float, int]] = deque()
+
+    @property
+    def total(self) -> int:
+        """Images in all shards."""
+        return sum(self._planned)
+
+    @property
+    def done(self) -> int:
+        """Images that are done: by the reports, or by the tasks that have ended where these say more."""
+        return max(sum(shard.done for shard in self._shards), self._by_tasks)
+
+    @property
+    def rejected(self) -> int:
+        """Rejects that were reported."""
+        return sum(shard.rejected for shard in self._shards)
+
+    def add(self, report: ShardReport, now: float) -> None:
+        """Takes in a report that came at `now`, in seconds of any clock that does not go back."""
+        if report.shard >= len(self._planned):
+            return
+        shard, most = self._shards[report.shard], self._planned[report.shard]
+        shard.done = max(shard.done, min(report.done, most))
+        shard.rejected = max(shard.rejected, min(report.rejected, most))
+        key = (report.shard, report.attempt)
+        before = self._attempts.get(key, ShardReport(report.shard, report.attempt, 0, 0))
+        spent = {phase: getattr(report, phase) - getattr(before, phase) for phase in _PHASES}
+        if min(spent.values()) >= 0:  # or else it was overtaken by a later one
+            self._attempts[key] = report
+            self._spent.append((now, spent))
+
+    def tasks_ended(self, tasks: int) -> None:
+        """Takes in that so many tasks have ended, a shard each: at least the images of the smallest ones are done."""
+        self._by_tasks = max(self._by_tasks, sum(self._smallest_first[:tasks]))
+
+    def finish(self) -> None:
+        """The job has ended well: everything is done."""
+        self._by_tasks = self.total
+
+    def progress(self, now: float) -> ImageProgress:
+        """How far the job is at `now`."""
+        while self._spent and now - self._spent[0][0] > _RECENT_S:
+            self._spent.popleft()
+        done = self.done
+        return ImageProgress(
+            what=self._what,
+            done=done,
+            total=self.total,
+            rejected=self.rejected,
+            rate=self._rate(now, done),
+            bound=self._bound(),
+        )
+
+    def _rate(self, now: float, done: int) -> float | None:
+        """Images a second over the last half minute; time before the first image does not count."""
+        if not done:
+            return None
+        self._pace.append((now, done))
+        while len(self._pace) > 2 and now - self._pace[0][0] > _RECENT_S:
+            self._pace.popleft()
+        (since, first), (until, last) = self._pace[0], self._pace[-1]
+        return (last - first) / (until - since) if until - since >= _LEAST_S and last > first else None
+
+    def _bound(self) -> Bound | None:
+        """What took most of the last half minute.
+
+        Where the thread that computes waits most of its time, reading or decoding is slower than it, whichever took longer in the
+        threads that work ahead; see `Timings`. Or else it is the network, or writing to storage.
+        """
+        spent = {phase: sum(seconds[phase] for _, seconds in self._spent) for phase in _PHASES}
+        if not self.done or not any(spent.values()):  # before the first image all wait for the network to be loaded
+            return None
+        if spent["wait"] > spent["forward"] + spent["write"]:
+            return "storage" if spent["read"] > spent["decode"] else "decode"
+        return "network" if spent["forward"] >= spent["write"] else "storage"
 
 
 @contextmanager
-def task_progress(context: SparkContext) -> Iterator[None]:
-    """Says on standard error how many tasks are done: first after 15 seconds, then after ever longer pauses."""
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(context, stop), name="firn-progress", daemon=True)
+def image_progress(context: SparkContext, planned: Sequence[int], *, what: str = "images") -> Iterator[ReportTo | None]:
+    """Shows how many images the Spark job within the block has done, if anybody is to see it.
+
+    Args:
+        planned: The images of each shard; the job has a task for each.
+        what: The unit, as in ``images``.
+
+    Yields:
+        Where workers report what they have done. None: nobody is to see it, or no port can be opened; finished tasks tell then.
+    """
+    view = current_view()
+    if not view.wants_images:
+        yield None
+        return
+    counts, listener, tag = ImageCounts(planned, what=what), _listen(context), f"firn-{uuid4().hex}"
+    ended = threading.Event()
+    watcher = threading.Thread(
+        target=_watch, args=(context, view, counts, listener, tag, ended), name="firn-progress", daemon=True
+    )
+    view.show_images(counts.progress(monotonic()))
+    context.addJobTag(tag)
     watcher.start()
     try:
-        yield
+        yield listener.report_to if listener is not None else None
+        counts.finish()
     finally:
-        stop.set()
+        ended.set()
         watcher.join()
+        with suppress(Py4JError, OSError):  # Spark is gone: what ended it is to be told
+            context.removeJobTag(tag)
+        if listener is not None:
+            listener.close()
+    view.show_images(counts.progress(monotonic()))
 
 
-def _watch(context: SparkContext, stop: threading.Event) -> None:
-    started, next_line = perf_counter(), _FIRST_LINE_S
-    tracker = context.statusTracker()
-    while not stop.wait(_POLL_S):
-        elapsed = perf_counter() - started
-        if elapsed < next_line:
-            continue
-        stages = [tracker.getStageInfo(stage) for stage in tracker.getActiveStageIds()]
-        for stage in stages:
-            if stage is not None:
-                say(
-                    f"{stage.numCompletedTasks} of {stage.numTasks} tasks done, {stage.numActiveTasks} running, {elapsed:.0f} s"
-                )
-        next_line = max(elapsed * 1.5, elapsed + _FIRST_LINE_S)
+def _listen(context: SparkContext) -> ReportListener | None:
+    """A port where Spark's own are; None if the driver's address is none of this host's."""
+    host = context.getConf().get("spark.driver.host") or "127.0.0.1"
+    try:
+        return ReportListener(context.getConf().get("spark.driver.bindAddress") or host, known_as=host)
+    except OSError:
+        return None
+
+
+def _watch(
+    context: SparkContext,
+    view: View,
+    counts: ImageCounts,
+    listener: ReportListener | None,
+    tag: str,
+    ended: threading.Event,
+) -> None:
+    """Looks for reports and at the tasks until the job has ended."""
+    next_look, is_ended = 0.0, False
+    while not is_ended:
+        is_ended = ended.wait(_LOOK_S)
+        now = monotonic()
+        for report in listener.received() if listener is not None else ():
+            counts.add(report, now)
+        if now >= next_look and not is_ended:
+            counts.tasks_ended(_ended_tasks(context, tag))
+            next_look = now + _TASKS_LOOK_S
+        view.show_images(counts.progress(now))
+
+
+def _ended_tasks(context: SparkContext, tag: str) -> int:
+    """How many tasks of the job with this tag have ended; 0 if Spark cannot be asked, as when it is being stopped."""
+    if context._jsc is None:
+        return 0
+    try:
+        tracker = context.statusTracker()
+        jobs = [tracker.getJobInfo(job) for job in context._jsc.sc().statusTracker().getJobIdsForTag(tag)]
+        stages = [tracker.getStageInfo(stage) for job in jobs if job is not None for stage in job.stageIds]
+    except (Py4JError, OSError):
+        return 0
+    return sum(stage.numCompletedTasks for stage in stages if stage is not None)

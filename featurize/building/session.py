@@ -13,6 +13,7 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones.lean_keras import LEAN_KERAS
 from featurize.errors import JobError, UsageError
+from featurize.progress import stage
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
@@ -45,6 +46,7 @@ def session_builder(name: str, *, slots: int | None = None) -> SparkSession.Buil
     """
     builder = SparkSession.builder.appName(name)
     if SparkSession.getActiveSession() is None:
+        stage("starting Spark")
         builder = builder.config(f"spark.executorEnv.{LEAN_KERAS}", "1")
         for variable, value in _SET_BY_PYSPARK.items():
             os.environ.setdefault(variable, value)

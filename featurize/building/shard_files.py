@@ -150,6 +150,16 @@ class ShardWriter:
         for _, file in self._files.values():
             file.end_group()
 
+    @property
+    def images(self) -> int:
+        """Images that it has been given so far, rejects included."""
+        return len(self._index)
+
+    @property
+    def rejects(self) -> int:
+        """Rejects that it has been given so far."""
+        return len(self._rejects)
+
     def close(self) -> ShardRecord:
         """Closes the files. The record commits them, once it is written itself; its timings are for the caller to fill in."""
         files = [file.close(path=path, split=split) for split, (path, file) in sorted(self._files.items(), key=str)]

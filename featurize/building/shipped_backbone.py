@@ -16,6 +16,7 @@ from featurize.backbones.backbone import BackboneSpec, PreparedBackbone, load_ba
 from featurize.backbones.precision import Forward
 from featurize.building.worker import Loaded, assigned_gpus, log, use_task_resources
 from featurize.decoding.decoder_process import Decoder
+from featurize.progress import stage
 from featurize.timings import Timings
 
 _MAX_AHEAD_BYTES = 256 << 20  # of decoded pixels, where images are large
@@ -89,6 +90,7 @@ def shipping_folder() -> "tempfile.TemporaryDirectory[str]":
 def ship_backbone(spark: SparkSession, backbone: PreparedBackbone, *, batch_size: int) -> ShippedBackbone:
     """Hands the file of a backbone, which must lie in the `shipping_folder`, to every executor."""
     if backbone.path is not None:
+        stage("shipping the network")
         spark.sparkContext.addFile(str(backbone.path))
     return ShippedBackbone(
         spec=backbone.spec,

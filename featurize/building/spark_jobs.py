@@ -1,7 +1,7 @@
 """The Spark side of a build: a plan on storage, a task for each shard of it, and what the tasks give back."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,19 +10,31 @@ from py4j.protocol import Py4JJavaError
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
+from featurize.building.image_reports import ReportTo
 from featurize.building.plan import in_reading_order, plan_shards, write_plan
-from featurize.building.progress import task_progress
+from featurize.building.progress import image_progress
 from featurize.building.session import concurrent_tasks
 from featurize.building.worker import Worker
 from featurize.errors import JobError
+from featurize.progress import stage
 
 
-def run_plan(spark: SparkSession, plan_url: str, *, rows: pa.Table, worker: Worker, schema: str) -> list[Any]:
+def run_plan(
+    spark: SparkSession,
+    plan_url: str,
+    *,
+    rows: pa.Table,
+    make_worker: Callable[[ReportTo | None], Worker],
+    schema: str,
+    what: str = "images",
+) -> list[Any]:
     """Cuts `rows` of a listing into shards, writes the plan and has Spark give each shard to a task.
 
     Args:
-        plan_url: where the plan is written; `worker` reads it from there.
-        schema: of the rows that `worker` gives back.
+        plan_url: where the plan is written; the worker reads it from there.
+        make_worker: makes the worker, given where it reports how many images it has done.
+        schema: of the rows that the worker gives back.
+        what: the unit in which progress is shown, as in ``images``.
 
     Raises:
         JobError: the job failed.
@@ -30,8 +42,9 @@ def run_plan(spark: SparkSession, plan_url: str, *, rows: pa.Table, worker: Work
     rows = in_reading_order(rows)
     shards = plan_shards(rows, slots=concurrent_tasks(spark))
     write_plan(plan_url, rows, shards)
-    with task_progress(spark.sparkContext):
-        return collect(spark.range(0, len(shards), 1, len(shards)).mapInArrow(worker, schema))
+    stage("starting workers")
+    with image_progress(spark.sparkContext, [stop - start for start, stop in shards], what=what) as report_to:
+        return collect(spark.range(0, len(shards), 1, len(shards)).mapInArrow(make_worker(report_to), schema))
 
 
 def collect(frame: DataFrame) -> list[Any]:

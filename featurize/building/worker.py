@@ -15,6 +15,7 @@ from featurize import storage
 from featurize.backbones.backbone import set_threads
 from featurize.backbones.lean_keras import leave_out_in_own_worker
 from featurize.building import staging
+from featurize.building.image_reports import ReportTo, ShardReport, make_report, reporting
 from featurize.building.plan import read_planned
 from featurize.building.shard_files import ShardWriter
 from featurize.decoding.decode import DecodeError
@@ -92,32 +93,55 @@ class ShardTask(Protocol[Value]):
         ...
 
 
-def make_worker(run: Run, task: ShardTask[Any]) -> Worker:
-    """The function Spark runs on each partition: numbers of shards in, their records out."""
+def make_worker(run: Run, task: ShardTask[Any], report_to: ReportTo | None = None) -> Worker:
+    """The function Spark runs on each partition: numbers of shards in, their records out.
+
+    Args:
+        report_to: where it reports how many images it has done; None: nowhere.
+    """
 
     def work_on_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for shard in batch.column(0).to_pylist():
-                record = make_shard(run, task, shard)
+                record = make_shard(run, task, shard, report_to=report_to)
                 yield pa.RecordBatch.from_arrays([pa.array([record.model_dump_json()])], schema=_RECORD_SCHEMA)
 
     return work_on_shards
 
 
-def make_hasher(plan_url: str, reader: ContentReader) -> Worker:
-    """The function Spark runs to learn whether images have changed: path and SHA-256 of each, null if it cannot be read."""
+def make_hasher(plan_url: str, reader: ContentReader, report_to: ReportTo | None = None) -> Worker:
+    """The function Spark runs to learn whether images have changed: path and SHA-256 of each, null if it cannot be read.
+
+    Args:
+        report_to: as for `make_worker`.
+    """
 
     def hash_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for shard in batch.column(0).to_pylist():
                 images = read_planned(plan_url, shard)
-                threads = worker_threads() + _READS_BESIDE
-                items = zip(images, reader.open(images), strict=True)
-                digests = list(map_ahead(partial(_identify, reader), items, threads=threads, ahead=2 * threads))
+                digests = _identify_all(reader, images, shard=shard, report_to=report_to)
                 columns = [pa.array([image.path for image in images]), pa.array(digests, type=pa.string())]
                 yield pa.RecordBatch.from_arrays(columns, names=["path", "image_id"])
 
     return hash_shards
+
+
+def _identify_all(
+    reader: ContentReader, images: list[PlannedImage], *, shard: int, report_to: ReportTo | None
+) -> list[str | None]:
+    threads = worker_threads() + _READS_BESIDE
+    items = zip(images, reader.open(images), strict=True)
+    digests: list[str | None] = []
+    attempt = _attempt()
+
+    def look() -> ShardReport:
+        return make_report(shard, attempt, done=len(digests), rejected=0, timings=Timings())
+
+    with reporting(report_to, look):
+        for digest in map_ahead(partial(_identify, reader), items, threads=threads, ahead=2 * threads):
+            digests.append(digest)  # one by one: `look` counts them
+    return digests
 
 
 def _identify(reader: ContentReader, item: tuple[PlannedImage, Fetch]) -> str | None:
@@ -128,14 +152,19 @@ def _identify(reader: ContentReader, item: tuple[PlannedImage, Fetch]) -> str | 
         return None
 
 
-def make_shard(run: Run, task: ShardTask[Value], shard: int) -> ShardRecord:
+def make_shard(run: Run, task: ShardTask[Value], shard: int, *, report_to: ReportTo | None = None) -> ShardRecord:
     """Makes one shard of the plan and commits it; returns its record."""
-    timings, began_at = Timings(), time()
+    timings, began_at, attempt = Timings(), time(), _attempt()
+
+    def look() -> ShardReport:
+        return make_report(shard, attempt, done=writer.images, rejected=writer.rejects, timings=timings)
+
     with timings.measure("tasks"):
         writer = task.make_writer(storage.join_url(run.url, staging.STAGING), _part_name(run.name, shard))
         try:
             images = read_planned(staging.plan_url(run.url, run.name), shard)
-            task.consume(_load_all(run, task, images, writer, timings), writer, timings)
+            with reporting(report_to, look):
+                task.consume(_load_all(run, task, images, writer, timings), writer, timings)
             with timings.measure("write"):
                 record = writer.close()
         except BaseException:
@@ -247,5 +276,10 @@ def decoder_pool(size: int, timeout_s: float) -> DecoderPool:
 
 def _part_name(run: str, shard: int) -> str:
     """A name for what this attempt at a shard writes."""
+    return f"{run}-{shard:05d}-{_attempt()}"
+
+
+def _attempt() -> int:
+    """Spark's number of this attempt at a task; outside a task, 0."""
     context = TaskContext.get()
-    return f"{run}-{shard:05d}-{context.taskAttemptId() if context is not None else 0}"
+    return context.taskAttemptId() if context is not None else 0

@@ -39,7 +39,7 @@ def report_build(result: "BuildResult", url: str, *, is_whole_source: bool = Tru
     Args:
         is_whole_source: whether all in the table should be in the source, so that what is not there is to be told.
     """
-    from featurize.building.build import summarize_rejects
+    from featurize.tables.description import summarize_rejects
 
     images = result.added + result.rejected
     if images == 0:

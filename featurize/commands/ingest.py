@@ -12,6 +12,7 @@ from featurize.commands.options import (
     reported_errors,
 )
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.progress import shown_progress
 
 if TYPE_CHECKING:
     from featurize.building.build import BuildResult
@@ -26,7 +27,7 @@ def ingest_command(
     as_json: JsonOption = False,
 ) -> None:
     """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         import featurize
         from featurize.commands.build_report import build_numbers, report_build
         from featurize.console import show_logs

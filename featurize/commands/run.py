@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
+from featurize.progress import shown_progress
 
 if TYPE_CHECKING:
     from featurize.building.build import BuildResult
@@ -16,7 +17,7 @@ def run_command(
     as_json: JsonOption = False,
 ) -> None:
     """Runs images through a frozen backbone: an images table or source folder becomes a feature set."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         import featurize
         from featurize.commands.build_report import build_numbers, report_build
         from featurize.console import show_logs

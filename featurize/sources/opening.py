@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from featurize import storage
 from featurize.digests import sha256_bytes
 from featurize.errors import JobError, UsageError
+from featurize.progress import stage
 from featurize.recipes.recipe import FractionSplit, Split
 from featurize.sources.cards import Card, describe_card, find_card, read_card
 from featurize.sources.folders import open_files, open_folder
@@ -44,6 +45,7 @@ def open_source(
     card_path = find_card(source, card_folders)
     if card_path is not None and not Path(source).is_dir():
         return open_card(read_card(card_path), split=split)
+    stage("listing images")
     url = storage.absolute_url(source)
     if not storage.exists(url):
         raise UsageError(f"there is nothing at {url}, and no card is named {source!r}.")
@@ -70,6 +72,7 @@ def open_card(card: Card, *, source: str | None = None, split: Split | None = No
     Raises:
         UsageError: the source is missing, or `split` does not go with the card.
     """
+    stage("listing images")
     split = split or card.split
     if card.layout == "synthetic":
         opened = _open_scenes(card, split)

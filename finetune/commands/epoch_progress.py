@@ -1,48 +1,33 @@
-"""The live table of a training: redrawn on a terminal, a line an epoch elsewhere."""
+"""How a training goes, epoch by epoch: rows of a table on a terminal, lines elsewhere."""
 
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.live import Live
-from rich.table import Table
-
-from featurize.console import console, say
+from featurize.progress import show_row
 
 if TYPE_CHECKING:
     from finetune.training.loop import EpochReport
     from finetune.training.state import Entry
 
-_ROWS = 12
+_NAMES = ("loss", "accuracy", "validation_loss", "validation_accuracy")
 
 
-@contextmanager
-def epoch_progress(epochs: int) -> "Iterator[EpochReport]":
-    """A function to be called after each epoch with its entry in the history."""
-    if not console.is_terminal:
-        yield lambda entry: say(f"epoch {entry['epoch']:.0f}/{epochs}  {_describe(entry)}")
-        return
-    shown: deque[Entry] = deque(maxlen=_ROWS)
-    with Live(console=console, auto_refresh=False) as live:
+def epoch_progress(epochs: int) -> "EpochReport":
+    """A function to be called after each epoch with its entry in the history.
 
-        def report(entry: "Entry") -> None:
-            shown.append(entry)
-            live.update(_table(shown, epochs), refresh=True)
-
-        yield report
+    Args:
+        epochs: The most that there will be.
+    """
+    return lambda entry: show_row(_columns(entry, epochs), f"epoch {entry['epoch']:.0f}/{epochs}  {_describe(entry)}")
 
 
-def _table(entries: "deque[Entry]", epochs: int) -> Table:
-    """The last epochs, a row each."""
-    names = ["loss", "accuracy", *(name for name in ("validation_loss", "validation_accuracy") if name in entries[-1])]
-    table = Table(f"epoch of {epochs}", *(name.replace("_", " ") for name in names), "rows/s", "all-reduce", box=None)
-    for column in table.columns:
-        column.justify = "right"
-    for entry in entries:
-        values = [f"{entry[name]:.4f}" for name in names]
-        table.add_row(f"{entry['epoch']:.0f}", *values, f"{entry['rows_per_second']:,.0f}", f"{_reducing(entry):.0%}")
-    return table
+def _columns(entry: "Entry", epochs: int) -> dict[str, str]:
+    figures = {name.replace("_", " "): f"{entry[name]:.4f}" for name in _NAMES if name in entry}
+    return {
+        f"epoch of {epochs}": f"{entry['epoch']:.0f}",
+        **figures,
+        "rows/s": f"{entry['rows_per_second']:,.0f}",
+        "all-reduce": f"{_reducing(entry):.0%}",
+    }
 
 
 def _describe(entry: "Entry") -> str:

@@ -1,7 +1,6 @@
 """The command `finetune fit`."""
 
 import os
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +8,7 @@ import typer
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say, warn
 from featurize.errors import UsageError
+from featurize.progress import shown_progress
 from finetune.commands.epoch_progress import epoch_progress
 from finetune.commands.models import report_logged
 
@@ -29,7 +29,7 @@ def fit_command(
     as_json: JsonOption = False,
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         from featurize.recipes.recipe import lower_half, read_recipe
         from featurize.storage import absolute_url
         from finetune.networks.user_functions import see_working_folder
@@ -52,8 +52,8 @@ def fit_command(
         if card is None and is_rank_0 and not resume and has_checkpoint(plan.recipe.model.url):
             warn("a training that was cut short has left its checkpoint; this one starts afresh. To go on: --resume.")
         if card is None:
-            with epoch_progress(plan.recipe.training.epochs) if is_rank_0 else nullcontext() as on_epoch:
-                card = train_on_ranks(plan, overwrite=overwrite, resume=resume, on_epoch=on_epoch)
+            on_epoch = epoch_progress(plan.recipe.training.epochs) if is_rank_0 else None
+            card = train_on_ranks(plan, overwrite=overwrite, resume=resume, on_epoch=on_epoch)
         if card is not None and is_rank_0:
             _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
             from finetune.registry.log_model import log_fit

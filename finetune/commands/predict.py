@@ -13,6 +13,7 @@ from featurize.commands.options import (
 )
 from featurize.console import say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.progress import shown_progress
 from finetune.commands.views import report_views
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def predict_command(
     as_json: JsonOption = False,
 ) -> None:
     """Labels images that nobody has labelled, or ready features; run again, it adds what is missing."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         from featurize.building.session import open_session
         from finetune.prediction.predict import plan_prediction, predict
 

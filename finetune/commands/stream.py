@@ -10,6 +10,7 @@ from featurize.commands.options import DecodeTimeoutOption, JsonOption, print_re
 from featurize.console import say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import JobError
+from featurize.progress import shown_progress
 from finetune.commands.drift import describe
 from finetune.commands.predict import ModelArgument, PrecisionOption, PredictionsOption
 from finetune.ranks.signals import stop_on_signals
@@ -53,7 +54,7 @@ def stream_command(
     as_json: JsonOption = False,
 ) -> None:
     """Labels images as they arrive in a folder or a Kafka topic, each once, until Ctrl-C or SIGTERM."""
-    with reported_errors():
+    with reported_errors(), shown_progress(as_json=as_json):
         from featurize.building.session import open_session
         from finetune.streams.drift_windows import WindowSettings
         from finetune.streams.stream import plan_stream, run_stream

@@ -20,6 +20,7 @@ from featurize.building.build import BuildResult
 from featurize.building.spark_jobs import job_errors
 from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import UsageError, first_line
+from featurize.progress import stage, without_stages
 from featurize.storage.claims import claim_output
 from featurize.tables.manifests import NAMES, Manifest, PredictionsManifest, read_manifest
 from featurize.tables.predictions import PublishedViews
@@ -215,6 +216,7 @@ def run_stream(
         writer = frame.writeStream.foreachBatch(labeller)
         trigger = {"availableNow": True} if once else {"processingTime": f"{trigger_s * 1000:.0f} milliseconds"}
         _silence(spark)
+        stage("")
         with job_errors(), plan.arriving.failures():
             location = _with_authority(spark, plan.checkpoint.url)
             query = writer.option("checkpointLocation", location).trigger(**trigger).start()
@@ -270,7 +272,7 @@ class _Labeller:
     def _label(self, batch: DataFrame, batch_id: int) -> LabelledBatch:
         started = monotonic()
         checkpoint = self._plan.checkpoint
-        with self._plan.arriving.of_batch(batch, checkpoint.own_url) as images:
+        with self._plan.arriving.of_batch(batch, checkpoint.own_url) as images, without_stages():
             model = self._models.for_batch(batch_id, checkpoint.query_id())
             made = label_planned(
                 batch.sparkSession,
