@@ -17,7 +17,7 @@ def make_fake(noise: float) -> Callable[[str], Callable[[NDArray[np.uint8]], NDA
         def forward(images: NDArray[np.uint8]) -> NDArray[Any]:
             features = images.reshape(len(images), 64, -1).mean(2)
             random = np.random.default_rng(0).normal(0, noise * features.mean(), features.shape)
-            return (features + (random if precision == "bfloat16" else 0)).astype(np.float32)
+            return np.asarray(features + (random if precision == "bfloat16" else 0), np.float32)
 
         return forward
 

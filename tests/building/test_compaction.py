@@ -113,7 +113,7 @@ def killed_at(target: Any, name: str, call: int, *, after: bool) -> Iterator[lis
     [
         (compaction, "_merge", (1, 2)),
         (compaction, "_copy", (2, 9)),
-        (compaction.staging, "place_files", (1,)),
+        (staging, "place_files", (1,)),
         (storage, "move", (1, 3, 5)),
         (compaction, "write_manifest", (1,)),
         (compaction, "_remove_all_but", (1, 2)),

@@ -191,7 +191,7 @@ def test_without_another_class_in_another_split_the_threshold_is_fixed() -> None
 
 def test_rows_without_content_are_similar_to_none() -> None:
     features = np.array([[0, 0], [np.nan, 1], [np.inf, 1], [3, 4]], np.float32)
-    np.testing.assert_allclose(unit_rows(features), [[0, 0], [0, 0], [0, 0], [0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(unit_rows(features), np.array([[0, 0], [0, 0], [0, 0], [0.6, 0.8]]), rtol=1e-6)
     assert not unit_rows(np.full((2, 4, 4, 3), 200, np.uint8)).any()
 
 

@@ -39,7 +39,7 @@ def test_all_but_hidden_files_arrive_under_their_names_and_are_not_sent_twice(hd
     contents["a/empty.jpg"] = b""
     (tmp_path / "a" / "empty.jpg").write_bytes(b"")
     write_files(tmp_path, [".hidden", "a/.DS_Store", ".git/config", "b/half.jpg._COPYING_"])
-    url, sent, totals = f"{hdfs.webhdfs_url}/up/all", [], []
+    url, sent, totals = f"{hdfs.webhdfs_url}/up/all", list[int](), list[int]()
     first = upload_folder(tmp_path, url, on_bytes=sent.append, on_total=totals.append)
     assert remote_files(hdfs, "/up/all") == contents
     assert (first.uploaded, first.skipped, first.bytes) == (9, 0, sum(map(len, contents.values())))

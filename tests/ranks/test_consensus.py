@@ -13,7 +13,7 @@ from finetune.ranks.communicator import SingleRank
 from finetune.ranks.consensus import check_agreement, share_variables
 
 
-class TwoRanks:
+class TwoRanks(SingleRank):
     """As rank 0 of two sees it, where rank 1 sends what `other` makes of rank 0's tensor."""
 
     rank, size = 0, 2
@@ -39,7 +39,7 @@ def test_ranks_that_hold_other_weights_are_reported(factor: float) -> None:
 def test_rank_0_gives_its_weights_to_all() -> None:
     theirs = make_head(seed=1).get_weights()
 
-    class SecondRank:
+    class SecondRank(SingleRank):
         """As rank 1 sees it: what rank 0 sends, in the order of the variables, is added to what it sends itself."""
 
         rank, size = 1, 2

@@ -3,6 +3,7 @@
 import pickle
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_what_was_selected_goes_to_other_processes(folder: Path) -> None:
 
 
 def test_every_trial_of_a_sweep_is_trained_on_the_selected_rows(folder: Path, tmp_path: Path) -> None:
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "features": {"url": str(folder), "where": WHERE},
         "model": {"url": "unused"},
         "training": {"epochs": 1},

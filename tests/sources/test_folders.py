@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from helpers.tables.listings import card, put, rows
@@ -173,9 +174,10 @@ def test_a_name_that_is_not_utf_8_is_an_unreadable_image_and_spoils_no_other(tmp
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    for split in (None, "folders"):
+    splits: tuple[Literal["folders"] | None, ...] = (None, "folders")
+    for split in splits:
         with pytest.raises(UsageError, match="no files") as raised:
-            open_source(str(tmp_path), split)  # type: ignore[arg-type]
+            open_source(str(tmp_path), split)
         assert str(tmp_path) in str(raised.value)
 
 

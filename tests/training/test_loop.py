@@ -168,7 +168,7 @@ def test_probabilities_of_no_rows_have_the_shape_of_some() -> None:
     model = make_head()
     assert predict_probabilities(model, NOTHING.features).shape == (0, 3)
     probabilities = predict_probabilities(model, make_split(5000).features)
-    assert (probabilities.shape, probabilities.dtype) == ((5000, 3), np.float32)
+    assert (probabilities.shape, probabilities.dtype) == ((5000, 3), np.dtype(np.float32))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 

@@ -64,7 +64,7 @@ def decode(decoder: Decoder, content: bytes = PICTURE, height: int = 9, width: i
     pixels, size = decoder.decode(content, height=height, width=width, channels=channels)
     expected, expected_size = decode_sized(content, height=height, width=width, channels=channels)
     np.testing.assert_array_equal(pixels, expected)
-    assert (pixels.dtype, size) == (np.uint8, expected_size)
+    assert (pixels.dtype, size) == (np.dtype(np.uint8), expected_size)
 
 
 def processor_time_s(pid: int) -> float:
