@@ -83,9 +83,8 @@ def test_a_large_chunk_is_taken_in_blocks(monkeypatch: pytest.MonkeyPatch) -> No
         sizes.append(block.size)
         return rows_to_standardize(block, wanted)
 
-    monkeypatch.setattr(input_statistics, "_BLOCK_VALUES", 100)
     monkeypatch.setattr(input_statistics, "rows_to_standardize", watched)
-    assert_same(collect_statistics([rows], FEATURES), whole)
+    assert_same(collect_statistics([rows], FEATURES, block_values=100), whole)
     assert max(sizes) <= 100
     assert sum(sizes) == rows.size
 

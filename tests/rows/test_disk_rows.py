@@ -232,8 +232,8 @@ def test_split_that_fits_into_the_buffers_is_shuffled_as_a_whole(tmp_path: Path)
 
 
 def own_threads() -> set[threading.Thread]:
-    """Those that Python code started; TensorFlow's own are dummies to it."""
-    return {thread for thread in threading.enumerate() if not isinstance(thread, threading._DummyThread)}
+    """Those that Python code started; TensorFlow's own are dummies to it, and named so."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("Dummy-")}
 
 
 def wait_for_threads(before: set[threading.Thread]) -> None:

@@ -66,13 +66,13 @@ def test_a_query_knows_predictions_images_and_labels(folder: Path, tmp_path: Pat
 def test_a_table_of_images_is_joined_without_the_files(tmp_path: Path, folder: Path) -> None:
     from featurize.sql.tables import Part, SqlTable
     from featurize.tables.schemas import IMAGES_SCHEMA
-    from finetune.rows import joined_tables
+    from finetune.rows.joined_tables import read_parts
 
     rows = pa.table({name: [None] * 2 for name in IMAGES_SCHEMA.names if name not in ("image_id", "camera")})
     rows = rows.append_column("image_id", pa.array(IDS[:2])).append_column("camera", pa.array(["X", "X"]))
     pq.write_table(rows.select(IMAGES_SCHEMA.names).cast(IMAGES_SCHEMA), tmp_path / "part.parquet")
     table = SqlTable("images", IMAGES_SCHEMA, (), (Part((), str(tmp_path), (str(tmp_path / "part.parquet"),)),), ("x",))
-    found = joined_tables._read_parts(table, table.parts)
+    found = read_parts(table, table.parts)
     assert set(found.column_names) == set(IMAGES_SCHEMA.names) - {"content"}
     assert found["camera"].to_pylist() == ["X", "X"]
 

@@ -93,7 +93,7 @@ def test_a_listing_is_the_same_in_however_many_parts_it_is_made(
 ) -> None:
     put(tmp_path, *(f"{label}/{index}.png" for label in "cab" for index in range(5)))
     whole = open_source(str(tmp_path), None).listing
-    monkeypatch.setattr("featurize.sources.folders._LISTED_AT_A_TIME", 2)
+    monkeypatch.setattr("featurize.sources.folders.LISTED_AT_A_TIME", 2)
     assert planned_images(open_source(str(tmp_path), None).listing) == planned_images(whole)
 
 

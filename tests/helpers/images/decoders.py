@@ -40,8 +40,8 @@ PICTURE = FILES["png"]
 
 
 def pid_of(decoder: Decoder) -> int:
-    assert decoder._process is not None
-    return decoder._process.pid
+    assert decoder.pid is not None
+    return decoder.pid
 
 
 def is_running(pid: int) -> bool:
