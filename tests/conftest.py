@@ -126,7 +126,7 @@ def firn(tmp_path: Path) -> Firn:
     return run
 
 
-class FilesTogether(LoadScopeScheduling):
+class FilesTogether(LoadScopeScheduling):  # type: ignore[misc]
     """Where several processes share the tests, those of a file stay together, as what they share is made once.
 
     Those of `integration`, which start clusters and launch ranks, all go to one process: each of them needs both cores.

@@ -187,6 +187,8 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
     """The compiled forward pass of `network`: preprocessing, the network, flattening."""
     import tensorflow as tf
 
+    in_bfloat16 = spec.precision == "bfloat16" and has_bfloat16()
+
     @tf.function(
         input_signature=[tf.TensorSpec((None, spec.height, spec.width, spec.channels), tf.uint8)], autograph=False
     )
@@ -196,22 +198,22 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
         return tf.cast(tf.reshape(features, (tf.shape(features)[0], -1)), tf.float32)
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with _products_in(spec.precision):
+        with _products_in_bfloat16(in_bfloat16):
             return np.asarray(forward(images).numpy())
 
     return run
 
 
 @contextmanager
-def _products_in(precision: str) -> Iterator[None]:
-    """Inside, graphs that are run have their matrix products in `precision`.
+def _products_in_bfloat16(wanted: bool) -> Iterator[None]:
+    """Inside, graphs that are run have their matrix products in bfloat16, if that is `wanted`; else in float32.
 
     The option, a rewrite of the graph, is the whole process's. So it is set for each call alone: a head that runs after the
     backbone is to stay in float32. TensorFlow keeps the rewritten graph from the first call to the next.
     """
     import tensorflow as tf
 
-    if precision != "bfloat16":
+    if not wanted:
         yield
         return
     tf.config.optimizer.set_experimental_options({_IN_BFLOAT16: True})

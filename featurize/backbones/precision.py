@@ -1,5 +1,6 @@
 """The precision of the forward pass: bfloat16 where the processor multiplies in it and the network keeps its features."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +18,20 @@ MIN_COSINE = 0.999
 """Mean cosine to the features in float32 that "auto" asks of those in bfloat16."""
 _PROBE_IMAGES = 16
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+_CAPS = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+"""Parts of the values of ONEDNN_MAX_CPU_ISA that leave oneDNN its bfloat16."""
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; where it says nothing (not Linux), no."""
+    """Whether TensorFlow multiplies in bfloat16 here.
+
+    That takes a processor that does and says so (on Linux), and oneDNN, which may be switched off by TF_ENABLE_ONEDNN_OPTS=0 or
+    be kept from newer instructions by ONEDNN_MAX_CPU_ISA.
+    """
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false")
+    if is_off or not any(part in cap for part in _CAPS):
+        return False
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:

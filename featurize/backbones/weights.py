@@ -17,7 +17,8 @@ from featurize.recipes.recipe import BackboneSettings
 if TYPE_CHECKING:
     import keras
 
-_DOWNLOAD_TIMEOUT_S = 20.0
+DOWNLOAD_TIMEOUT_S = 20.0
+"""How long a download of weights may get no answer."""
 _ENDINGS = (".h5", ".keras")
 
 
@@ -57,7 +58,7 @@ def give_weights(make: Callable[..., "keras.Model"], settings: BackboneSettings)
 def _imagenet_network(make: Callable[..., "keras.Model"], name: str) -> "keras.Model":
     """The network with the weights Keras ships for it, from its cache or by its own download, checked by its own digest."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # where Keras's progress bar belongs
             return make(weights="imagenet")

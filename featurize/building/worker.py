@@ -30,7 +30,8 @@ Value = TypeVar("Value")
 Worker = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 _RECORD_SCHEMA = pa.schema([("record", pa.string())])
 _READS_BESIDE = 4  # threads that wait for storage while others decode
-_decoders: list[DecoderPool] = []  # one pool per worker process, kept from task to task
+DECODERS: list[DecoderPool] = []
+"""The pool of this worker process, kept from task to task: one at most."""
 
 
 @dataclass(frozen=True)
@@ -267,11 +268,11 @@ def _reject(writer: ShardWriter, rejected: _Rejected) -> None:
 
 def decoder_pool(size: int, timeout_s: float) -> DecoderPool:
     """The decoders of this worker process."""
-    if not _decoders or _decoders[0].timeout_s != timeout_s:
-        while _decoders:
-            _decoders.pop().close()
-        _decoders.append(DecoderPool(size, timeout_s=timeout_s))
-    return _decoders[0]
+    if not DECODERS or DECODERS[0].timeout_s != timeout_s:
+        while DECODERS:
+            DECODERS.pop().close()
+        DECODERS.append(DecoderPool(size, timeout_s=timeout_s))
+    return DECODERS[0]
 
 
 def _part_name(run: str, shard: int) -> str:

@@ -133,7 +133,7 @@ def decode_sized(
     with _faults_as_decode_errors(content):
         image = _open(content)
         size = image.size
-        box = _draft(image, height=height, width=width)
+        box = draft(image, height=height, width=width)
         image.load()
         orientation = read_orientation(image)
         if box is None:
@@ -230,7 +230,7 @@ def _open_with_odd_exif(content: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float, float, float, float] | None:
+def draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float, float, float, float] | None:
     """Lets a large JPEG be decoded at a fraction of its size, not under twice `height` x `width`.
 
     Returns:

@@ -52,6 +52,11 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the process; None before the first image, and after the process has died or was closed."""
+        return None if self._process is None else self._process.pid
+
     def decode(
         self, content: bytes, *, height: int, width: int, channels: int
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
@@ -142,6 +147,16 @@ class DecoderPool:
         self._idle: queue.LifoQueue[Decoder] = queue.LifoQueue()
         for decoder in self._decoders:
             self._idle.put(decoder)
+
+    @property
+    def size(self) -> int:
+        """How many threads may have a decoder at the same time."""
+        return len(self._decoders)
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the processes that have been started and not closed."""
+        return [decoder.pid for decoder in self._decoders if decoder.pid is not None]
 
     @contextmanager
     def lend(self) -> Iterator[Decoder]:

@@ -24,7 +24,8 @@ SPLIT_FOLDERS = {
 }
 COPYING = "._COPYING_"
 """The ending of a file that HDFS is still being given."""
-_LISTED_AT_A_TIME = 1 << 16
+LISTED_AT_A_TIME = 1 << 16
+"""How many images of a listing are made into one batch of rows."""
 
 
 @dataclass
@@ -114,7 +115,7 @@ def _list_files(url: str, found: _Found, *, by_folders: bool) -> Iterator[pa.Rec
         elif by_folders and len(parts) > 1:
             found.unknown_tops.add(parts[0])
         rows.append((f"{root}/{inner}", label, own_split, file.size, f"{file.size}:{file.modified}"))
-        if len(rows) == _LISTED_AT_A_TIME:
+        if len(rows) == LISTED_AT_A_TIME:
             yield _as_batch(rows)
             rows = []
     if rows:

@@ -3,7 +3,7 @@
 import getpass
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from featurize.errors import JobError, UsageError, first_line
 from featurize.sources.folders import COPYING, is_hidden
 
 _SCHEMES = {"webhdfs": "http", "swebhdfs": "https", "http": "http", "https": "https"}
-_PAUSES_S = (1.0, 4.0)  # before a file that failed is tried again
+PAUSES_S = (1.0, 4.0)
+"""Seconds before a file that failed is tried again, and again."""
 _PIECE_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _MOST_NAMED = 5
@@ -42,6 +43,7 @@ def upload_folder(
     *,
     threads: int = 4,
     user: str | None = None,
+    pauses_s: Sequence[float] = PAUSES_S,
     on_bytes: Callable[[int], None] = lambda count: None,
     on_total: Callable[[int], None] = lambda count: None,
 ) -> UploadResult:
@@ -52,6 +54,7 @@ def upload_folder(
     Args:
         url: ``webhdfs://namenode:9870/path``, or swebhdfs, http, https: of the NameNode or of a gateway.
         user: whom HDFS is told; default: HADOOP_USER_NAME, or else who runs this.
+        pauses_s: seconds to wait before each further try of a file that failed.
         on_bytes: called, from several threads, with the number of bytes that were just sent.
         on_total: called once with the number of bytes there are to send.
 
@@ -68,7 +71,8 @@ def upload_folder(
     on_total(total)
 
     def send(inner: str) -> str | None:
-        return _send_patiently(client, Path(folder) / inner, f"{target.rstrip('/')}/{inner}", on_bytes)
+        local, remote = Path(folder) / inner, f"{target.rstrip('/')}/{inner}"
+        return _send_patiently(client, local, remote, on_bytes=on_bytes, pauses_s=pauses_s)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="firn-upload") as pool:
         failures = [failure for failure in pool.map(send, missing) if failure is not None]
@@ -117,9 +121,11 @@ def _remote_sizes(client: InsecureClient, target: str) -> dict[str, int]:
         raise JobError(f"{client.url}: HDFS does not answer as it should: {first_line(error)}") from error
 
 
-def _send_patiently(client: InsecureClient, local: Path, target: str, on_bytes: Callable[[int], None]) -> str | None:
+def _send_patiently(
+    client: InsecureClient, local: Path, target: str, *, on_bytes: Callable[[int], None], pauses_s: Sequence[float]
+) -> str | None:
     """Sends one file; returns what went wrong, if it did so every time."""
-    for pause in (0.0, *_PAUSES_S):
+    for pause in (0.0, *pauses_s):
         time.sleep(pause)
         try:
             _send(client, local, target, on_bytes)

@@ -17,15 +17,23 @@ from featurize.errors import JobError
 CLAIM_NAME = "_claim.json"
 HEARTBEAT_S = 10.0
 EXPIRY_S = 120.0  # a holder on another host that has not beaten for so long is dead
-_PATIENCE_S = 5.0
-_SETTLING_S = 1.0
+PATIENCE_S = 5.0
+"""How long a claim that is there and says nothing yet is waited for."""
+SETTLING_S = 1.0
+"""How long a job that took over a claim waits for others who took the same holder for dead."""
 _KEYS = frozenset({"token", "host", "pid", "user", "since", "beat_at"})
 
 
 class Claim:
-    """A held claim on the output at `url`."""
+    """A held claim on the output at `url`.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        patience_s: how long a claim that is there and says nothing yet is waited for.
+        settling_s: how long to wait, after a claim was taken over, for others who took the same holder for dead.
+    """
+
+    def __init__(self, url: str, *, patience_s: float = PATIENCE_S, settling_s: float = SETTLING_S) -> None:
+        self._patience_s, self._settling_s = patience_s, settling_s
         self._url = storage.join_url(url, CLAIM_NAME)
         self._holder = {
             "token": uuid4().hex,
@@ -45,7 +53,7 @@ class Claim:
         """
         taken_over = False
         while not storage.create_exclusively(self._url, self._document()):
-            holder = _wait_for_holder(self._url)
+            holder = _wait_for_holder(self._url, self._patience_s)
             if holder is not None and _is_alive(holder):
                 raise JobError(
                     f"{self._url.removesuffix('/' + CLAIM_NAME)} is being written by process {holder['pid']} of "
@@ -60,7 +68,7 @@ class Claim:
 
     def _settle(self) -> None:
         """After a claim was taken over: waits for others who took the same holder for dead, and of whom the last one wins."""
-        time.sleep(_SETTLING_S)
+        time.sleep(self._settling_s)
         self.verify()
         storage.remove_temporaries(self._url.removesuffix("/" + CLAIM_NAME))
 
@@ -106,9 +114,9 @@ def user_name() -> str:
 
 
 @contextmanager
-def claim_output(url: str) -> Iterator[Claim]:
-    """Holds the claim on the output at `url` for the time of a `with` block."""
-    claim = Claim(url)
+def claim_output(url: str, *, patience_s: float = PATIENCE_S) -> Iterator[Claim]:
+    """Holds the claim on the output at `url` for the time of a `with` block; `patience_s` as of `Claim`."""
+    claim = Claim(url, patience_s=patience_s)
     claim.take()
     try:
         yield claim
@@ -125,9 +133,9 @@ def _read_holder(url: str) -> dict[str, Any] | None:
     return holder if isinstance(holder, dict) and holder.keys() >= _KEYS else None
 
 
-def _wait_for_holder(url: str) -> dict[str, Any] | None:
+def _wait_for_holder(url: str, patience_s: float) -> dict[str, Any] | None:
     """As `_read_holder`, with some patience for a claim that is there and being written out at this moment."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while (holder := _read_holder(url)) is None and storage.exists(url) and time.monotonic() < deadline:
         time.sleep(0.1)
     return holder

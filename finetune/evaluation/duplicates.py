@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from finetune.rows.splits import SplitData
 
 MAX_PAIRS = 10_000
-_BLOCK_ROWS = 2048
+BLOCK_ROWS = 2048
+"""Rows that are compared at a time; fewer where they are long."""
 _BLOCK_VALUES = 1 << 25  # 128 MiB of float32: of two blocks at a time, however long a row is
 _SAMPLE_ROWS = 2000  # by which the threshold is chosen
 _ALIKE = 0.05  # the share of the rows that may have near duplicates in another class without moving the threshold
@@ -76,6 +77,7 @@ def find_duplicates(
     *,
     threshold: float | None = None,
     max_pairs: int = MAX_PAIRS,
+    block_rows: int = BLOCK_ROWS,
 ) -> Duplicates:
     """Finds exact duplicates in and across splits and classes, and near duplicates across splits.
 
@@ -87,9 +89,10 @@ def find_duplicates(
         classes: the label of every index.
         threshold: of similarity; default: `choose_threshold`.
         max_pairs: exact and near pairs that are listed, each.
+        block_rows: rows that are compared at a time.
     """
     if threshold is None:
-        threshold = choose_threshold(splits)
+        threshold = choose_threshold(splits, block_rows=block_rows)
     names, parts = list(splits), list(splits.values())
     first_rows = np.cumsum([0, *(part.rows for part in parts)])
     split_index = np.repeat(np.arange(len(parts)), [part.rows for part in parts])
@@ -97,7 +100,7 @@ def find_duplicates(
     has_copy = _splits_with_copies(row_ids, split_index, len(parts))
     near = _Closest(max_pairs)
     for one, other in combinations(range(len(parts)), 2):
-        for rows, other_rows, similarity in _near_pairs(parts[one], parts[other], threshold):
+        for rows, other_rows, similarity in _near_pairs(parts[one], parts[other], threshold, block_rows):
             rows, other_rows = rows + first_rows[one], other_rows + first_rows[other]
             has_copy[rows, other] = has_copy[other_rows, one] = True
             near.add(rows, other_rows, similarity)
@@ -118,7 +121,7 @@ def find_duplicates(
     )
 
 
-def choose_threshold(splits: Mapping[str, SplitData]) -> float:
+def choose_threshold(splits: Mapping[str, SplitData], *, block_rows: int = BLOCK_ROWS) -> float:
     """From which similarity on two images count as near duplicates, by how similar different images of this feature set get.
 
     Images of different classes are different images, and the nearest one of another class in another split is as alike as
@@ -136,6 +139,7 @@ def choose_threshold(splits: Mapping[str, SplitData]) -> float:
 
     Args:
         splits: by name, as those of `find_duplicates`. At most 2,000 of their rows are compared, chosen by their ids.
+        block_rows: rows that are compared at a time.
     """
     parts = list(splits.values())
     if not any(part.rows for part in parts):
@@ -144,7 +148,14 @@ def choose_threshold(splits: Mapping[str, SplitData]) -> float:
     counts = np.minimum(sizes, np.ceil(sizes * (_SAMPLE_ROWS / sizes.sum())).astype(int))
     samples = [_sample(part, count) for part, count in zip(parts, counts, strict=True)]
     nearest = [
-        np.max([_nearest_of_another_class(sample, part) for other, part in enumerate(parts) if other != number], axis=0)
+        np.max(
+            [
+                _nearest_of_another_class(sample, part, block_rows)
+                for other, part in enumerate(parts)
+                if other != number
+            ],
+            axis=0,
+        )
         for number, sample in enumerate(samples)
         if len(parts) > 1
     ]
@@ -182,11 +193,11 @@ def unit_rows(features: NDArray[Any]) -> Floats:
 
 
 def _near_pairs(
-    one: SplitData, other: SplitData, threshold: float
+    one: SplitData, other: SplitData, threshold: float, block_rows: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]:
     """Rows of two splits that are similar but not equal, and how much, block by block."""
-    for start, left in _unit_blocks(one):
-        for other_start, right in _unit_blocks(other):
+    for start, left in _unit_blocks(one, block_rows):
+        for other_start, right in _unit_blocks(other, block_rows):
             similarity = left @ right.T
             rows, other_rows = np.nonzero(similarity >= threshold)
             values = similarity[rows, other_rows]
@@ -195,12 +206,12 @@ def _near_pairs(
             yield rows[near], other_rows[near], values[near]
 
 
-def _nearest_of_another_class(sample: SplitData, part: SplitData) -> NDArray[np.float64]:
+def _nearest_of_another_class(sample: SplitData, part: SplitData, block_rows: int) -> NDArray[np.float64]:
     """For each row of `sample` the largest similarity with one of `part` of another class and other bytes; -inf where none is."""
     nearest = np.full(sample.rows, -np.inf)
-    for start, left in _unit_blocks(sample):
+    for start, left in _unit_blocks(sample, block_rows):
         rows = slice(start, start + len(left))
-        for other_start, right in _unit_blocks(part):
+        for other_start, right in _unit_blocks(part, block_rows):
             others = slice(other_start, other_start + len(right))
             similarity = left @ right.T
             same = sample.label_index[rows, None] == part.label_index[None, others]
@@ -210,9 +221,9 @@ def _nearest_of_another_class(sample: SplitData, part: SplitData) -> NDArray[np.
     return nearest
 
 
-def _unit_blocks(part: SplitData) -> Iterator[tuple[int, Floats]]:
+def _unit_blocks(part: SplitData, block_rows: int) -> Iterator[tuple[int, Floats]]:
     """The first row of each block, and its `unit_rows`."""
-    size = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // max(1, int(np.prod(part.features.shape[1:])))))
+    size = max(1, min(block_rows, _BLOCK_VALUES // max(1, int(np.prod(part.features.shape[1:])))))
     return ((start, unit_rows(part.features[start : start + size])) for start in range(0, part.rows, size))
 
 

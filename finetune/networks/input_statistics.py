@@ -11,7 +11,8 @@ from featurize.errors import JobError
 from featurize.recipes.model_section import ModelSettings
 from finetune.networks.inputs import rows_to_standardize, standardizes_pixels
 
-_BLOCK_VALUES = 1 << 20  # 8 MiB of float64 at a time, however large a chunk is
+BLOCK_VALUES = 1 << 20
+"""How many values are taken at a time, however large a chunk is: 8 MiB of float64."""
 _RESOLUTION = float(np.finfo(np.float32).eps)
 
 
@@ -33,7 +34,9 @@ def needs_statistics(settings: ModelSettings, feature_dtype: str) -> bool:
     return settings.standardize or (feature_dtype == "uint8" and standardizes_pixels(settings))
 
 
-def collect_statistics(chunks: Iterable[NDArray[Any]], settings: ModelSettings) -> Statistics:
+def collect_statistics(
+    chunks: Iterable[NDArray[Any]], settings: ModelSettings, *, block_values: int = BLOCK_VALUES
+) -> Statistics:
     """Mean and deviation of what `settings` standardise; the same to 1e-12 however the rows are cut into chunks.
 
     A feature that float32 cannot tell from a constant counts as one: its deviation is 1.
@@ -41,13 +44,14 @@ def collect_statistics(chunks: Iterable[NDArray[Any]], settings: ModelSettings) 
     Args:
         chunks: the features of the training split, in parts: float32 ``(n_images, feature_dim)`` or
             uint8 ``(n_images, height, width, channels)``.
+        block_values: how many values are taken at a time, of one row at least.
 
     Raises:
         JobError: there are no rows, or values that are not finite.
     """
     start, total = None, None
     for chunk in chunks:
-        for block in _iterate_blocks(chunk):
+        for block in _iterate_blocks(chunk, block_values):
             rows = rows_to_standardize(block, settings)
             start = rows[0] if start is None else start
             moments = _moments_of(rows, start)
@@ -97,6 +101,6 @@ def _check_finite(moments: _Moments) -> None:
         )
 
 
-def _iterate_blocks(chunk: NDArray[Any]) -> Iterable[NDArray[Any]]:
-    rows = max(1, _BLOCK_VALUES // max(1, chunk[:1].size))
+def _iterate_blocks(chunk: NDArray[Any], values: int) -> Iterable[NDArray[Any]]:
+    rows = max(1, values // max(1, chunk[:1].size))
     return (chunk[start : start + rows] for start in range(0, len(chunk), rows))

@@ -51,7 +51,7 @@ def read_joined_tables(features: FeaturesSettings) -> list[JoinedTable]:
         found.append(JoinedTable("predictions", _once(_read_predictions(features.predictions))))
     if features.images is not None:
         table = _first_table(find_tables(images=features.images))
-        found.append(JoinedTable("images", _once(_read_parts(table, table.parts))))
+        found.append(JoinedTable("images", _once(read_parts(table, table.parts))))
     if features.labels is not None:
         found.append(JoinedTable("labels", read_label_table(features.labels)))
     return found
@@ -93,7 +93,7 @@ def _read_predictions(url: str) -> pa.Table:
     tables = find_tables(predictions=url)
     table = _first_table(tables)
     shown = [view.value for view in tables if isinstance(view, SqlView) and view.name == LATEST]
-    return _read_parts(table, [part for part in table.parts if not shown or part.values == (shown[0],)])
+    return read_parts(table, [part for part in table.parts if not shown or part.values == (shown[0],)])
 
 
 def _first_table(tables: Sequence[SqlTable | SqlView]) -> SqlTable:
@@ -101,7 +101,7 @@ def _first_table(tables: Sequence[SqlTable | SqlView]) -> SqlTable:
     return next(table for table in tables if isinstance(table, SqlTable))
 
 
-def _read_parts(table: SqlTable, parts: Sequence[Part]) -> pa.Table:
+def read_parts(table: SqlTable, parts: Sequence[Part]) -> pa.Table:
     """The rows of some parts, without the images themselves, in the order of the files; with the columns that are in no file."""
     names = [name for name in table.columns.names if name != _CONTENT]
     if _KEY not in names:

@@ -41,13 +41,14 @@ _STATS_AT_A_TIME = 16
 _PLACE = "concat_ws('/', topic, cast(partition as string), cast(offset as string))"
 _KEY = "CASE WHEN length(key) > 0 AND encode(decode(key, 'UTF-8'), 'UTF-8') = key THEN decode(key, 'UTF-8') END"
 _GROUP_BYTES = 16 << 20  # a worker has one or two row groups in memory
-_STAGED: dict[str, str | int] = {
+STAGED_OPTIONS: dict[str, str | int] = {
     "compression": "none",  # images are compressed
     "parquet.enable.dictionary": "false",
     "parquet.block.size": _GROUP_BYTES,
     "parquet.page.size.row.check.min": 1,  # or Parquet would look at the size of a row group after 100 images only
     "parquet.page.size.row.check.max": 16,
 }
+"""How Spark writes the messages of a batch before workers read them as images."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ class KafkaImages:
         folder = storage.join_url(staging_url, "messages")
         try:
             with job_errors():
-                batch.write.mode("overwrite").options(**_STAGED).parquet(folder)
+                batch.write.mode("overwrite").options(**STAGED_OPTIONS).parquet(folder)
             yield self._of_staged(folder)
         finally:
             with suppress(OSError):  # of the storage: the next batch overwrites it

@@ -68,6 +68,9 @@ class Stacks:
     def __init__(self) -> None:
         self._stacks: dict[Hashable, Stack] = {}
 
+    def __len__(self) -> int:
+        return len(self._stacks)
+
     def take(
         self,
         models: "Sequence[keras.Model]",

@@ -79,8 +79,8 @@ def kill_while_it_decodes(decoder: Decoder, killed: set[int], *, start_s: float)
     """Waits for a process that is not in `killed` and busy for longer than starting takes; kills it and adds it."""
 
     def busy() -> bool:
-        process = decoder._process
-        return process is not None and process.pid not in killed and processor_time_s(process.pid) > 2 * start_s + 0.2
+        pid = decoder.pid
+        return pid is not None and pid not in killed and processor_time_s(pid) > 2 * start_s + 0.2
 
     wait_until(busy)
     killed.add(pid_of(decoder))
@@ -134,7 +134,7 @@ def test_it_ends_with_its_parent() -> None:
     code = (
         "import sys\nfrom featurize.decoding.decoder_process import Decoder\nfrom featurize.decoding.decode import DecodeError\n"
         "decoder = Decoder()\n"
-        "try:\n    decoder.inspect(b'')\nexcept DecodeError:\n    print(decoder._process.pid, flush=True)\n"
+        "try:\n    decoder.inspect(b'')\nexcept DecodeError:\n    print(decoder.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:

@@ -91,6 +91,6 @@ def test_a_pool_lends_each_decoder_to_one_thread_at_a_time() -> None:
     assert sum(result.exception() is not None for result in results) == 20
     assert all(isinstance(result.exception(), DecodeError | None) for result in results)
     assert most == 2
-    processes = [pid_of(decoder) for decoder in pool._decoders]
+    processes = pool.pids
     pool.close()
     assert not any(is_running(process) for process in processes)

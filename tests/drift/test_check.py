@@ -264,8 +264,8 @@ def test_two_models_are_compared_on_the_images_of_both(two: tuple[Known, Known],
     differ = labels[0] != labels[1]
     wanted = second.window(pixels[100:350]).probabilities[differ].mean()
     assert found.second.confidence_where_they_differ == pytest.approx(wanted, abs=1e-5)
-    for side, one in ((found.first, first), (found.second, second)):
-        wanted_result = check_window(one.reference, one.window(pixels[100:350]))
+    for side, known in ((found.first, first), (found.second, second)):
+        wanted_result = check_window(known.reference, known.window(pixels[100:350]))
         assert side.result.fired == wanted_result.fired
         assert side.result.stability_index == pytest.approx(wanted_result.stability_index)
     numbers = numbers_of(tmp_path, "--compare", first.card.model_id, second.folder)

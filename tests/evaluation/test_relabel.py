@@ -212,7 +212,8 @@ def test_an_image_that_lies_there_twice_is_corrected_in_both_places(tmp_path: Pa
     manifest = write_feature_set(tmp_path / "set", features, label_index, shards=[range(20), range(20)])
     done = correct(tmp_path / "set", {1: CLASSES[(label_index[1] + 1) % 3]})
     edited = read_features_manifest(str(tmp_path / "set"))
-    assert (done.corrected, edited.edits is not None and sum(edited.edits.corrected.values())) == (1, 2)
+    assert edited.edits is not None
+    assert (done.corrected, sum(edited.edits.corrected.values())) == (1, 2)
     assert edited.row_count == manifest.row_count
 
 
@@ -239,7 +240,7 @@ def test_calls_at_once_all_land_and_each_knows_what_was_before(folder: Path, tmp
     ]
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a label that is no class": (f"image_id,label\n{IDS[0]},dog\n", "'dog' is no class"),
     "an image that is not there": (f"image_id,label\n{'f' * 64},ant\n{IDS[0]},bee\n", "has no image ffff"),
     "an image twice": (f"image_id,label\n{IDS[0]},ant\n{IDS[0]},ant\n", f"more than once: {IDS[0]}"),

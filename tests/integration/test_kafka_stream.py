@@ -90,7 +90,7 @@ def fail(_: LabelledBatch) -> None:
 def test_images_as_messages_are_labelled_as_in_a_folder(
     place: Place, kafka: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(kafka_source._STAGED, "parquet.block.size", 4096)  # several row groups
+    monkeypatch.setitem(kafka_source.STAGED_OPTIONS, "parquet.block.size", 4096)  # several row groups
     files = [file.read_bytes() for file in place.make(per_class=4)]
     camera = b"camera 1"  # a key is no name here
     place.send(Message(content, camera, number % 2) for number, content in enumerate(files[:8]))

@@ -112,7 +112,7 @@ def test_network_that_brings_code_is_refused_and_the_code_is_not_run(model: Path
 
     mark = tmp_path / "run"
     inputs = keras.Input((6,))
-    layer = keras.layers.Lambda(lambda x, place=str(mark): [open(place, "w").close(), x][1])
+    layer = keras.layers.Lambda(lambda x, place=str(mark): [open(place, "w").close(), x][1])  # type: ignore[func-returns-value]
     keras.Model(inputs, layer(inputs)).save(model / NETWORK_NAME)
     mark.unlink()
     change_card(model, network_sha256=sha256_file(model / NETWORK_NAME))

@@ -219,9 +219,9 @@ def test_pixel_models_refuse_features(name: str) -> None:
 
 
 def test_faults_are_found_together() -> None:
-    features = {"feature_shape": (784,), "feature_dtype": "float32"}
+    features: dict[str, Any] = {"feature_shape": (784,), "feature_dtype": "float32"}
     assert len(model_faults(settings_of("mnist_convnet", pixels="scale"), **features)) == 2
-    images = {"feature_shape": (28, 28, 1), "feature_dtype": "uint8"}
+    images: dict[str, Any] = {"feature_shape": (28, 28, 1), "feature_dtype": "uint8"}
     settings = settings_of("softmax_head", standardize=True, l2_normalize=True)
     assert [fault.split("`")[1] for fault in model_faults(settings, **images)] == [
         "model.standardize",

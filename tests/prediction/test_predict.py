@@ -222,8 +222,9 @@ def test_what_is_wrong_with_a_call_is_said(
 ) -> None:
     def refused(match: str, model: Path | str = trained["head"].folder, output: str = "out", **given: Any) -> None:
         before = set(tmp_path.rglob("*"))
+        texts: dict[str, Any] = {key: str(value) for key, value in given.items()}
         with pytest.raises(UsageError, match=match):
-            plan_prediction(str(model), str(tmp_path / output), **{key: str(value) for key, value in given.items()})
+            plan_prediction(str(model), str(tmp_path / output), **texts)
         assert set(tmp_path.rglob("*")) == before
 
     (tmp_path / "empty").mkdir()

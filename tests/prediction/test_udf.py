@@ -77,9 +77,12 @@ def assert_same_answers(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
     assert list(found["label"]) == list(wanted["label"])
     assert found["reason"].isna().all()
     np.testing.assert_allclose(found["probability"].astype(float), wanted["probability"], atol=1e-5, rtol=0)
-    for labels, values, row in zip(found["top_labels"], found["top_probabilities"], wanted.itertuples(), strict=True):
-        assert list(labels) == list(row.top_labels)
-        np.testing.assert_allclose(values, row.top_probabilities, atol=1e-5, rtol=0)
+    names = ["top_labels", "top_probabilities"]
+    for (labels, values), (wanted_labels, wanted_values) in zip(
+        found[names].to_numpy(), wanted[names].to_numpy(), strict=True
+    ):
+        assert list(labels) == list(wanted_labels)
+        np.testing.assert_allclose(values, wanted_values, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("key", KEYS)

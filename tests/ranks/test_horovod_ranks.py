@@ -318,7 +318,7 @@ def test_agreement_is_checked_on_every_weight() -> None:
     """A difference in the bias alone, far smaller than the kernel, is found."""
     model = build_model(ModelSettings(url="unused"), feature_shape=[50], feature_dtype="float32", n_classes=4, seed=1)
 
-    class SecondHasAnotherBias:
+    class SecondHasAnotherBias(SingleRank):
         rank, size = 0, 2
 
         def sum(self, tensors: Sequence[Any]) -> list[Any]:

@@ -80,6 +80,7 @@ def test_a_run_has_the_settings_every_epoch_the_features_and_the_model(trained: 
     found = {point.step: point.value for point in history}
     assert found == {int(entry["epoch"]): entry["validation_loss"] for entry in trained.card.history}
     assert run.data.metrics["best_validation_accuracy"] == trained.card.metrics["validation_accuracy"]
+    assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "set"
     assert json.loads(dataset.dataset.source)["identity"] == trained.card.features.identity

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from helpers.models.report_folders import HOSTILE, class_names, make_features, train_model, train_sweep
 from helpers.tables.feature_sets import write_feature_set
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from featurize.pages.thumbnails import MAX_SIDE, read_thumbnails
 from featurize.tables.manifests import read_features_manifest

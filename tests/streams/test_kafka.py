@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.project import ROOT
@@ -39,7 +40,8 @@ def test_what_a_message_is_must_be_said_and_only_of_a_topic(tmp_path: Path) -> N
     for messages, got in ((None, "none"), ("photos", "photos")):
         with pytest.raises(UsageError, match=rf"`--messages` must .*: images, named-images, urls\. Got {got}\."):
             plan_stream("model", "kafka://one:9092/t", *places, messages=messages)
-    for given in ({"messages": "images"}, {"kafka_options": "file"}):
+    wrong: list[dict[str, Any]] = [{"messages": "images"}, {"kafka_options": "file"}]
+    for given in wrong:
         with pytest.raises(UsageError, match=rf"go with a topic, kafka://host:port/topic\. Got {tmp_path}\."):
             plan_stream("model", str(tmp_path), *places, **given)
 
