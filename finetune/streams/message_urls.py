@@ -55,5 +55,5 @@ def size_and_stamp(url: str) -> tuple[int | None, str]:
 
 def _refuse(path: str) -> bytes:
     if path.startswith(_BEGINNINGS):
-        raise ImageReadError("there is no such file, or this user may not see it")
-    raise ImageReadError("the message is no absolute path and no URL that begins with file:// or hdfs://")
+        raise ImageReadError("there is no such file, or this user may not read it")
+    raise ImageReadError("the message is neither an absolute path nor a URL that begins with file:// or hdfs://")

@@ -235,7 +235,7 @@ def test_what_is_wrong_with_a_call_is_said(
     refused("is a feature set; images are wanted", images=trained["head"].features)
     refused("is not a feature set", features=photos)
     features = trained["head"].features
-    with pytest.raises(UsageError, match="predictions go to a folder of their own"):
+    with pytest.raises(UsageError, match="predictions need a folder of their own"):
         plan_prediction(str(trained["head"].folder), str(features), images=str(photos))
     featurize(spark, recipe(photos, tmp_path / "scores", small_backbone, layer="scores"))
     refused("made by another backbone.*\n.*feature_shape: model .8., features .5.", features=tmp_path / "scores")
