@@ -340,7 +340,7 @@ def test_model_id_follows_head_and_layer_and_not_places(place: Workplace, tmp_pa
         ("conv_3", "has no layer 'conv_3' before its features. Did you mean"),
         ("CONVOLUTION", "There are conv_1, conv_2, inner_conv."),
         ("scores", "has no layer 'scores' before its features"),
-        ("maps", "nothing to train from layer 'maps' on up to its features. Name an earlier layer: conv_1, conv_2"),
+        ("maps", "nothing to train between layer 'maps' and its features. Name an earlier layer: conv_1, conv_2"),
         ("inner_relu", "nothing to train"),
     ],
 )
@@ -430,7 +430,10 @@ def test_features_are_no_images(place: Workplace) -> None:
         ({"feature_shape": [16, 12, 3]}, "takes images of 12 x 12 x 3 (height, width, channels). Got 16 x 12 x 3."),
         ({"feature_shape": [12, 12, 1]}, "Got 12 x 12 x 1."),
         ({"classes": ["blue", "red", "green"]}, "classes of the head are blue, green, red. Got blue, red, green."),
-        ({"settings": {"source": {"split": SPLIT | {"seed": 8}}}}, "must not have learned from images"),
+        (
+            {"settings": {"source": {"split": SPLIT | {"seed": 8}}}},
+            "images that count as unseen now must not have been",
+        ),
         ({"classes": ["a"], "feature_shape": [1, 1, 3]}, "Got a."),
         ({"classes": ["a"], "feature_shape": [1, 1, 3]}, "Got 1 x 1 x 3."),
     ],

@@ -250,7 +250,7 @@ def test_a_model_whose_backbone_is_another_by_now_labels_no_images(
     models = train_on_photos(spark, photos, small_backbone, tmp_path / "own")
     shutil.rmtree(models["head"].features)
     featurize(spark, recipe(photos, models["head"].features, small_backbone, layer="scores"))
-    with pytest.raises(UsageError, match="holds features of another backbone now"):
+    with pytest.raises(UsageError, match="now holds features of another backbone"):
         predicted(spark, models["head"].folder, tmp_path / "out", images=photos)
     assert not (tmp_path / "out").exists()
 

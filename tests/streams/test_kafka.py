@@ -30,7 +30,7 @@ def test_a_topic_and_its_options_are_read(tmp_path: Path) -> None:
     "url", ["kafka://one/t", "kafka://one:1", "kafka://one:1/", "kafka://one:1,/t", "kafka:///t", "kafka://one:1/a/b"]
 )
 def test_what_names_no_topic_is_refused(url: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"named by kafka://host:port,host:port/topic\. Got kafka://"):
+    with pytest.raises(UsageError, match=r"named as kafka://host:port,host:port/topic\. Got kafka://"):
         plan_stream("model", url, str(tmp_path / "out"), str(tmp_path / "checkpoint"), messages="urls")
 
 
