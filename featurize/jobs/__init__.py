@@ -1,4 +1,4 @@
-"""The two jobs of `featurize`: a data set to an images table, and images to a feature set.
+"""The two jobs of `featurize`: from a data set to an images table, and from images to a feature set.
 
-Import `ingest`, `run`, and `run_task` for what `run` does in a Spark task.
+Import `ingest`, `run`, and `run_task` for the work of `run` in a Spark task.
 """

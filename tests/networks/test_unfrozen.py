@@ -458,11 +458,11 @@ def change_file(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("disturb", "words"),
     [
-        (lambda place: place.backbone.unlink(), "cannot be had as it was: `backbone.name`: there is no file"),
+        (lambda place: place.backbone.unlink(), "cannot be rebuilt: `backbone.name`: there is no file"),
         (lambda place: place.backbone.write_text("no network"), "cannot be loaded as a Keras model"),
         (
             change_file,
-            "is not the one any more that made the features of `model.head`: its network_sha256, weights_digest",
+            "has changed since it made the features of `model.head`: its network_sha256, weights_digest",
         ),
     ],
 )
@@ -493,7 +493,7 @@ def test_a_head_that_was_replaced_meanwhile_is_refused(place: Workplace) -> None
 def test_settings_need_head_and_layer() -> None:
     with pytest.raises(UsageError) as raised:
         check_settings(ModelSettings, {"url": "m", "name": "unfrozen", "pixels": "scale"}, origin="my.toml")
-    for words in ("`head` is needed", "`unfreeze_from` is needed", "`pixels` has no use with unfrozen"):
+    for words in ("`head` is required", "`unfreeze_from` is required", "`pixels` cannot be used with unfrozen"):
         assert words in str(raised.value)
 
 

@@ -232,7 +232,7 @@ def test_what_is_wrong_with_a_call_is_said(
     refused("there is nothing at .*none", images=tmp_path / "none")
     refused("either `--images` or `--features`")
     refused("either `--images` or `--features`", images=photos, features=trained["head"].features)
-    refused("is a feature set; images are wanted", images=trained["head"].features)
+    refused("is a feature set; images are required", images=trained["head"].features)
     refused("is not a feature set", features=photos)
     features = trained["head"].features
     with pytest.raises(UsageError, match="predictions need a folder of their own"):
