@@ -87,7 +87,7 @@ class NearestSearch:
         return Nearest(self._rows, self._distances)
 
     def _rough_distances(self, values: Floats) -> Floats:
-        """Distances in float32, NaN where unknown. Euclidean ones are from differences, as products are too inexact for near rows."""
+        """Distances in float32, NaN where unknown. Euclidean ones use differences, as products are too inexact for near rows."""
         if self._metric == "cosine":
             lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
             products = values @ self._query32
