@@ -172,7 +172,7 @@ def read_reference(output: str, model_id: str) -> Reference | None:
         return decode(content)
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise JobError(
-            f"{url} is not a reference, or is damaged: {first_line(error)}. Remove it, and it will be made anew."
+            f"{url} is not a reference, or is damaged: {first_line(error)}. Remove it, and it will be made again."
         ) from error
 
 
