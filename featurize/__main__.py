@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run by path, as spark-submit does: the folder above is where the packages are
+if not __package__:  # run by path, as by spark-submit: the packages are in the folder above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from featurize.commands.describe import describe_command

@@ -1,4 +1,4 @@
-"""Lines for people, on standard error."""
+"""Messages to the user, on standard error."""
 
 import logging
 
@@ -9,12 +9,12 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """A line of progress, for people: on standard error."""
+    """Prints a line of progress on standard error."""
     console.print(escape(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """A line that should not be overlooked."""
+    """Prints a line that should not be overlooked, on standard error."""
     console.print(f"[bold yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 

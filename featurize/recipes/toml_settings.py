@@ -1,4 +1,4 @@
-"""Settings files in TOML: reading, overriding, checking. Recipes and cards are both read through here."""
+"""Settings files in TOML: reading, overriding, checking. Used for recipes and data set cards."""
 
 import difflib
 import tomllib
@@ -12,7 +12,7 @@ from featurize.errors import UsageError
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: unknown keys are faults, nothing is converted silently, nothing changes later."""
+    """Base class of all groups of settings: unknown keys are faults, nothing is converted silently, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -26,7 +26,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The TOML document in a local file.
 
     Raises:
-        UsageError: there is no such file, or it is not TOML.
+        UsageError: There is no such file, or it is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -60,13 +60,15 @@ def apply_overrides(document: Mapping[str, Any], overrides: Overrides) -> dict[s
 
 
 def check_settings(model: type[AnySettings], document: Mapping[str, Any], *, origin: str) -> AnySettings:
-    """`document` as a `model`; every fault is named at once.
+    """`document` as a `model`; all faults are reported at once.
 
     Args:
-        origin: what the user calls the document, for the message: the path of the file.
+        model: The settings class.
+        document: The parsed TOML.
+        origin: The user's name of the document for messages: the path of the file.
 
     Raises:
-        UsageError: with one line for each fault.
+        UsageError: There are faults; the message has a line for each.
     """
     try:
         return model.model_validate(document)
@@ -97,7 +99,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _hidden_faults(model: type[BaseModel], document: Mapping[str, Any], found: Sequence[Any]) -> list[Any]:
-    """Faults between keys, which pydantic looks for only where each key is right by itself: found once the wrong are out."""
+    """Faults between keys, which pydantic checks only where every key alone is right: found by removing the wrong keys."""
     pruned = _copy(document)
     for fault in found:
         _remove_key(pruned, fault["loc"])
@@ -120,7 +122,7 @@ def _remove_key(document: dict[str, Any], location: Sequence[Any]) -> None:
 
 
 def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
-    """One fault found by pydantic, in the words of somebody who wrote a TOML file."""
+    """One fault found by pydantic, in the terms of a TOML file."""
     names = [str(part) for part in fault["loc"]]
     key = ".".join(names)
     if fault["type"] == "extra_forbidden":
@@ -128,16 +130,16 @@ def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
         return f"`{key}` is not a key" + (f"; did you mean `{close[0]}`?" if close else ".")
     if fault["type"] == "missing":
         return f"`{key}` is missing."
-    if fault["type"] == "value_error":  # raised by Firn's own validators, which name the key themselves
+    if fault["type"] == "value_error":  # raised by Firn's own validators, whose messages name the key
         return f"`{key}`: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
     message = fault["msg"].replace("Input should be", "must be").replace("Input should", "should")
     return f"`{key}` {message}. Got {fault['input']!r}."
 
 
 def _keys_at(model: type[BaseModel], names: Sequence[str]) -> list[str]:
-    """The keys that the settings at the end of the path `names` know."""
+    """The keys of the settings at the end of the path `names`."""
     for name in names:
-        if name.isdecimal():  # a place in a list, whose items have the keys
+        if name.isdecimal():  # a position in a list, whose items have the keys
             continue
         field = model.model_fields.get(name)
         candidates = _models_in(field.annotation) if field is not None else []

@@ -1,4 +1,4 @@
-"""The images most like one image, as JSON, as a table, and as one HTML file with thumbnails."""
+"""The images most similar to one image, as JSON, as a table, and as one HTML file with thumbnails."""
 
 from collections import Counter
 from contextlib import closing
@@ -20,7 +20,7 @@ _TEMPLATE = "similar.html"
 
 
 def similar_document(similar: Similar) -> dict[str, Any]:
-    """What was found, JSON-ready: what `featurize similar --json` prints."""
+    """The result as a JSON-ready dict, which `featurize similar --json` prints."""
     query = similar.query
     return {
         "features": similar.url,
@@ -46,7 +46,7 @@ def similar_document(similar: Similar) -> dict[str, Any]:
 
 
 def similar_table(similar: Similar) -> Table:
-    """What was found, for a terminal."""
+    """The result as a table for a terminal."""
     table = Table("", _measure(similar), "label", "split", "path", box=None, padding=(0, 2), header_style="bold")
     for column in table.columns[:2]:
         column.justify = "right"
@@ -64,7 +64,7 @@ def similar_table(similar: Similar) -> Table:
 
 
 def similar_page(similar: Similar) -> str:
-    """What was found as one HTML file that opens without a network, thumbnails in it."""
+    """The result as one HTML file that opens without a network, with thumbnails."""
     query = similar.query
     paths = [image.path for image in similar.images]
     shown_path = query.row.path if query.row is not None else query.name
@@ -75,7 +75,9 @@ def similar_page(similar: Similar) -> str:
         {
             "title": f"Images like {shown_path.rpartition('/')[2]}",
             "subtitle": f"{len(paths)} of {similar.rows:,} images, by {_measure(similar)}",
-            "images_note": f"{missing} images could not be read: {reason}. Paths are shown alone." if missing else "",
+            "images_note": f"{missing} images could not be read: {reason}. Only paths are shown for these."
+            if missing
+            else "",
             "images_root": _root_of(similar.manifest),
             "query": {
                 "path": shown_path,
@@ -140,12 +142,12 @@ def _measure(similar: Similar) -> str:
 
 
 def _value(similar: Similar, image: SimilarImage) -> float:
-    """What people are shown: the cosine, 1 for equal directions, or the distance."""
+    """The displayed value: the cosine, 1 for equal directions, or the distance."""
     return 1.0 - image.distance if similar.metric == "cosine" else image.distance
 
 
 def _summary(similar: Similar) -> str:
-    """How many of the images have which label."""
+    """The number of images for each label, in words."""
     counts = Counter(image.label for image in similar.images).most_common()
     return ", ".join(f"{count} {label}" for label, count in counts) + "."
 
@@ -166,7 +168,7 @@ def _facts(similar: Similar) -> list[tuple[str, str]]:
 
 
 def _thumbnail_of(content: bytes | None) -> str | None:
-    """Of the file that was asked about; None if there is none, or it cannot be decoded."""
+    """Thumbnail of the query's file; None if there is none, or it cannot be decoded."""
     if content is None:
         return None
     with closing(Decoder()) as decoder:
@@ -177,6 +179,6 @@ def _thumbnail_of(content: bytes | None) -> str | None:
 
 
 def _root_of(manifest: FeaturesManifest) -> str:
-    """What the paths of the images may begin with, and need not be told again for each."""
+    """The common beginning of the images' paths, which the page does not repeat for each image."""
     source = (manifest.settings.get("source") or {}).get("source")
     return f"{source}/" if source else ""

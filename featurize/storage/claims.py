@@ -1,4 +1,4 @@
-"""Claims: one job at a time writes to an output. A second is refused by the name of the holder; a dead holder's is taken over."""
+"""Claims: one job at a time writes to an output. A second job is refused, naming the holder; a dead holder's claim is taken."""
 
 import getpass
 import os
@@ -46,10 +46,10 @@ class Claim:
         self._heart = threading.Thread(target=self._beat, name="firn-claim", daemon=True)
 
     def take(self) -> None:
-        """Takes the claim, over a dead holder's if need be.
+        """Takes the claim, also from a dead holder.
 
         Raises:
-            JobError: a living job holds it.
+            JobError: A living job holds it.
         """
         taken_over = False
         while not storage.create_exclusively(self._url, self._document()):
@@ -60,7 +60,9 @@ class Claim:
                     f"{holder['user']} on {holder['host']} since {holder['since']}. Wait for it to end, or write elsewhere."
                 )
             taken_over = True
-            if holder is None or _read_holder(self._url) == holder:  # or else somebody else has taken it over by now
+            if (
+                holder is None or _read_holder(self._url) == holder
+            ):  # otherwise another job has taken it in the meantime
                 storage.remove(self._url)
         if taken_over:
             self._settle()
@@ -73,17 +75,17 @@ class Claim:
         storage.remove_temporaries(self._url.removesuffix("/" + CLAIM_NAME))
 
     def verify(self) -> None:
-        """Checks, before something is published, that the claim is still this job's.
+        """Checks, before something is published, that this job still has the claim.
 
         Raises:
-            JobError: another job took it, believing this one dead.
+            JobError: Another job took it, believing this one dead.
         """
         holder = _read_holder(self._url)
         if holder is None or holder["token"] != self._holder["token"]:
             raise JobError(f"{self._url}: the claim on this output was lost to another job; nothing was published.")
 
     def release(self) -> None:
-        """Gives the claim back."""
+        """Releases the claim."""
         self._stop.set()
         if self._heart.is_alive():
             self._heart.join()
@@ -99,17 +101,17 @@ class Claim:
             try:
                 holder = _read_holder(self._url)
                 if holder is None or holder["token"] != self._holder["token"]:
-                    return  # lost: verify() will say so
+                    return  # lost: verify() reports it
                 storage.write_bytes(self._url, self._document())
-            except OSError:  # of the storage, perhaps a passing one: the next beat tries again
+            except OSError:  # perhaps a temporary fault of the storage: the next heartbeat tries again
                 continue
 
 
 def user_name() -> str:
-    """Who runs this process, for people; a number where the system knows no name."""
+    """The user of this process; a number where the system knows no name."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a user in a container may have no name
         return f"user {os.getuid()}"
 
 
@@ -125,7 +127,7 @@ def claim_output(url: str, *, patience_s: float = PATIENCE_S) -> Iterator[Claim]
 
 
 def _read_holder(url: str) -> dict[str, Any] | None:
-    """Who holds the claim; None where it is gone, damaged or not yet written out."""
+    """The holder of the claim; None where it is gone, damaged or not completely written yet."""
     try:
         holder = storage.read_json(url)
     except (FileNotFoundError, ValueError):
@@ -142,12 +144,12 @@ def _wait_for_holder(url: str, patience_s: float) -> dict[str, Any] | None:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the holder's heart beats; on this host a process that is gone is known to be dead at once."""
+    """Whether the holder's heartbeat is recent; on this host, a process that has ended counts as dead at once."""
     if holder["host"] == socket.gethostname():
         try:
             os.kill(int(holder["pid"]), 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # somebody else's process
+        except PermissionError:  # another user's process
             pass
     return time.time() - float(holder["beat_at"]) < EXPIRY_S

@@ -1,4 +1,4 @@
-"""Relabelling: a table of labels becomes corrections of a feature set, all of them or none."""
+"""Relabelling: turns a table of labels into corrections of a feature set, all or none."""
 
 import csv
 import io
@@ -22,12 +22,13 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Relabelled:
-    """What a call did.
+    """What `relabel` did.
 
     Attributes:
-        number: of the corrections in the log; None where there was nothing to correct.
-        corrected: images that got another label.
-        unchanged: images that had the label already.
+        features: URL of the feature set.
+        number: Number of the new corrections in the log; None where there was nothing to correct.
+        corrected: Number of images with a new label.
+        unchanged: Number of images that had the label already.
     """
 
     features: str
@@ -40,16 +41,17 @@ def relabel(table_url: str, features_url: str, *, reason: str, by: str | None = 
     """Corrects labels of the feature set at `features_url` as the table at `table_url` says.
 
     Args:
-        table_url: of a CSV file with the columns `image_id` and `label`; others may be there.
-        reason: why; kept with each correction.
-        by: who; default: the user who runs this.
+        table_url: URL of a CSV file with the columns `image_id` and `label`; other columns are ignored.
+        features_url: URL of the feature set.
+        reason: Why the labels are corrected; kept with each correction.
+        by: Who corrects them; default: the current user.
 
     Raises:
-        UsageError: the table is empty, or names an image twice, one that is not in the set, or a label that is no class.
-        JobError: files are damaged.
+        UsageError: The table is empty, names an image twice, an image that is not in the feature set, or an unknown label.
+        JobError: Files are damaged.
     """
     if not reason.strip():
-        raise UsageError("`--reason` must say why. Got an empty one.")
+        raise UsageError("`--reason` is required and must not be empty.")
     labels = read_labels(table_url)
     url = storage.absolute_url(features_url)
     manifest = read_published_features(url)
@@ -83,10 +85,10 @@ def relabel(table_url: str, features_url: str, *, reason: str, by: str | None = 
 
 
 def read_labels(url: str) -> dict[str, str]:
-    """The label of each image in a CSV file with the columns `image_id` and `label`, in its order.
+    """The label of each image in a CSV file with the columns `image_id` and `label`, in the file's order.
 
     Raises:
-        UsageError: there is no such table, or it is not one.
+        UsageError: There is no such file, or it is no such table.
     """
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
@@ -99,7 +101,7 @@ def read_labels(url: str) -> dict[str, str]:
     twice = list[str]()
     try:
         if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
-            raise UsageError(f"{url} has no column {missing[0]}. Wanted: {', '.join(_COLUMNS)}.")
+            raise UsageError(f"{url} has no column {missing[0]}. Required columns: {', '.join(_COLUMNS)}.")
         for row in reader:
             image_id, label = row["image_id"], row["label"]
             if not image_id or not label:
@@ -118,12 +120,12 @@ def read_labels(url: str) -> dict[str, str]:
 def _check_labels(labels: Mapping[str, str], classes: Sequence[str], *, origin: str, url: str) -> None:
     if unknown := sorted(set(labels.values()) - set(classes)):
         raise UsageError(
-            f"{origin}: {_some([repr(label) for label in unknown])} is no class of {url}. Its classes: {_some(classes, 20)}."
+            f"{origin}: {_some([repr(label) for label in unknown])} is not a class of {url}. Its classes: {_some(classes, 20)}."
         )
 
 
 def _find_images(url: str, manifest: FeaturesManifest, image_ids: Sequence[str]) -> dict[str, list[str]]:
-    """The labels in the files of those of the images that are in the set, sorted: an image may lie there several times."""
+    """The sorted labels that the files give each of the images that are in the set; one image may have several rows."""
     wanted = pa.array(image_ids, pa.string())
     found: dict[str, set[str]] = {}
     for *_, table in scan_rows(url, manifest, ("image_id", "label")):

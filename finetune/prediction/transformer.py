@@ -1,4 +1,4 @@
-"""A model as a stage of a Spark ML pipeline."""
+"""A model as a stage in a Spark ML pipeline."""
 
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -16,21 +16,23 @@ if TYPE_CHECKING:
 
 
 class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable[Any], DefaultParamsWritable):
-    """Adds the answers of a model to a column of images, or of features: a struct, as `predict_udf.register` says.
+    """Adds a model's answers for a column of images or features, as a struct; see `udf.register`.
 
-    A saved pipeline keeps how the model was asked for: with ``name@alias`` a loaded one takes the model that has the alias then.
+    A saved pipeline stores the model's name: with ``name@alias``, a loaded one uses the model that has the alias at that time.
 
     Args:
-        model: a folder, the id of a run, or ``name@alias``.
-        inputCol: the bytes of image files, or features.
-        outputCol: the struct that is added.
+        model: A folder, the id of a run, or ``name@alias``.
+        inputCol: Column with the bytes of image files, or with features.
+        outputCol: Name of the struct column to add.
         of: "images" or "features".
-        precision: that is wanted of the labels; 0 gives every image a label.
+        precision: The target precision of the labels; 0 gives every image a label.
     """
 
     model = Param(Params._dummy(), "model", "a folder, the id of a run, or name@alias", TypeConverters.toString)
     of: "Param[str]" = Param(Params._dummy(), "of", "images or features", TypeConverters.toString)
-    precision = Param(Params._dummy(), "precision", "wanted of the labels; 0: all get one", TypeConverters.toFloat)
+    precision = Param(
+        Params._dummy(), "precision", "target precision of the labels; 0: all get one", TypeConverters.toFloat
+    )
 
     @keyword_only
     def __init__(
@@ -44,7 +46,7 @@ class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReada
     ) -> None:
         super().__init__()
         self._setDefault(inputCol="content", outputCol="prediction", of="images", precision=0.0)
-        self._set(**self._input_kwargs)  # type: ignore[attr-defined]  # which `keyword_only` sets
+        self._set(**self._input_kwargs)  # type: ignore[attr-defined]  # set by `keyword_only`
 
     def setParams(self, **given: Any) -> Self:  # noqa: N802 - the name of Spark ML
         """Sets parameters by name."""

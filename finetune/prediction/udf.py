@@ -1,4 +1,4 @@
-"""A model as a function of Spark SQL: `SELECT classify(content) FROM images`."""
+"""A model as a Spark SQL function: `SELECT classify(content) FROM images`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
@@ -28,9 +28,9 @@ ANSWER_TYPE = (
     "label string, probability float, top_labels array<string>, top_probabilities array<float>, reason string, "
     "model_id string"
 )
-"""What the function returns, a struct: the columns of predictions."""
+"""The struct that the function returns; its fields are the columns of predictions."""
 _Input = NDArray[Any] | DecodeError
-_shipped: dict[tuple[Any, ...], ShippedModel] = {}  # of this driver: a backbone takes seconds to prepare
+_shipped: dict[tuple[Any, ...], ShippedModel] = {}  # kept by this driver, as a backbone takes seconds to prepare
 
 
 def register(
@@ -42,23 +42,23 @@ def register(
     precision: float | None = None,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Callable[..., Any]:
-    """Registers a model as a function of SQL, as in ``SELECT classify(content).label FROM images``.
+    """Registers a model as a SQL function, as in ``SELECT classify(content).label FROM images``.
 
-    It takes the bytes of an image file (or features: `of`) and returns a struct, `ANSWER_TYPE`. Of an image that cannot be read
-    all but `reason` and `model_id` is null. An alias is looked up once: register it again when it has moved.
+    It takes the bytes of an image file (or features, see `of`) and returns a struct, `ANSWER_TYPE`. For an image that cannot be
+    read, all fields but `reason` and `model_id` are null. An alias is looked up once: register again after it has moved.
 
     Args:
-        name: of the function.
-        model: a folder, the id of a run, or ``name@alias``.
-        of: "images", or "features": arrays of floats as feature sets have them, or the raw bytes of pixels.
-        precision: that is wanted of the labels; below the threshold that gives it on the validation split the label is null.
-        decode_timeout_s: seconds; an image that takes longer to decode gets no label.
+        name: Name of the function.
+        model: A folder, the id of a run, or ``name@alias``.
+        of: "images", or "features": arrays of floats as in feature sets, or the raw bytes of pixels.
+        precision: The target precision: below the threshold that reaches it on the validation split, `label` is null.
+        decode_timeout_s: Seconds; an image that takes longer to decode gets no label.
 
     Returns:
-        The function, for columns.
+        The function, to be applied to columns.
 
     Raises:
-        UsageError: no such model, or its backbone cannot be had as it was.
+        UsageError: There is no such model, or its backbone cannot be rebuilt identically.
     """
     function = make_classifier(spark, model, of=of, precision=precision, decode_timeout_s=decode_timeout_s)
     registered: Callable[..., Any] = spark.udf.register(name, function)
@@ -73,7 +73,7 @@ def make_classifier(
     precision: float | None = None,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Any:
-    """As `register`, without a name: a function of columns."""
+    """As `register`, but without a name: a function to be applied to columns."""
     from pyspark.sql.pandas.functions import pandas_udf
 
     if of not in ("images", "features"):
@@ -89,7 +89,7 @@ def make_classifier(
 def answer_columns(
     model: ShippedModel, columns: Iterator[pd.Series], *, decode_timeout_s: float
 ) -> Iterator[pd.DataFrame]:
-    """Worker side: the answers to all values of `columns`, in their order; decoded ahead, computed in the model's own batches."""
+    """The answers for all values of `columns`, in order; runs on a worker, decodes ahead, computes in the model's batch size."""
     threads = worker_threads()
     inputs = map_ahead(
         _loader(model, threads, decode_timeout_s),
@@ -107,7 +107,7 @@ def answer_columns(
 
 
 def _loader(model: ShippedModel, threads: int, decode_timeout_s: float) -> Callable[[Any], _Input]:
-    """What makes pixels of the bytes of an image, or features of a row of them, or says why it cannot."""
+    """A function that turns the bytes of an image into pixels, or a row into features, or returns why it cannot."""
     decoders = decoder_pool(threads, decode_timeout_s)
 
     def load(value: Any) -> _Input:

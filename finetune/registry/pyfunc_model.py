@@ -1,6 +1,6 @@
-"""A trained model as MLflow loads it: images in, labels and probabilities out. `registry.pyfunc_saving` writes what this reads.
+"""A trained model as MLflow loads it: images in, labels and probabilities out. `registry.pyfunc_saving` writes what it reads.
 
-It decodes by `decoding.decode`, computes features by `backbones.backbone` and predicts as `finetune evaluate` does. MLflow
+It decodes with `decoding.decode`, computes features with `backbones.backbone` and predicts as `finetune evaluate` does. MLflow
 calls `_load_pyfunc` by its name; nothing is unpickled.
 """
 
@@ -24,13 +24,13 @@ from featurize.decoding.decode import DecodeError, decode_image
 from finetune.models.folder import load_model
 from finetune.networks.forward import predict_probabilities
 
-IMAGE, FEATURES = "image", "features"  # the columns that a model takes: one of them
+IMAGE, FEATURES = "image", "features"  # the columns that a model can take; it takes one of them
 OUTPUTS = ("label", "probability", "probabilities", "error")
 MODEL_FOLDER = "model"
 BACKBONE_FOLDER = "backbone"
 BACKBONE_FILE = "backbone.keras"
 BACKBONE_CARD = "backbone.json"
-_BATCH = 32  # images in one forward pass; all that are decoded at a time
+_BATCH = 32  # images in one forward pass, and decoded at a time
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -39,11 +39,11 @@ class Classifier:
     """A model that MLflow has loaded.
 
     Attributes:
-        classes: the labels, by index.
-        network: from features or pixels to probabilities.
-        spec: what images are decoded to; None where there is no backbone and the model takes features alone.
-        forward: from images to what `network` takes; of `pixels`, nothing is done to them.
-        feature_dim: numbers in a row of features.
+        classes: The class labels, in the order of `label_index`.
+        network: The network from features or pixels to probabilities.
+        spec: How images are decoded; None where there is no backbone and the model takes only features.
+        forward: The function from images to the inputs of `network`; for `pixels` it changes nothing.
+        feature_dim: Number of values in a row of features.
     """
 
     classes: list[str]
@@ -53,19 +53,19 @@ class Classifier:
     feature_dim: int
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Labels and probabilities of images or of features.
+        """Labels and probabilities for images or features.
 
         Args:
-            model_input: a DataFrame with the column `image`, which holds the bytes of files or their base64 text, or `features`,
-                lists of numbers.
-            params: there are none; MLflow passes them.
+            model_input: A DataFrame with the column `image`, the bytes of image files or their base64 text, or with the column
+                `features`, lists of numbers.
+            params: Unused; MLflow passes it.
 
         Returns:
-            A row for each of the input, with its index: `label`; `probability`, that of the label; `probabilities`, a dict from
-            every label; `error`, empty, or why an image cannot be read, and then `label` and `probabilities` are empty.
+            A row for each input row, with its index: `label`; `probability` of that label; `probabilities`, a dict with all
+            labels; `error`, empty, or why an image cannot be read, in which case `label` and `probabilities` are empty.
 
         Raises:
-            MlflowException: there is no such column, or features have another length. A server answers with status 400.
+            MlflowException: There is no such column, or features have another length. A server answers with status 400.
         """
         frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
         name, values = _column_of(frame)
@@ -78,7 +78,7 @@ class Classifier:
         return pd.DataFrame(rows, columns=list(OUTPUTS), index=frame.index)
 
     def _of_images(self, contents: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The rows of the answer for images, which are decoded a batch at a time."""
+        """The answer rows for images, which are decoded a batch at a time."""
         if self.spec is None or self.forward is None:
             return
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -98,7 +98,7 @@ class Classifier:
             return error
 
     def _of_features(self, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The rows of the answer for features."""
+        """The answer rows for features."""
         if self.spec is not None and self.spec.is_pixels:
             raise _wrong_input(f"this model takes images, in the column {IMAGE!r}.")
         try:
@@ -116,7 +116,7 @@ class Classifier:
 
 
 def _load_pyfunc(path: str) -> Classifier:
-    """What MLflow calls to load the model whose data are in the local folder `path`."""
+    """Loads the model whose data are in the local folder `path`; called by MLflow."""
     folder = Path(path)
     network, card = load_model(str(folder / MODEL_FOLDER))
     spec, forward = None, None
@@ -131,9 +131,9 @@ def _load_pyfunc(path: str) -> Classifier:
 
 
 def _column_of(frame: pd.DataFrame) -> tuple[str, list[Any]]:
-    """Whether `frame` holds images or features, and which."""
+    """The column that `frame` has, images or features, and its values."""
     names = [name for name in (IMAGE, FEATURES) if name in frame]
-    # A column that is all missing was put in by MLflow, for one that may be left out; if both are, nothing was given.
+    # MLflow fills an optional column that was not given with missing values; if both are all missing, nothing was given.
     for name in [name for name in names if not frame[name].isna().all()] or names:
         return name, frame[name].tolist()
     raise _wrong_input(
@@ -154,7 +154,7 @@ def _bytes_of(content: Any) -> bytes:
 
 
 def _failed(error: DecodeError) -> tuple[Any, ...]:
-    return "", 0.0, {}, str(error)  # not None: MLflow's function for Spark would make the text "None" of it
+    return "", 0.0, {}, str(error)  # not None, which MLflow's Spark function would turn into the text "None"
 
 
 def _wrong_input(message: str) -> Exception:

@@ -101,7 +101,7 @@ def test_an_image_on_which_decoding_dies_twice_is_rejected_and_once_is_nothing(
         if kills == 1:
             assert (result.result()[0] == 77).all()
         else:
-            with pytest.raises(DecodeError, match=r"^decoding ended its process: SIGSEGV$"):
+            with pytest.raises(DecodeError, match=r"^decoding crashed its process: SIGSEGV$"):
                 result.result()
     decode(decoder)
     assert len(killed) == kills

@@ -180,7 +180,7 @@ def test_a_model_is_named_by_its_id_or_its_folder_too(copy: Path, known: Known) 
         (["--false-alarm-rate", "0.9"], "`--false-alarm-rate` must be in [0.001, 0.2]"),
         (["--since", "yesterday"], "`--since` takes a date or a time"),
         (["--until", "2026-13-01"], "`--until` takes a date or a time"),
-        (["--model", "nobody"], "no view, and there is no model, of the name 'nobody'. Views: latest."),
+        (["--model", "nobody"], "no view 'nobody', and there is no model of that name. Views: latest."),
         (["--compare", "latest", "latest"], "are the same model"),
         (["--compare", "latest", "other", "--window", "50"], "`--compare` names two models"),
     ],
@@ -219,12 +219,12 @@ def test_a_large_validation_split_is_sampled_by_the_ids(known: Known, monkeypatc
 def test_a_damaged_reference_is_refused(copy: Path, known: Known) -> None:
     url = reference_url(str(copy), known.card.model_id)
     storage.write_bytes(url, b"nothing")
-    with pytest.raises(JobError, match="is no reference, or damaged"):
+    with pytest.raises(JobError, match="is not a reference, or is damaged"):
         read_reference(str(copy), known.card.model_id)
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"label": ["ant"]}), buffer)
     storage.write_bytes(url, buffer.getvalue().to_pybytes())
-    with pytest.raises(JobError, match="is no reference, or damaged"):
+    with pytest.raises(JobError, match="is not a reference, or is damaged"):
         check_predictions(str(copy))
 
 
@@ -235,7 +235,7 @@ def test_a_reference_of_another_network_is_refused(copy: Path, known: Known) -> 
     with pytest.raises(UsageError, match="holds another model than the one that predicted"):
         reference_of(published.url, other)
     check_predictions(str(copy), selection=Selection(last=50))
-    with pytest.raises(UsageError, match="is of another network than the predictions"):
+    with pytest.raises(UsageError, match="belongs to another network than the predictions"):
         reference_of(published.url, other)
 
 

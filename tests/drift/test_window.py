@@ -93,7 +93,7 @@ def test_a_rate_that_cannot_be_kept_is_refused(known: Known, rate: float) -> Non
 
 
 def test_a_window_of_a_few_images_is_refused(known: Known) -> None:
-    with pytest.raises(UsageError, match=r"a window takes at least 20 images\. Got 3\."):
+    with pytest.raises(UsageError, match=r"a window needs at least 20 images\. Got 3\."):
         check_window(known.reference, Window(["ant"] * 3, np.ones(3), np.empty((0, 0))))
 
 

@@ -161,7 +161,7 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     named = {path for path, reason in reasons.items() if "no such file" in reason}
     paths = {f"file://{path}" for path in (odd[0], odd[3], odd[5], odd[8])} | {odd[6], odd[7]}
     assert named == paths
-    unnamed = {path for path, reason in reasons.items() if "no absolute path and no URL" in reason}
+    unnamed = {path for path, reason in reasons.items() if "neither an absolute path nor a URL" in reason}
     assert unnamed == {f"{place.topic}/{at}" for at in ("0/6", "0/7", "0/9", "1/0")}
     assert set(reasons) - named - unnamed == {f"file://{place.photos}/red/torn.png"}
     then = predicted(place.spark, place.model, place.out, images=place.photos)  # knows them by their stamps

@@ -172,7 +172,7 @@ def test_a_backbone_file_of_another_digest_is_refused(tmp_path: Path, mean_backb
     spec = dataclasses.replace(
         PIXELS, name="mean.keras", height=32, width=32, feature_shape=(3,), feature_dtype="float32"
     )
-    with pytest.raises(JobError, match=r"mean\.keras.*not the one this job prepared"):
+    with pytest.raises(JobError, match=r"mean\.keras.*not the one that this job prepared"):
         load_backbone(spec, mean_backbone, sha256="0" * 64)
     with pytest.raises(JobError, match="not the one"):
         load_backbone(spec, None, sha256="0" * 64)

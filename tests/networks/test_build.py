@@ -214,7 +214,7 @@ def test_logits_share_the_weights_of_the_model() -> None:
 
 @pytest.mark.parametrize("name", PIXEL_MODELS)
 def test_pixel_models_refuse_features(name: str) -> None:
-    with pytest.raises(UsageError, match=rf'`model.name` {name} takes images, of the backbone "pixels". Got float32'):
+    with pytest.raises(UsageError, match=rf'`model.name` {name} needs images, from the backbone "pixels". Got float32'):
         build(name, (784,))
 
 

@@ -233,10 +233,10 @@ def test_what_is_wrong_with_a_call_is_said(
     refused("there is nothing at .*none", images=tmp_path / "none")
     refused("either `--images` or `--features`")
     refused("either `--images` or `--features`", images=photos, features=trained["head"].features)
-    refused("is a feature set; images are wanted", images=trained["head"].features)
+    refused("is a feature set; images are required", images=trained["head"].features)
     refused("is not a feature set", features=photos)
     features = trained["head"].features
-    with pytest.raises(UsageError, match="predictions go to a folder of their own"):
+    with pytest.raises(UsageError, match="predictions need a folder of their own"):
         plan_prediction(str(trained["head"].folder), str(features), images=str(photos))
     featurize(spark, recipe(photos, tmp_path / "scores", small_backbone, layer="scores"))
     refused("made by another backbone.*\n.*feature_shape: model .8., features .5.", features=tmp_path / "scores")
@@ -251,7 +251,7 @@ def test_a_model_whose_backbone_is_another_by_now_labels_no_images(
     models = train_on_photos(spark, photos, small_backbone, tmp_path / "own")
     shutil.rmtree(models["head"].features)
     featurize(spark, recipe(photos, models["head"].features, small_backbone, layer="scores"))
-    with pytest.raises(UsageError, match="holds features of another backbone now"):
+    with pytest.raises(UsageError, match="now holds features of another backbone"):
         predicted(spark, models["head"].folder, tmp_path / "out", images=photos)
     assert not (tmp_path / "out").exists()
 

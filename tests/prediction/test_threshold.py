@@ -88,7 +88,9 @@ def test_what_cannot_be_reached_is_refused(place: Path, tmp_path: Path) -> None:
     features, label_index = make_clusters(90, dim=6)
     write_feature_set(tmp_path / "alike", np.zeros_like(features), label_index)  # one answer, which is right for some
     train_model(tmp_path / "alike", tmp_path / "model")
-    with pytest.raises(UsageError, match=r"no threshold gives a precision of 1: on the 18 images.*0\.\d{4} at most"):
+    with pytest.raises(
+        UsageError, match=r"no threshold reaches a precision of 1: on the 18 images.*the best is 0\.\d{4}"
+    ):
         choose_threshold(str(tmp_path / "model"), card_of(tmp_path / "model"), precision=1.0)
 
 

@@ -107,7 +107,7 @@ def test_rows_that_hold_nothing_get_a_reason(spark: SparkSession, trained: dict[
     of_features = register(spark, "of_features", str(trained["head"].folder), of="features")
     frame = spark.createDataFrame([(1, None), (2, [1.0, 2.0])], "number int, features array<double>")
     rows = frame.withColumn("found", of_features("features")).select("number", "found.*").orderBy("number").collect()
-    assert [row["reason"] for row in rows] == ["there are no features", "there are 2 features, not 8"]
+    assert [row["reason"] for row in rows] == ["there are no features", "expected 8 features, got 2"]
 
 
 def test_two_models_in_one_query(spark: SparkSession, trained: dict[str, Trained], tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_server_that_does_not_answer_costs_no_model_and_logging_is_made_up_for
     model, port = trained.copy_to(tmp_path / "model"), free_port()
     with pytest.raises(JobError) as caught:
         log_fit(model, RegistrySettings(url=f"http://127.0.0.1:{port}"))
-    for part in ("model is published", f"nobody answers at 127.0.0.1:{port}", "The same `finetune fit` again"):
+    for part in ("model is published", f"no answer from 127.0.0.1:{port}", "Run `finetune fit` again"):
         assert part in str(caught.value)
     assert read_model_card(model) == trained.card
     logged = log_fit(model, registry_in(tmp_path))
@@ -152,7 +152,7 @@ def test_a_server_that_does_not_answer_costs_no_model_and_logging_is_made_up_for
 def test_what_was_cut_short_is_completed_in_the_same_run(trained: Trained, tmp_path: Path) -> None:
     model, settings = trained.copy_to(tmp_path / "model"), registry_in(tmp_path)
     (tmp_path / "mlartifacts").write_text("a file where a folder should be")
-    with pytest.raises(JobError, match=r"is published; logging it .* failed"):
+    with pytest.raises(JobError, match=r"is published, but logging it .* failed"):
         log_fit(model, settings)
     (run,) = runs_of(settings)
     assert (run.info.status, logged_model_of(run)) == ("RUNNING", None)
@@ -170,7 +170,7 @@ def test_a_file_that_is_no_database_is_an_error_in_words(trained: Trained, tmp_p
     (tmp_path / "mlflow.db").write_text(
         "no database, but text that is longer than the header of one, a hundred bytes of it"
     )
-    with pytest.raises(JobError, match=r"is published; logging it .*mlflow.db.* failed"):
+    with pytest.raises(JobError, match=r"is published, but logging it .*mlflow.db.* failed"):
         log_fit(model, registry_in(tmp_path))
 
 

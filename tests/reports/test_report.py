@@ -233,7 +233,7 @@ def test_a_sweep_without_a_trial_that_is_done_is_refused(folder: Path, tmp_path:
     (tmp_path / "sweep.json").write_text(json.dumps(card))
     result = report(folder, str(tmp_path))
     assert result.exit_code == 2
-    assert "without a trial that is done" in result.stderr
+    assert "in which no trial is done" in result.stderr
 
 
 def test_a_perfect_model_has_a_report_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,5 +243,5 @@ def test_a_perfect_model_has_a_report_too(tmp_path: Path, monkeypatch: pytest.Mo
     result = report(tmp_path, "model", "--output", "perfect.html", "--json")
     assert result.exit_code == 0, result.output
     assert last_json(result)["accuracy"] == 1
-    assert "There are none on this split." in (tmp_path / "perfect.html").read_text()
+    assert "There are no mistakes on this split." in (tmp_path / "perfect.html").read_text()
     assert report(tmp_path, "model", "--plain").stdout.startswith("No mistakes.")

@@ -320,7 +320,7 @@ def test_features_of_another_length_than_the_manifest_says_are_refused(tmp_path:
     stored = make_set(tmp_path, 80, shards=in_order(40, 40), rows_per_group=8)
     other = stored.manifest.model_copy(update={"feature_shape": [7]})
     data = StreamData(str(tmp_path), other, "train", shuffle_rows=8)
-    with pytest.raises(JobError, match=r"part-.*: not all rows have 7 features"), data.failures():
+    with pytest.raises(JobError, match=r"part-.*: some rows do not have 7 features"), data.failures():
         next(iter(data.batches(1, seed=0, global_batch_size=16)))
 
 

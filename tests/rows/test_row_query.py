@@ -138,7 +138,7 @@ def test_a_wrong_table_of_labels_is_refused(folder: Path, tmp_path: Path, name: 
 
 
 def test_tables_without_a_query_are_refused_and_a_run_takes_no_notice_of_one(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="`labels` has no use without `where`"):
+    with pytest.raises(UsageError, match="`labels` needs `where`"):
         check_settings(FeaturesSettings, {"url": "x", "labels": "y.csv"}, origin="test")
     path = write_toml(
         tmp_path / "recipe.toml",

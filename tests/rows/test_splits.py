@@ -159,7 +159,7 @@ def test_features_of_another_length_than_the_manifest_says_are_refused(
 ) -> None:
     features, label_index = make_features(30, pixels=pixels, seed=0)
     manifest = write_feature_set(tmp_path, features, label_index, splits=["train"] * 30)
-    with pytest.raises(JobError, match=rf"part-.*: not all rows have {np.prod(shape)} features"):
+    with pytest.raises(JobError, match=rf"part-.*: some rows do not have {np.prod(shape)} features"):
         read_split(str(tmp_path), manifest.model_copy(update={"feature_shape": shape}), "train")
 
 

@@ -189,7 +189,7 @@ def test_a_folder_of_empty_class_folders_is_refused(tmp_path: Path) -> None:
 
 def test_files_without_class_folders_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "1.png", "2.png")
-    with pytest.raises(UsageError, match="a folder per class is wanted"):
+    with pytest.raises(UsageError, match="needs a folder for each class"):
         open_source(str(tmp_path), None)
 
 

@@ -197,11 +197,11 @@ def test_what_is_asked_for_must_be_clear(spark: SparkSession, tmp_path: Path) ->
     write_predictions(tmp_path / "predictions", MODELS)
     urls: dict[str, Any] = {"features": str(tmp_path / "set"), "predictions": str(tmp_path / "predictions")}
     write_plain_predictions(tmp_path / "plain", MODELS)
-    with pytest.raises(UsageError, match=f"predictions of 2 models; name one by --model: {FIRST}, {SECOND}"):
+    with pytest.raises(UsageError, match=f"predictions of 2 models; choose one with --model: {FIRST}, {SECOND}"):
         export(spark, tmp_path / "out", "solr", **{**urls, "predictions": str(tmp_path / "plain")})
-    with pytest.raises(UsageError, match="`--model` must begin the id of one of"):
+    with pytest.raises(UsageError, match="`--model` must be the first digits of one of"):
         export(spark, tmp_path / "out", "solr", model="00", **urls)
-    with pytest.raises(UsageError, match="give either --images or --features"):
+    with pytest.raises(UsageError, match="--images and --features cannot be combined"):
         search_rows(spark, [])
     (tmp_path / "taken").mkdir()
     with pytest.raises(UsageError, match="is there already"):
