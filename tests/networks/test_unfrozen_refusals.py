@@ -30,7 +30,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm re
         ("conv_3", "has no layer 'conv_3' before its features. Did you mean"),
         ("CONVOLUTION", "There are conv_1, conv_2, inner_conv."),
         ("scores", "has no layer 'scores' before its features"),
-        ("maps", "nothing to train from layer 'maps' on up to its features. Name an earlier layer: conv_1, conv_2"),
+        ("maps", "nothing to train between layer 'maps' and its features. Name an earlier layer: conv_1, conv_2"),
         ("inner_relu", "nothing to train"),
     ],
 )
@@ -94,7 +94,10 @@ def test_features_are_no_images(place: Workplace) -> None:
         ({"feature_shape": [16, 12, 3]}, "takes images of 12 x 12 x 3 (height, width, channels). Got 16 x 12 x 3."),
         ({"feature_shape": [12, 12, 1]}, "Got 12 x 12 x 1."),
         ({"classes": ["blue", "red", "green"]}, "classes of the head are blue, green, red. Got blue, red, green."),
-        ({"settings": {"source": {"split": SPLIT | {"seed": 8}}}}, "must not have learned from images"),
+        (
+            {"settings": {"source": {"split": SPLIT | {"seed": 8}}}},
+            "images that count as unseen now must not have been",
+        ),
         ({"classes": ["a"], "feature_shape": [1, 1, 3]}, "Got a."),
         ({"classes": ["a"], "feature_shape": [1, 1, 3]}, "Got 1 x 1 x 3."),
     ],
@@ -119,11 +122,11 @@ def change_file(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("disturb", "words"),
     [
-        (lambda place: place.backbone.unlink(), "cannot be had as it was: `backbone.name`: there is no file"),
+        (lambda place: place.backbone.unlink(), "cannot be rebuilt: `backbone.name`: there is no file"),
         (lambda place: place.backbone.write_text("no network"), "cannot be loaded as a Keras model"),
         (
             change_file,
-            "is not the one any more that made the features of `model.head`: its network_sha256, weights_digest",
+            "has changed since it made the features of `model.head`: its network_sha256, weights_digest",
         ),
     ],
 )
@@ -154,7 +157,7 @@ def test_a_head_that_was_replaced_meanwhile_is_refused(place: Workplace) -> None
 def test_settings_need_head_and_layer() -> None:
     with pytest.raises(UsageError) as raised:
         check_settings(ModelSettings, {"url": "m", "name": "unfrozen", "pixels": "scale"}, origin="my.toml")
-    for words in ("`head` is needed", "`unfreeze_from` is needed", "`pixels` has no use with unfrozen"):
+    for words in ("`head` is required", "`unfreeze_from` is required", "`pixels` cannot be used with unfrozen"):
         assert words in str(raised.value)
 
 

@@ -42,7 +42,7 @@ def test_what_a_message_is_must_be_said_and_only_of_a_topic(tmp_path: Path) -> N
             plan_stream("model", "kafka://one:9092/t", *places, messages=messages)
     wrong: list[dict[str, Any]] = [{"messages": "images"}, {"kafka_options": "file"}]
     for given in wrong:
-        with pytest.raises(UsageError, match=rf"go with a topic, kafka://host:port/topic\. Got {tmp_path}\."):
+        with pytest.raises(UsageError, match=rf"need a topic, kafka://host:port/topic\. Got {tmp_path}\."):
             plan_stream("model", str(tmp_path), *places, **given)
 
 
