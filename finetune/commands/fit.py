@@ -3,24 +3,19 @@
 import os
 from contextlib import ExitStack
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say, warn
 from featurize.errors import UsageError
-from featurize.recipes.recipe import lower_half, read_recipe
-from featurize.storage import absolute_url
 from finetune.commands.epoch_progress import epoch_progress
 from finetune.commands.models import report_logged
-from finetune.models.folder import ModelCard, read_model_card
-from finetune.networks.user_functions import see_working_folder
-from finetune.rows.disk_rows import N_STREAMS
-from finetune.rows.row_query import describe_selection
-from finetune.training.checkpoints import has_checkpoint
-from finetune.training.plan import TrainingPlan, find_trained, plan_training
-from finetune.training.train import train
+
+if TYPE_CHECKING:
+    from finetune.models.folder import ModelCard
+    from finetune.training.plan import TrainingPlan
 
 
 def fit_command(
@@ -37,7 +32,14 @@ def fit_command(
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
     with reported_errors():
+        from featurize.recipes.recipe import lower_half, read_recipe
+        from featurize.storage import absolute_url
+        from finetune.models.folder import read_model_card
+        from finetune.networks.user_functions import see_working_folder
         from finetune.ranks.horovod_ranks import launched_by_horovodrun, run_on_spark
+        from finetune.rows.row_query import describe_selection
+        from finetune.training.checkpoints import has_checkpoint
+        from finetune.training.plan import find_trained, plan_training
 
         under_horovodrun = launched_by_horovodrun()
         if under_horovodrun and num_proc != 1:
@@ -73,11 +75,12 @@ def fit_command(
 
 
 def _train_as_rank(
-    plan: TrainingPlan, *, distributed: bool, overwrite: bool, resume: bool, on_spark: bool = False
-) -> ModelCard | None:
+    plan: "TrainingPlan", *, distributed: bool, overwrite: bool, resume: bool, on_spark: bool = False
+) -> "ModelCard | None":
     """Trains in this process, as one of the ranks; rank 0 shows the progress, or has the driver show it, and returns the card."""
     from finetune.ranks.horovod_ranks import open_ranks
     from finetune.ranks.signals import stop_on_sigterm
+    from finetune.training.train import train
 
     settings = plan.recipe.training
     with (
@@ -93,7 +96,7 @@ def _train_as_rank(
         )
 
 
-def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
+def _report(card: "ModelCard", url: str, *, reused: bool, as_json: bool) -> None:
     epochs = len(card.history)
     if reused:
         say(f"{url}: trained already, with these settings on these features; nothing to do.")
@@ -122,7 +125,7 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
     print_result(result, as_json=as_json)
 
 
-def _report_memory(card: ModelCard) -> None:
+def _report_memory(card: "ModelCard") -> None:
     """Says what a rank takes in memory: that of the one that has taken most."""
     if card.memory_of_ranks:
         features, peak = (max(rank[key] for rank in card.memory_of_ranks) for key in ("feature_bytes", "peak_bytes"))
@@ -130,8 +133,10 @@ def _report_memory(card: ModelCard) -> None:
         say(f"memory of a rank: {held} {features / 1e6:,.1f} MB; {peak / 1e6:,.0f} MB in all at most.")
 
 
-def _report_cost_of_ranks(card: ModelCard) -> None:
+def _report_cost_of_ranks(card: "ModelCard") -> None:
     """Says so where ranks had nothing to do, or took longer to agree than they saved each other."""
+    from finetune.rows.disk_rows import N_STREAMS
+
     if card.ranks == 1 or not card.seconds_of_ranks:
         return
     if card.cache == "stream" and card.ranks > N_STREAMS:

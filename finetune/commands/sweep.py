@@ -10,19 +10,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 from rich.table import Table
 
-from featurize.backbones.backbone import set_threads
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say
 from featurize.errors import JobError
-from featurize.recipes.recipe import read_recipe
-from finetune.networks.user_functions import see_working_folder
-from finetune.registry.client import shown
-from finetune.sweeps.folder import Setting, SweepCard, rank_settings
-from finetune.sweeps.setting_names import as_text, short_names
 
 if TYPE_CHECKING:
     from pyspark import SparkContext
 
+    from finetune.sweeps.folder import Setting, SweepCard
     from finetune.sweeps.plan import SweepPlan
     from finetune.sweeps.run import SweepResult
 
@@ -39,9 +34,12 @@ def sweep_command(
 ) -> None:
     """Trains a model for every setting and seed of a sweep, many at once, and ranks the settings. What is done is kept."""
     with reported_errors():
-        see_working_folder()
+        from featurize.recipes.recipe import read_recipe
+        from finetune.networks.user_functions import see_working_folder
+        from finetune.sweeps.folder import rank_settings
         from finetune.sweeps.plan import plan_sweep
 
+        see_working_folder()
         plan = plan_sweep(read_recipe(recipe, overrides or ()), origin=recipe)
         result = _run(plan, tasks)
         ranked = rank_settings(result.card)
@@ -54,6 +52,7 @@ def sweep_command(
 
 
 def _run(plan: "SweepPlan", tasks: int | None) -> "SweepResult":
+    from featurize.backbones.backbone import set_threads
     from finetune.sweeps.run import run_sweep
     from finetune.sweeps.trials import InProcess, TrialRunner
 
@@ -78,9 +77,9 @@ def _run(plan: "SweepPlan", tasks: int | None) -> "SweepResult":
         return run_sweep(plan, runner=runner, on_trials=lambda trials: progress.advance(bar, len(trials)))
 
 
-def _log(plan: "SweepPlan", card: SweepCard) -> None:
+def _log(plan: "SweepPlan", card: "SweepCard") -> None:
     """Logs the models of the sweep that are not in the registry, if one is named."""
-    from finetune.registry.client import used_registry
+    from finetune.registry.client import shown, used_registry
     from finetune.registry.log_model import is_logged, log_fit
 
     registry = used_registry(plan.recipe.registry)
@@ -93,7 +92,9 @@ def _log(plan: "SweepPlan", card: SweepCard) -> None:
     say(f"logged: {len(todo)} models, {len(done) - len(todo)} there already, in {shown(registry.url)}")
 
 
-def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:
+def _table(card: "SweepCard", ranked: "Sequence[Setting]") -> Table:
+    from finetune.sweeps.setting_names import as_text, short_names
+
     names = short_names(card.keys)
     table = Table(box=None, padding=(0, 1))
     for name in (*names.values(), card.metric, "sd", "95 % interval", "models"):
@@ -108,7 +109,7 @@ def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:
     return table
 
 
-def _as_json(url: str, card: SweepCard, ranked: Sequence[Setting], trained: int, reused: int) -> dict[str, Any]:
+def _as_json(url: str, card: "SweepCard", ranked: "Sequence[Setting]", trained: int, reused: int) -> dict[str, Any]:
     return {
         "sweep": url,
         "metric": card.metric,
@@ -128,7 +129,7 @@ def _as_json(url: str, card: SweepCard, ranked: Sequence[Setting], trained: int,
     }
 
 
-def _failures(card: SweepCard) -> str:
+def _failures(card: "SweepCard") -> str:
     from finetune.sweeps.plan import in_words
 
     failed = [trial for trial in card.trials if trial.state == "failed"]
