@@ -15,7 +15,7 @@ from featurize.console import say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import JobError
 from finetune.commands.drift import describe
-from finetune.commands.predict import ModelArgument, PrecisionOption, PredictionsOption
+from finetune.commands.predict import ModelArgument, OldPrecisionOption, PredictionsOption, TargetPrecisionOption
 
 if TYPE_CHECKING:
     from finetune.streams.stream import LabelledBatch, Streamed, StreamPlan
@@ -42,7 +42,8 @@ def stream_command(
     kafka_options: Annotated[
         str | None, typer.Option(help="Of a topic: a file of name=value lines for Spark's connector.")
     ] = None,
-    precision: PrecisionOption = None,
+    target_precision: TargetPrecisionOption = None,
+    precision: OldPrecisionOption = None,
     max_reject_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Of a batch; if more cannot be read, a warning says so.")
     ] = MAX_REJECT_FRACTION,
@@ -70,7 +71,7 @@ def stream_command(
             checkpoint,
             messages=messages,
             kafka_options=kafka_options,
-            precision=precision,
+            target_precision=target_precision,
             windows=windows,
         )
         with open_session("firn stream") as session, asked_to_stop() as is_asked_to_stop:

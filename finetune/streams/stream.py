@@ -121,7 +121,7 @@ def plan_stream(
     *,
     messages: str | None = None,
     kafka_options: str | None = None,
-    precision: float | None = None,
+    target_precision: float | None = None,
     windows: WindowSettings | None = None,
 ) -> StreamPlan:
     """Finds the model and sees that a stream may go from `images` to `output`. Needs neither Spark nor TensorFlow.
@@ -132,7 +132,7 @@ def plan_stream(
         checkpoint: a folder of the stream's own.
         messages: of a topic: what they are; one of `stream_kafka.Messages`.
         kafka_options: of a topic: a local file of options for Spark's connector.
-        precision: as for `plan_prediction`.
+        target_precision: as for `plan_prediction`.
         windows: that are to be tested for drift; None: none.
 
     Raises:
@@ -152,7 +152,7 @@ def plan_stream(
     if storage.is_within(output, checkpoint) or storage.is_within(checkpoint, output):
         raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} lie within each other.")
     check_output(output)
-    first = plan_labelling(model, arriving.source(), output, precision)
+    first = plan_labelling(model, arriving.source(), output, target_precision)
     plan = StreamPlan(arriving, output, Checkpoint(checkpoint), first, windows)
     plan.checkpoint.check(plan.record)
     return plan
