@@ -1,8 +1,7 @@
 """The command `finetune fit`."""
 
 import os
-from contextlib import ExitStack
-from functools import partial
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -14,13 +13,13 @@ from featurize.recipes.recipe import lower_half, read_recipe
 from featurize.storage import absolute_url
 from finetune.commands.epoch_progress import epoch_progress
 from finetune.commands.models import report_logged
-from finetune.models.folder import ModelCard, read_model_card
+from finetune.models.folder import ModelCard
 from finetune.networks.user_functions import see_working_folder
 from finetune.rows.disk_rows import N_STREAMS
 from finetune.rows.row_query import describe_selection
 from finetune.training.checkpoints import has_checkpoint
-from finetune.training.plan import TrainingPlan, find_trained, plan_training
-from finetune.training.train import train
+from finetune.training.launch import launched_ranks, train_on_ranks
+from finetune.training.plan import find_trained, plan_training
 
 
 def fit_command(
@@ -37,60 +36,27 @@ def fit_command(
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
     with reported_errors():
-        from finetune.ranks.horovod_ranks import launched_by_horovodrun, run_on_spark
-
-        under_horovodrun = launched_by_horovodrun()
-        if under_horovodrun and num_proc != 1:
+        launched = launched_ranks()
+        if launched is not None and num_proc != 1:
             raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
         see_working_folder()
-        ranks = int(os.environ["HOROVOD_SIZE"]) if under_horovodrun else num_proc
-        plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
+        plan = plan_training(
+            lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=launched or num_proc
+        )
         card = find_trained(plan, overwrite=overwrite)
         reused, is_rank_0 = card is not None, os.environ.get("HOROVOD_RANK", "0") == "0"
         if is_rank_0 and (selection := describe_selection(plan.manifest)):
             say(selection)
         if card is None and is_rank_0 and not resume and has_checkpoint(plan.recipe.model.url):
             warn("a training that was cut short has left its checkpoint; this one starts afresh. To go on: --resume.")
-        run = partial(
-            _train_as_rank, plan, distributed=ranks > 1 or under_horovodrun, overwrite=overwrite, resume=resume
-        )
-        if card is None and num_proc > 1:
-            with epoch_progress(plan.recipe.training.epochs) as on_epoch:
-                run_on_spark(
-                    lambda: run(on_spark=True) is not None,
-                    num_proc,
-                    timeout_s=plan.recipe.training.timeout_s,
-                    on_told=on_epoch,
-                )
-            card = read_model_card(plan.recipe.model.url)
-        elif card is None:
-            card = run()
+        if card is None:
+            with epoch_progress(plan.recipe.training.epochs) if is_rank_0 else nullcontext() as on_epoch:
+                card = train_on_ranks(plan, overwrite=overwrite, resume=resume, on_epoch=on_epoch)
         if card is not None and is_rank_0:
             _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
             from finetune.registry.log_model import log_fit
 
             report_logged(log_fit(plan.recipe.model.url, plan.recipe.registry))
-
-
-def _train_as_rank(
-    plan: TrainingPlan, *, distributed: bool, overwrite: bool, resume: bool, on_spark: bool = False
-) -> ModelCard | None:
-    """Trains in this process, as one of the ranks; rank 0 shows the progress, or has the driver show it, and returns the card."""
-    from finetune.ranks.horovod_ranks import open_ranks
-    from finetune.ranks.signals import stop_on_sigterm
-
-    settings = plan.recipe.training
-    with (
-        open_ranks(distributed=distributed, timeout_s=settings.timeout_s) as ranks,
-        stop_on_sigterm() as is_asked_to_stop,
-        ExitStack() as shown,
-    ):
-        on_epoch = None
-        if ranks.rank == 0:
-            on_epoch = ranks.tell if on_spark else shown.enter_context(epoch_progress(settings.epochs))
-        return train(
-            plan, ranks, overwrite=overwrite, resume=resume, on_epoch=on_epoch, is_asked_to_stop=is_asked_to_stop
-        )
 
 
 def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from finetune.ranks.spark_ranks import SparkRanks
 if TYPE_CHECKING:
     import numpy as np
     from pyspark import SparkContext
+    from pyspark.sql import SparkSession
 
 Result = TypeVar("Result")
 TIMEOUT_S = 40.0
@@ -240,37 +241,54 @@ def _initialise(watch: Watch) -> None:
 
 def run_on_spark(
     work: Callable[[], Result],
-    num_proc: int,
+    num_ranks: int,
     *,
+    spark: "SparkSession | None" = None,
     timeout_s: float = TIMEOUT_S,
     standstill_s: float = STANDSTILL_S,
     on_told: Callable[[dict[str, float]], None] | None = None,
 ) -> Result:
-    """Runs `work` on `num_proc` ranks, each a task of a Spark job, and returns what rank 0 returns.
+    """Runs `work` on `num_ranks` ranks, each a task of a Spark job, and returns what rank 0 returns.
 
     SIGTERM to this process is passed on to all ranks; how they end then is theirs to decide.
 
     Args:
         work: opens the ranks, with `open_ranks`, before anything else.
-        num_proc: how many ranks.
+        num_ranks: how many ranks, each of which takes a free slot of the session.
+        spark: the session; it is not stopped, and no other jobs of it are touched. Default: the active one, or else one that is
+            made for these ranks and stopped after them.
         timeout_s: a rank that is not heard of for so long is stalled.
         standstill_s: ranks that live and report nothing new for so long are stuck.
         on_told: called with what ranks `tell`.
 
     Raises:
-        JobError: a rank failed; the message is its own, or says which rank died or stalled.
+        UsageError: the session never has so many slots.
+        JobError: a rank failed; the message is its own, or says which rank died or stalled. Or not all ranks were started.
     """
-    from featurize.building.session import open_session
-
-    with open_session("firn fit", slots=num_proc) as session:
+    with _session_for(spark, num_ranks) as session:
         context = session.sparkContext
         _give_ranks_py_files(context)
-        ranks = SparkRanks(context, num_proc, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
+        ranks = SparkRanks(context, num_ranks, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
         results = ranks.run(lambda hub: _reporting_errors(work, hub))
     messages = [message for message, _ in results if message is not None]
     if messages:
         raise JobError(next((message for message in messages if message != _PEER_GONE), messages[0]))
     return cast(Result, results[0][1])
+
+
+@contextmanager
+def _session_for(spark: "SparkSession | None", num_ranks: int) -> Iterator["SparkSession"]:
+    """The session that was given, or the active one, neither of which is stopped; or else one of these ranks' own."""
+    from pyspark.sql import SparkSession
+
+    from featurize.building.session import open_session
+
+    session = spark or SparkSession.getActiveSession()
+    if session is not None:
+        yield session
+    else:
+        with open_session("firn fit", slots=num_ranks) as own:
+            yield own
 
 
 def _give_ranks_py_files(context: "SparkContext") -> None:
