@@ -4,6 +4,7 @@ The driver builds the named network, gives it its weights and saves what lies be
 and never download. TensorFlow is imported by the functions that need it, so that a wrong recipe is refused at once.
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,7 @@ from featurize.recipes.recipe import BackboneSettings
 if TYPE_CHECKING:
     import keras
 
+_logger = logging.getLogger(__name__)
 Preprocessing = Literal["none", "caffe", "tf", "torch"]
 
 # How the networks of each keras.applications module were trained to see RGB in [0, 255].
@@ -245,7 +247,9 @@ def digest_of_weights(network: "keras.Model") -> str:
 
 
 def set_threads(threads: int, *, at_once: int = 1) -> None:
-    """Gives every operation of TensorFlow `threads` cores in this process; to be called before it computes anything.
+    """Gives every operation of TensorFlow `threads` cores in this process.
+
+    Where TensorFlow has computed something before, as in a notebook, its threads stay as they are.
 
     Args:
         at_once: how many graphs are run at a time, in threads of Python's.
@@ -254,8 +258,11 @@ def set_threads(threads: int, *, at_once: int = 1) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(at_once)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(at_once)
+    except RuntimeError as error:  # TensorFlow has started; nothing else raises it here
+        _logger.debug("TensorFlow's threads stay as they are: %s", error)
 
 
 def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:

@@ -57,15 +57,18 @@ def predict_command(
 ) -> None:
     """Labels images that nobody has labelled, or ready features; run again, it adds what is missing."""
     with reported_errors():
-        from featurize.building.session import open_session
-        from finetune.prediction.predict import plan_prediction, predict
+        from finetune.api.predicting import predict
 
-        plan = plan_prediction(model, output, images=images, features=features, target_precision=target_precision)
-        with open_session("firn predict") as session:
-            predicted = predict(
-                session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
-            )
-        _report(plan, predicted, as_json=as_json)
+        found = predict(
+            model,
+            images,
+            features=features,
+            output=output,
+            target_precision=target_precision,
+            max_reject_fraction=max_reject_fraction,
+            decode_timeout_s=decode_timeout_s,
+        )
+        _report(found.plan, found.predicted, as_json=as_json)
 
 
 def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) -> None:
