@@ -1,5 +1,7 @@
 """Lines for people, on standard error."""
 
+import logging
+
 from rich.console import Console
 from rich.markup import escape
 
@@ -14,3 +16,20 @@ def say(text: str) -> None:
 def warn(text: str) -> None:
     """A line that should not be overlooked."""
     console.print(f"[bold yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
+def show_logs(name: str = "featurize") -> None:
+    """Shows what a package logs, as a command does: from INFO upwards as lines, from WARNING as lines not to be overlooked."""
+    logger = logging.getLogger(name)
+    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(_ConsoleHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log records as lines of the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        (warn if record.levelno >= logging.WARNING else say)(record.getMessage())

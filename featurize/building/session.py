@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from featurize.errors import JobError
+from featurize.errors import JobError, UsageError
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
@@ -57,6 +57,37 @@ def open_session(name: str, *, slots: int | None = None) -> Iterator[SparkSessio
         yield session
     finally:
         session.stop()
+
+
+@contextmanager
+def borrowed_session(spark: SparkSession | None, name: str, *, slots: int | None = None) -> Iterator[SparkSession]:
+    """The session of a call: `spark`, or else the active session, neither of which is stopped; or else one made for this call.
+
+    Args:
+        name: of the application, where a session is made.
+        slots: see `make_session`; a session that is there keeps what it has.
+
+    Raises:
+        JobError: a session must be made, and no Java is to be found.
+    """
+    there = spark if spark is not None else SparkSession.getActiveSession()
+    if there is not None:
+        yield there
+        return
+    with open_session(name, slots=slots) as session:
+        yield session
+
+
+def session_at_hand(spark: SparkSession | None) -> SparkSession:
+    """`spark`, or else the active session.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    there = spark if spark is not None else SparkSession.getActiveSession()
+    if there is None:
+        raise UsageError("`spark` must be a Spark session, as none is active. Got None.")
+    return there
 
 
 def find_java() -> None:

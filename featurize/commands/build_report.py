@@ -1,7 +1,8 @@
 """What the commands say of a table they have built."""
 
-from featurize.building.build import BuildResult, summarize_rejects
+from featurize.building.build import BuildResult
 from featurize.console import say, warn
+from featurize.tables.description import summarize_rejects
 
 
 def build_numbers(result: BuildResult) -> dict[str, object]:

@@ -1,6 +1,6 @@
 """Recipes: one TOML file tells a whole run. `featurize run` reads the upper half, `finetune fit` the lower."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.sweep_section import SweepSettings
-from featurize.recipes.toml_settings import Settings, apply_overrides, check_settings, read_toml
+from featurize.recipes.toml_settings import Overrides, Settings, apply_overrides, check_settings, read_toml
 from featurize.recipes.training_section import TrainingSettings
 
 SPLITS = ("train", "validation", "test")
@@ -198,13 +198,28 @@ class FinetuneRecipe(Settings):
     registry: RegistrySettings | None = Field(default=None, exclude=True)  # the same model wherever it is logged
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a TOML file, with ``--set`` overrides put in.
+def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Overrides | None = None) -> Recipe:
+    """The recipe in a TOML file, checked, with single settings replaced.
+
+    Args:
+        recipe: the path of a TOML file; or the sections by name, as a TOML reader returns them; or a recipe that was read before.
+        overrides: values by dotted key, as in ``{"images.source": "photos"}``; or texts of the form ``images.source=photos``,
+            as `--set` takes them.
 
     Raises:
         UsageError: the file cannot be read, or has faults; all are named.
     """
-    return check_settings(Recipe, apply_overrides(read_toml(path), overrides), origin=str(path))
+    document = recipe if isinstance(recipe, Mapping) else _document_of(recipe)
+    return check_settings(Recipe, apply_overrides(document, overrides or ()), origin=origin_of(recipe))
+
+
+def origin_of(recipe: str | Path | Mapping[str, Any] | Recipe) -> str:
+    """What messages call a recipe: its path where it has one."""
+    return str(recipe) if isinstance(recipe, str | Path) else "the recipe"
+
+
+def _document_of(recipe: str | Path | Recipe) -> dict[str, Any]:
+    return recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else read_toml(recipe)
 
 
 def upper_half(recipe: Recipe, *, origin: str) -> FeaturizeRecipe:

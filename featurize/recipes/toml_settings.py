@@ -17,6 +17,8 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Values by dotted key, as in ``{"images.source": "photos"}``; or texts of the form ``images.source=photos``."""
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
@@ -34,23 +36,26 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is not TOML: {error}.") from error
 
 
-def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`document` with each override ``section.key=value`` put in; the value is TOML, or else plain text.
+def apply_overrides(document: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A copy of `document` with single keys set to other values; sections that are missing are added.
+
+    Args:
+        overrides: values by dotted key; or texts of the form ``section.key=value``, whose value is TOML, or else plain text.
 
     Raises:
-        UsageError: an override has no ``=`` or an empty key.
+        UsageError: a text has no ``=``, or a key is empty.
     """
+    values = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
     result = _copy(document)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        names = key.strip().split(".")
-        if not equals or not all(names):
-            raise UsageError(f"`--set` takes section.key=value. Got {override!r}.")
+    for key, value in values:
+        names = key.split(".")
+        if not all(names):
+            raise UsageError(f"`overrides` takes dotted keys such as `images.source`. Got {key!r}.")
         table = result
         for name in names[:-1]:
             inner = table.setdefault(name, {})
             table = inner if isinstance(inner, dict) else table.update({name: {}}) or table[name]
-        table[names[-1]] = _parse_value(text.strip())
+        table[names[-1]] = value
     return result
 
 
@@ -74,6 +79,14 @@ def check_settings(model: type[AnySettings], document: Mapping[str, Any], *, ori
 
 def _copy(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(inner) if isinstance(inner, Mapping) else inner for key, inner in value.items()}
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of ``section.key=value``."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise UsageError(f"`--set` takes section.key=value. Got {text!r}.")
+    return key.strip(), _parse_value(value.strip())
 
 
 def _parse_value(text: str) -> Any:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import closing
+from html import escape as escape_html
 from typing import Any
 
 from rich.markup import escape
@@ -98,6 +99,39 @@ def similar_page(similar: Similar) -> str:
             "firn_version": __version__,
             "made_at": utc_now(),
         },
+    )
+
+
+def similar_gallery(similar: Similar) -> str:
+    """What was found as HTML for a notebook: thumbnails with label, split and how near they are."""
+    paths = [image.path for image in similar.images]
+    query = similar.query
+    thumbnails, reason = read_thumbnails(similar.manifest, paths + ([query.row.path] if query.row is not None else []))
+    of_query = thumbnails.get(query.row.path) if query.row is not None else _thumbnail_of(query.content)
+    root = _root_of(similar.manifest)
+    shown = [(query.row.label if query.row is not None else "", "the image that was asked about", query.name, of_query)]
+    shown += [
+        (
+            f"{rank}. {image.label}",
+            f"{image.split}, {_measure(similar)} {_value(similar, image):.4f}",
+            image.path,
+            thumbnails.get(image.path),
+        )
+        for rank, image in enumerate(similar.images, start=1)
+    ]
+    note = f"<p>Some images could not be read: {escape_html(reason)}.</p>" if reason is not None else ""
+    cells = "".join(_figure(title, text, path.removeprefix(root), picture) for title, text, path, picture in shown)
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 12px">{cells}</div>{note}'
+
+
+def _figure(title: str, text: str, path: str, thumbnail: str | None) -> str:
+    """One image of a gallery; a grey field stands where it could not be read."""
+    size = "height: 110px; width: 140px"
+    picture = f'<img src="{thumbnail}" alt="" style="{size}; object-fit: contain">' if thumbnail else ""
+    field = picture or f'<div style="{size}; background: #8883">no image</div>'
+    return (
+        f'<figure style="margin: 0; width: 140px; font-size: small; overflow-wrap: anywhere">{field}<figcaption>'
+        f"<strong>{escape_html(title)}</strong><br>{escape_html(text)}<br>{escape_html(path)}</figcaption></figure>"
     )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -135,6 +135,17 @@ def find_tables(
             raise UsageError(f"the name of a table must be new, of a-z, 0-9 and _. Got {name!r}.")
         tables.append(_any_table(storage.absolute_url(url), name))
     return tables
+
+
+def images_table(url: str, manifest: ImagesManifest) -> SqlTable:
+    """The images table at `url`, of the files that its manifest lists."""
+    return _images_of(manifest, url, IMAGES).table
+
+
+def features_table(url: str, manifest: FeaturesManifest, *, splits: Sequence[str]) -> SqlTable:
+    """Some splits of the feature set at `url`, of the files that its manifest lists, with the labels corrected until now."""
+    table = _features_of(manifest, url, FEATURES).table
+    return replace(table, parts=tuple(part for part in table.parts if part.values[0] in splits))
 
 
 def _images(url: str, name: str) -> _Found:
