@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from numpy.typing import NDArray
 
@@ -64,7 +64,8 @@ class PredictionTable(Summarised):
         for file in self.predicted.result.manifest.files:
             with open_parquet(storage.join_url(self.plan.url, file.path)) as opened:
                 tables.append(opened.read())
-        return pa.concat_tables(tables).to_pandas()
+        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
+        return frame
 
     def _summary(self) -> Summary:
         result, threshold = self.predicted.result, self.threshold
@@ -242,7 +243,7 @@ def _with_answers(
     classify = make_classifier(
         frame.sparkSession,
         folder_of(model),
-        of=cast("Kind", "features" if takes_features else "images"),
+        of="features" if takes_features else "images",
         target_precision=target_precision,
         decode_timeout_s=timeout_s,
     )

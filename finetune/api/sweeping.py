@@ -74,7 +74,7 @@ class Sweep(Summarised):
 
     @property
     def settings(self) -> "pd.DataFrame":
-        """The settings, best first: values of the swept keys; `mean`, `sd` and 95 % interval of the metric; number of `models`."""
+        """The settings, best first: values of the swept keys; `mean`, `sd` 95 % interval of the metric; number of `models`."""
         import pandas as pd
 
         rows = [
@@ -92,7 +92,7 @@ class Sweep(Summarised):
 
     @property
     def trials(self) -> "pd.DataFrame":
-        """A row for each training: values of the swept keys, `seed`, `state`, `error`, `url`, and the scores of the best epoch."""
+        """A row for each training: values of the swept keys, `seed`, `state`, `error`, `url`, scores of the best epoch."""
         import pandas as pd
 
         facts = ("seed", "state", "error", "url", "epochs", "seconds")
