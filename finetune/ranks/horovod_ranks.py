@@ -1,7 +1,6 @@
 """Ranks through Horovod: under `horovodrun`, or as tasks of a Spark job. It and `spark_ranks` alone import Horovod."""
 
 import os
-import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple
@@ -21,7 +20,6 @@ from finetune.ranks.spark_ranks import SparkRanks
 
 if TYPE_CHECKING:
     import numpy as np
-    from pyspark import SparkContext
     from pyspark.sql import SparkSession
 
 Result = TypeVar("Result")
@@ -266,9 +264,7 @@ def run_on_spark(
         JobError: a rank failed; the message is its own, or says which rank died or stalled. Or not all ranks were started.
     """
     with _session_for(spark, num_ranks) as session:
-        context = session.sparkContext
-        _give_ranks_py_files(context)
-        ranks = SparkRanks(context, num_ranks, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
+        ranks = SparkRanks(session, num_ranks, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
         results = ranks.run(lambda hub: _reporting_errors(work, hub))
     messages = [message for message, _ in results if message is not None]
     if messages:
@@ -289,18 +285,6 @@ def _session_for(spark: "SparkSession | None", num_ranks: int) -> Iterator["Spar
     else:
         with open_session("firn fit", slots=num_ranks) as own:
             yield own
-
-
-def _give_ranks_py_files(context: "SparkContext") -> None:
-    """Puts the files of `spark-submit --py-files` on the path of the ranks.
-
-    A rank is a process that a Spark task starts, and Spark puts these files on the path of its own Python workers only. They
-    lie in the working directory of every executor, which is that of the ranks too.
-    """
-    names = [posixpath.basename(path) for path in context.getConf().get("spark.submit.pyFiles", "").split(",") if path]
-    if names:
-        before = context.environment.get("PYTHONPATH")
-        context.environment["PYTHONPATH"] = os.pathsep.join([*names, before] if before else names)
 
 
 def _reporting_errors(work: Callable[[], Result], hub: Address) -> Callable[[], tuple[str | None, Result | None]]:

@@ -86,7 +86,9 @@ def read_folder(text: str) -> ModelCard:
     """
     card = read_model_card(text)
     if card is None:
-        raise UsageError(f"there is no model {text}: no folder with {CARD_NAME}, no run id, no name@alias.")
+        raise UsageError(
+            f"there is no model {text}: no folder with {CARD_NAME}, no run id, no name@alias. Train one with `finetune fit`."
+        )
     return card
 
 

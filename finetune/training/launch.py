@@ -1,6 +1,7 @@
 """Training on all its ranks: in this process, as one of the ranks of horovodrun, or as the tasks of a Spark job."""
 
 import os
+import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -86,12 +87,12 @@ def _train_as_rank(
 ) -> ModelCard | None:
     """Trains in this process, as one of the ranks. Rank 0 returns the card; it reports the epochs, here or to the driver."""
     from finetune.ranks.horovod_ranks import open_ranks
-    from finetune.ranks.signals import stop_on_sigterm
+    from finetune.ranks.signals import stop_on_signals
 
     settings = plan.recipe.training
     with (
         open_ranks(distributed=distributed, timeout_s=settings.timeout_s) as ranks,
-        stop_on_sigterm() as is_asked_to_stop,
+        stop_on_signals(signal.SIGTERM) as is_asked_to_stop,
     ):
         report = ranks.tell if tells_driver else on_epoch
         return train(

@@ -20,7 +20,7 @@ def test_a_page_is_shown_in_a_notebook_and_text_in_a_shell(model: Model) -> None
     assert '"' not in inside
     assert unescape(inside) == made.html
     assert repr(made) == made.text
-    assert f"{model.evaluate().accuracy:.1%}".rstrip("%") in made.text
+    assert f"{model.evaluate().accuracy:.4f}" in made.text
 
 
 def test_the_page_is_written_where_that_is_asked_for(model: Model, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from featurize.tables.manifests import read_features_manifest
 from finetune.models.folder import ModelCard, load_model, read_model_card
 from finetune.networks.forward import predict_probabilities
 from finetune.ranks.communicator import SingleRank
-from finetune.ranks.signals import stop_on_sigterm
 from finetune.rows.disk_rows import StreamData
 from finetune.rows.splits import read_split
 from finetune.training.plan import find_trained, plan_training, weights_of_classes
@@ -315,15 +313,6 @@ def test_event_files_hold_the_history(features: Path, model_url: Path) -> None:
         assert values["loss/training"] == pytest.approx(entry["loss"])
         assert values["accuracy/validation"] == pytest.approx(entry["validation_accuracy"])
         assert values["speed/rows_per_second"] == pytest.approx(entry["rows_per_second"])
-
-
-def test_sigterm_is_a_wish_within_the_block_alone() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with stop_on_sigterm() as is_asked_to_stop:
-        assert not is_asked_to_stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert is_asked_to_stop()
-    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("changed", ["labels", "splits", "backbone", "row"])
