@@ -4,6 +4,7 @@ The driver builds the named network, gives it its weights and saves the part bef
 download anything. TensorFlow is imported by the functions that need it, so that a wrong recipe is refused at once.
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from featurize.recipes.recipe import BackboneSettings
 if TYPE_CHECKING:
     import keras
 
+_logger = logging.getLogger(__name__)
 Preprocessing = Literal["none", "caffe", "tf", "torch"]
 
 # How the networks of each keras.applications module were trained to see RGB in [0, 255].
@@ -255,6 +257,8 @@ def digest_of_weights(network: "keras.Model") -> str:
 def set_threads(threads: int, *, at_once: int = 1) -> None:
     """Gives every TensorFlow operation `threads` cores in this process; call it before anything is computed.
 
+    Where TensorFlow has computed something before, as in a notebook, its threads stay as they are.
+
     Args:
         threads: Number of cores.
         at_once: Number of graphs that run at a time, in Python threads.
@@ -263,8 +267,11 @@ def set_threads(threads: int, *, at_once: int = 1) -> None:
     show_errors_only()
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(at_once)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(at_once)
+    except RuntimeError as error:  # TensorFlow has started; nothing else raises it here
+        _logger.debug("TensorFlow's threads stay as they are: %s", error)
 
 
 def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:

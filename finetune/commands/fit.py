@@ -1,12 +1,11 @@
 """The command `finetune fit`."""
 
-import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
-from featurize.console import say, warn
+from featurize.console import say, show_logs, warn
 from featurize.errors import UsageError
 from featurize.progress import shown_progress
 from finetune.commands.epoch_progress import epoch_progress
@@ -30,35 +29,26 @@ def fit_command(
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
     with reported_errors(), shown_progress(as_json=as_json):
-        from featurize.recipes.recipe import lower_half, read_recipe
-        from featurize.storage import absolute_url
+        from finetune.api.training import train_recipe
         from finetune.networks.user_functions import see_working_folder
-        from finetune.rows.row_query import describe_selection
-        from finetune.training.checkpoints import has_checkpoint
-        from finetune.training.launch import launched_ranks, train_on_ranks
-        from finetune.training.plan import find_trained, plan_training
+        from finetune.training.launch import launched_ranks
 
         launched = launched_ranks()
         if launched is not None and num_proc != 1:
             raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
         see_working_folder()
-        plan = plan_training(
-            lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=launched or num_proc
+        show_logs("finetune")
+        model = train_recipe(
+            recipe,
+            ranks=num_proc,
+            overrides=overrides or (),
+            overwrite=overwrite,
+            resume=resume,
+            on_epoch=lambda plan: epoch_progress(plan.recipe.training.epochs),
         )
-        card = find_trained(plan, overwrite=overwrite)
-        reused, is_rank_0 = card is not None, os.environ.get("HOROVOD_RANK", "0") == "0"
-        if is_rank_0 and (selection := describe_selection(plan.manifest)):
-            say(selection)
-        if card is None and is_rank_0 and not resume and has_checkpoint(plan.recipe.model.url):
-            warn("a training that was cut short has left its checkpoint; this one starts afresh. To go on: --resume.")
-        if card is None:
-            on_epoch = epoch_progress(plan.recipe.training.epochs) if is_rank_0 else None
-            card = train_on_ranks(plan, overwrite=overwrite, resume=resume, on_epoch=on_epoch)
-        if card is not None and is_rank_0:
-            _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
-            from finetune.registry.log_model import log_fit
-
-            report_logged(log_fit(plan.recipe.model.url, plan.recipe.registry))
+        if model is not None:
+            _report(model.card, model.url, reused=model.is_reused, as_json=as_json)
+            report_logged(model.logged)
 
 
 def _report(card: "ModelCard", url: str, *, reused: bool, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import JobError
 from featurize.progress import shown_progress
 from finetune.commands.drift import describe
-from finetune.commands.predict import ModelArgument, PrecisionOption, PredictionsOption
+from finetune.commands.predict import ModelArgument, OldPrecisionOption, PredictionsOption, TargetPrecisionOption
 from finetune.ranks.signals import stop_on_signals
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def stream_command(
     kafka_options: Annotated[
         str | None, typer.Option(help="Of a topic: a file of name=value lines for Spark's connector.")
     ] = None,
-    precision: PrecisionOption = None,
+    target_precision: TargetPrecisionOption = None,
+    precision: OldPrecisionOption = None,
     max_reject_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Of a batch; if more cannot be read, a warning says so.")
     ] = MAX_REJECT_FRACTION,
@@ -68,7 +69,7 @@ def stream_command(
             checkpoint,
             messages=messages,
             kafka_options=kafka_options,
-            precision=precision,
+            target_precision=target_precision,
             windows=windows,
         )
         stopped = stop_on_signals(signal.SIGTERM, signal.SIGINT, second_ends=True)

@@ -49,7 +49,7 @@ class PredictionPlan:
         folder: URL of the model.
         source: What to label: images, or features where `takes_images` is false.
         output: URL of the predictions of all models.
-        precision: The target precision of the labels; None: every image gets a label.
+        target_precision: The target precision of the labels; None: every image gets a label.
     """
 
     name: str
@@ -58,7 +58,7 @@ class PredictionPlan:
     source: ImageSource
     takes_images: bool
     output: str
-    precision: float | None = None
+    target_precision: float | None = None
 
     @property
     def url(self) -> str:
@@ -94,7 +94,7 @@ def plan_prediction(
     *,
     images: str | None = None,
     features: str | None = None,
-    precision: float | None = None,
+    target_precision: float | None = None,
     card_folders: Sequence[Path] = (Path("datasets"),),
 ) -> PredictionPlan:
     """Finds the model and lists what it should label. Needs neither Spark nor TensorFlow.
@@ -103,13 +103,14 @@ def plan_prediction(
         model: A folder, the id of a run, or ``name@alias``.
         images: A folder with images at any depth, an images table, or a data set card.
         features: A feature set, in place of images.
-        precision: The target precision: required share of right labels among those given, as measured on the validation split.
+        target_precision: The required share of right labels among those given, as measured on the validation split, in (0, 1].
+            None: every image gets a label.
 
     Raises:
         UsageError: There is no such model, there are no images, or the features were made differently from the training features.
     """
     if (images is None) == (features is None):
-        raise UsageError("either `--images` or `--features` is required, and not both.")
+        raise UsageError("either `images` or `features` is required, and not both.")
     folder = resolve_model(model)
     card = read_folder(folder)
     output = storage.absolute_url(output)
@@ -118,7 +119,7 @@ def plan_prediction(
         source = open_source(str(images), None, card_folders=card_folders, is_sorted=False)
     else:
         source = _open_features(card, storage.absolute_url(features))
-    return PredictionPlan(model, folder, card, source, images is not None, output, precision)
+    return PredictionPlan(model, folder, card, source, images is not None, output, target_precision)
 
 
 def predict(
@@ -238,14 +239,14 @@ def _open_features(card: ModelCard, url: str) -> ImageSource:
 
 def _threshold(plan: PredictionPlan) -> Threshold | None:
     """The threshold for the target precision. A rerun takes it from the existing predictions, so that it never changes."""
-    if plan.precision is None:
+    if plan.target_precision is None:
         return None
     there = settings_in_place(plan.url)
     if there is not None and there.get("network_sha256") == plan.card.network_sha256:
         known = there.get("threshold")
-        if known is not None and known["precision"] == plan.precision:
+        if known is not None and known["precision"] == plan.target_precision:
             return Threshold(**known)
-    return choose_threshold(plan.folder, plan.card, precision=plan.precision)
+    return choose_threshold(plan.folder, plan.card, target_precision=plan.target_precision)
 
 
 def planned_reference(plan: PredictionPlan) -> AbstractContextManager[Reference | str]:

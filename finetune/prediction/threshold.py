@@ -17,19 +17,19 @@ from finetune.scores.calibration import wilson_interval
 SPLIT = "validation"
 
 
-def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshold:
+def choose_threshold(url: str, card: ModelCard, *, target_precision: float) -> Threshold:
     """The lowest threshold at which labels reach the target precision on the validation split used in training.
 
     Args:
         url: URL of the model's folder.
         card: The model's description.
-        precision: The target precision: the share of right labels among those given, in (0, 1].
+        target_precision: The share of right labels among those given, in (0, 1].
 
     Raises:
         UsageError: No threshold reaches that precision, or the feature set or its validation split is gone.
     """
-    if not 0 < precision <= 1:
-        raise UsageError(f"`--precision` must be in (0, 1]. Got {precision:g}.")
+    if not 0 < target_precision <= 1:
+        raise UsageError(f"`target_precision` must be in (0, 1]. Got {target_precision:g}.")
     features = card.features.url
     manifest = read_selected_by_model(card, features)
     check_features(card, features, manifest)
@@ -41,15 +41,15 @@ def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshol
         for part in iterate_split(features, manifest, SPLIT)
     ]
     probabilities, right = (np.concatenate(column) for column in zip(*parts, strict=True))
-    threshold = find_threshold(probabilities, right, precision=precision)
+    threshold = find_threshold(probabilities, right, precision=target_precision)
     if threshold is None:
         raise UsageError(
-            f"no threshold reaches a precision of {precision:g}: on the {len(right)} images of the validation split the best is "
-            f"{best_precision(probabilities, right):.4f}. Lower the target or train a better model."
+            f"no threshold reaches a precision of {target_precision:g}: on the {len(right)} images of the validation split "
+            f"the best is {best_precision(probabilities, right):.4f}. Lower the target or train a better model."
         )
     kept = probabilities >= threshold
     return Threshold(
-        precision=precision,
+        precision=target_precision,
         threshold=threshold,
         features=storage.absolute_url(features),
         features_identity=manifest.identity,

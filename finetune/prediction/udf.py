@@ -39,7 +39,7 @@ def register(
     model: str,
     *,
     of: Kind = "images",
-    precision: float | None = None,
+    target_precision: float | None = None,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Callable[..., Any]:
     """Registers a model as a SQL function, as in ``SELECT classify(content).label FROM images``.
@@ -51,7 +51,8 @@ def register(
         name: Name of the function.
         model: A folder, the id of a run, or ``name@alias``.
         of: "images", or "features": arrays of floats as in feature sets, or the raw bytes of pixels.
-        precision: The target precision: below the threshold that reaches it on the validation split, `label` is null.
+        target_precision: The required share of right labels: below the threshold that reaches it on the validation split,
+            `label` is null.
         decode_timeout_s: Seconds; an image that takes longer to decode gets no label.
 
     Returns:
@@ -60,7 +61,9 @@ def register(
     Raises:
         UsageError: There is no such model, or its backbone cannot be rebuilt identically.
     """
-    function = make_classifier(spark, model, of=of, precision=precision, decode_timeout_s=decode_timeout_s)
+    function = make_classifier(
+        spark, model, of=of, target_precision=target_precision, decode_timeout_s=decode_timeout_s
+    )
     registered: Callable[..., Any] = spark.udf.register(name, function)
     return registered
 
@@ -70,7 +73,7 @@ def make_classifier(
     model: str,
     *,
     of: Kind = "images",
-    precision: float | None = None,
+    target_precision: float | None = None,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Any:
     """As `register`, but without a name: a function to be applied to columns."""
@@ -78,7 +81,7 @@ def make_classifier(
 
     if of not in ("images", "features"):
         raise UsageError(f"`of` must be images or features. Got {of!r}.")
-    shipped = _ship(spark, model, takes_images=of == "images", precision=precision)
+    shipped = _ship(spark, model, takes_images=of == "images", target_precision=target_precision)
 
     def classify(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return answer_columns(shipped, columns, decode_timeout_s=decode_timeout_s)
@@ -134,11 +137,12 @@ def _frame(model: ShippedModel, batch: Sequence[_Input], probabilities: NDArray[
     return pd.DataFrame(filled, columns=list(ANSWERS), dtype=object).assign(model_id=model.model_id)
 
 
-def _ship(spark: "SparkSession", model: str, *, takes_images: bool, precision: float | None) -> ShippedModel:
+def _ship(spark: "SparkSession", model: str, *, takes_images: bool, target_precision: float | None) -> ShippedModel:
     folder = resolve_model(model)
     card = read_folder(folder)
-    key = (spark.sparkContext.applicationId, card.model_id, card.network_sha256, takes_images, precision)
+    key = (spark.sparkContext.applicationId, card.model_id, card.network_sha256, takes_images, target_precision)
     if key not in _shipped:
-        threshold = choose_threshold(folder, card, precision=precision) if precision is not None else None
+        wanted = target_precision
+        threshold = None if wanted is None else choose_threshold(folder, card, target_precision=wanted)
         _shipped[key] = ship_model(spark, folder, card, takes_images=takes_images, threshold=threshold)
     return _shipped[key]

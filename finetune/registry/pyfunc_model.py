@@ -8,9 +8,10 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,23 +78,35 @@ class Classifier:
         rows = list(self._of_images(values) if name == IMAGE else self._of_features(values))
         return pd.DataFrame(rows, columns=list(OUTPUTS), index=frame.index)
 
-    def _of_images(self, contents: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The answer rows for images, which are decoded a batch at a time."""
+    def probabilities_of(
+        self, images: Sequence[Any], *, read: Callable[[Any], bytes]
+    ) -> Iterator[NDArray[np.float32] | DecodeError]:
+        """The probabilities of all classes for each image, ``float32 (n_classes,)``, or why the image cannot be read.
+
+        Args:
+            images: they are decoded a batch at a time.
+            read: gives the bytes of the file of one of them; may raise a `DecodeError`.
+        """
         if self.spec is None or self.forward is None:
             return
         with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(contents), _BATCH):
-                decoded = list(pool.map(self._decode, contents[start : start + _BATCH]))
-                images = [image for image in decoded if not isinstance(image, DecodeError)]
-                found = iter(self._predict(self.forward(np.stack(images))) if images else ())
-                yield from (_failed(image) if isinstance(image, DecodeError) else next(found) for image in decoded)
+            for start in range(0, len(images), _BATCH):
+                decoded = list(pool.map(partial(self._decode, read), images[start : start + _BATCH]))
+                pixels = [image for image in decoded if not isinstance(image, DecodeError)]
+                found = iter(predict_probabilities(self.network, self.forward(np.stack(pixels))) if pixels else ())
+                yield from (image if isinstance(image, DecodeError) else next(found) for image in decoded)
 
-    def _decode(self, content: Any) -> NDArray[np.uint8] | DecodeError:
+    def _of_images(self, contents: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """The rows of the answer for images."""
+        for found in self.probabilities_of(contents, read=_bytes_of):
+            yield _failed(found) if isinstance(found, DecodeError) else self._answer(found)
+
+    def _decode(self, read: Callable[[Any], bytes], image: Any) -> NDArray[np.uint8] | DecodeError:
         if self.spec is None:
             return DecodeError("there is no backbone")
         try:
             size = {"height": self.spec.height, "width": self.spec.width, "channels": self.spec.channels}
-            return decode_image(_bytes_of(content), **size)
+            return decode_image(read(image), **size)
         except DecodeError as error:
             return error
 
@@ -107,12 +120,12 @@ class Classifier:
             raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers: {error}.") from error
         if len(rows) and rows.shape[1:] != (self.feature_dim,):
             raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers. Got {rows.shape[-1]}.")
-        yield from self._predict(rows) if len(rows) else ()
+        yield from (self._answer(row) for row in predict_probabilities(self.network, rows)) if len(rows) else ()
 
-    def _predict(self, features: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
-        for row in predict_probabilities(self.network, features).astype(float):
-            best = int(row.argmax())
-            yield self.classes[best], float(row[best]), dict(zip(self.classes, row.tolist(), strict=True)), ""
+    def _answer(self, probabilities: NDArray[np.float32]) -> tuple[Any, ...]:
+        row = probabilities.astype(float)
+        best = int(row.argmax())
+        return self.classes[best], float(row[best]), dict(zip(self.classes, row.tolist(), strict=True)), ""
 
 
 def _load_pyfunc(path: str) -> Classifier:

@@ -89,7 +89,10 @@ def read_folder(text: str) -> ModelCard:
     """
     card = read_model_card(text)
     if card is None:
-        raise UsageError(f"there is no model {text}: it is not a folder with {CARD_NAME}, a run id or a name@alias.")
+        raise UsageError(
+            f"there is no model {text}: it is not a folder with {CARD_NAME}, a run id or a name@alias. "
+            "Train one with `finetune fit`."
+        )
     return card
 
 

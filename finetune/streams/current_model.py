@@ -65,7 +65,7 @@ class StreamModels:
     ) -> None:
         self._spark, self._checkpoint, self._windows = spark, checkpoint, windows
         self._name, self._source = first.name, first.source
-        self._output, self._precision = first.output, first.precision
+        self._output, self._target_precision = first.output, first.target_precision
         self._told: str | None = None
         self._current = self._take(first, is_first=True)
 
@@ -97,7 +97,7 @@ class StreamModels:
         elif pin.model_id != self._current.model_id:
             folder = _folder_of(pin, self._checkpoint.pin_url(batch_id))
             say(f"batch {batch_id} was begun with the model {pin.model_id[:16]} and finishes with it.")
-            self._exchange(_plan_of(pin.name, folder, self._source, self._output, self._precision))
+            self._exchange(_plan_of(pin.name, folder, self._source, self._output, self._target_precision))
         return self._current
 
     def _follow(self) -> None:
@@ -105,7 +105,7 @@ class StreamModels:
         before = self._current.model_id
         try:
             folder = resolve_model(self._name)
-            plan = _plan_of(self._name, folder, self._source, self._output, self._precision)
+            plan = _plan_of(self._name, folder, self._source, self._output, self._target_precision)
             if plan.card.model_id == before:
                 self._told = None
                 return
@@ -160,17 +160,19 @@ def _drift_of(
     return drift
 
 
-def plan_labelling(name: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
+def plan_labelling(name: str, source: ImageSource, output: str, target_precision: float | None) -> PredictionPlan:
     """The plan of `finetune predict` for a source whose images are not listed yet.
 
     Raises:
         UsageError: There is no such model.
     """
-    return _plan_of(name, resolve_model(name), source, output, precision)
+    return _plan_of(name, resolve_model(name), source, output, target_precision)
 
 
-def _plan_of(name: str, folder: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
-    return PredictionPlan(name, folder, read_folder(folder), source, True, output, precision)
+def _plan_of(
+    name: str, folder: str, source: ImageSource, output: str, target_precision: float | None
+) -> PredictionPlan:
+    return PredictionPlan(name, folder, read_folder(folder), source, True, output, target_precision)
 
 
 def _folder_of(pin: Pin, pin_url: str) -> str:

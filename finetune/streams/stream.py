@@ -123,7 +123,7 @@ def plan_stream(
     *,
     messages: str | None = None,
     kafka_options: str | None = None,
-    precision: float | None = None,
+    target_precision: float | None = None,
     windows: WindowSettings | None = None,
 ) -> StreamPlan:
     """Finds the model and checks that a stream can go from `images` to `output`. Needs neither Spark nor TensorFlow.
@@ -135,7 +135,7 @@ def plan_stream(
         checkpoint: A folder that only this stream uses.
         messages: What a topic's messages are; one of `kafka.Messages`.
         kafka_options: Path of a local file of options for Spark's connector; for a topic only.
-        precision: The target precision, as for `plan_prediction`.
+        target_precision: The target precision, as for `plan_prediction`.
         windows: The windows to test for drift; None: none.
 
     Raises:
@@ -155,7 +155,7 @@ def plan_stream(
     if storage.is_within(output, checkpoint) or storage.is_within(checkpoint, output):
         raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} must not lie within each other.")
     check_output(output)
-    first = plan_labelling(model, arriving.source(), output, precision)
+    first = plan_labelling(model, arriving.source(), output, target_precision)
     plan = StreamPlan(arriving, output, Checkpoint(checkpoint), first, windows)
     plan.checkpoint.check(plan.record)
     return plan

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 from featurize.building.spark_jobs import job_errors
 from featurize.building.worker import log, use_task_resources
@@ -26,15 +27,25 @@ class OnSpark:
 
     def __init__(self, start: Callable[[], "SparkContext"], *, tasks: int) -> None:
         self._start, self._tasks = cache(start), tasks
+        self._group = f"firn-sweep-{uuid4().hex}"
 
     def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
         """See `TrialRunner`. When a task dies with its executor, Spark tries it again, and it finds what it had published."""
-        stop = self._start().cancelAllJobs  # the jobs of this command's own session
-        return train_groups(fair_groups(trials, self._tasks), self._run_group, self._tasks, stop=stop)
+        context = self._start()
+        return train_groups(
+            fair_groups(trials, self._tasks),
+            self._run_group,
+            self._tasks,
+            stop=lambda: context.cancelJobGroup(self._group),
+        )
 
     def _run_group(self, group: list[PlannedTrial]) -> Outcome:
+        context = self._start()
+        context.setJobGroup(
+            self._group, "finetune sweep", interruptOnCancel=True
+        )  # of this thread; jobs of others go on
         with job_errors():
-            outcome: Outcome | str = self._start().parallelize([0], 1).map(partial(_train_in_task, group)).first()
+            outcome: Outcome | str = context.parallelize([0], 1).map(partial(_train_in_task, group)).first()
         if isinstance(outcome, str):
             raise JobError(outcome)
         return outcome

@@ -264,7 +264,7 @@ def test_a_wrong_table_is_refused_whole(folder: Path, tmp_path: Path, name: str)
 
 def test_what_cannot_be_corrected_is_refused(folder: Path, tmp_path: Path) -> None:
     table = write_table(tmp_path / "labels.csv", {IDS[0]: "ant"})
-    for features, reason, message in ((folder, " ", "--reason"), (tmp_path, "why", "is not a feature set")):
+    for features, reason, message in ((folder, " ", "`reason`"), (tmp_path, "why", "is not a feature set")):
         with pytest.raises(UsageError, match=message):
             relabel(table, str(features), reason=reason)
     with pytest.raises(UsageError, match="there is no table"):

@@ -231,8 +231,8 @@ def test_what_is_wrong_with_a_call_is_said(
     refused("there is no model .*nowhere: no folder", tmp_path / "nowhere", images=photos)
     refused("holds no files", images=tmp_path / "empty")
     refused("there is nothing at .*none", images=tmp_path / "none")
-    refused("either `--images` or `--features`")
-    refused("either `--images` or `--features`", images=photos, features=trained["head"].features)
+    refused("either `images` or `features`")
+    refused("either `images` or `features`", images=photos, features=trained["head"].features)
     refused("is a feature set; images are required", images=trained["head"].features)
     refused("is not a feature set", features=photos)
     features = trained["head"].features

@@ -1,5 +1,6 @@
 """Tests of a model in SQL and in Spark ML: the answers of `finetune predict`, and of the model that MLflow loads."""
 
+import json
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -145,10 +146,10 @@ def test_a_wanted_precision_makes_it_abstain(spark: SparkSession, tmp_path: Path
     card = train_model(write_clusters(tmp_path / "set"), tmp_path / "model", epochs=20)
     rows = spark.read.parquet(str(tmp_path / "set" / "data"))
     stage = ImageClassifier(
-        model=str(tmp_path / "model"), inputCol="features", outputCol="found", of="features", precision=0.95
+        model=str(tmp_path / "model"), inputCol="features", outputCol="found", of="features", target_precision=0.95
     )
     found = by_path(stage.transform(rows).select("path", "found.*"))
-    threshold = choose_threshold(str(tmp_path / "model"), card, precision=0.95)
+    threshold = choose_threshold(str(tmp_path / "model"), card, target_precision=0.95)
     is_kept = found["probability"] >= threshold.threshold
     assert 0 < is_kept.sum() < len(found)
     assert (found["label"].notna() == is_kept).all()
@@ -161,3 +162,17 @@ def test_what_is_wrong_with_a_call_is_said(spark: SparkSession, trained: dict[st
     with pytest.raises(UsageError, match="must be images or features"):
         register(spark, "classify", str(trained["head"].folder), of="text")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_version_0_1_saved_is_loaded_with_its_precision(spark: SparkSession, tmp_path: Path) -> None:
+    ImageClassifier(model="flowers@champion", target_precision=0.9).write().save(str(tmp_path / "stage"))
+    (part,) = (tmp_path / "stage" / "metadata").glob("part-*")
+    old = part.read_text().replace("finetune.prediction.transformer", "finetune.predict_transformer")
+    old = old.replace("target_precision", "precision")
+    assert old.count('"precision"') == 2  # its value and its default
+    rewritten = tmp_path / "of-0.1" / "metadata"
+    rewritten.mkdir(parents=True)
+    (rewritten / "part-00000").write_text(old)
+    loaded = ImageClassifier.load(str(tmp_path / "of-0.1"))
+    assert (loaded.getOrDefault("model"), loaded.getOrDefault("target_precision")) == ("flowers@champion", 0.9)
+    assert loaded.uid == json.loads(old)["uid"]

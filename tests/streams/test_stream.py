@@ -292,7 +292,7 @@ def test_predictions_of_another_precision_are_refused_before_the_first_batch(tra
     place.arrive(1)
     place.run(trained["old"])
     with pytest.raises(UsageError, match=r"made with other settings.*\n.*threshold"):
-        run_stream(place.spark, place.plan(trained["old"], precision=0.5), once=True)
+        run_stream(place.spark, place.plan(trained["old"], target_precision=0.5), once=True)
 
 
 def test_the_command_says_what_it_did(firn: Firn, trained: Models, place: Place) -> None:
