@@ -43,11 +43,11 @@ def predict_command(
 ) -> None:
     """Labels images that nobody has labelled, or ready features; run again, it adds what is missing."""
     with reported_errors():
-        from featurize.building.session import open_session
+        from featurize.building.starting_session import start_session
         from finetune.prediction.predict import plan_prediction, predict
 
         plan = plan_prediction(model, output, images=images, features=features, precision=precision)
-        with open_session("firn predict") as session:
+        with start_session("firn predict", warm_up=True) as session:
             predicted = predict(
                 session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
             )

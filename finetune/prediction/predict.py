@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.known_shards import IndexFiles
+from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.targets import check_target
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import FirnError, UsageError
@@ -122,7 +123,7 @@ def plan_prediction(
 
 
 def predict(
-    spark: SparkSession,
+    spark: SparkSession | StartingSession,
     plan: PredictionPlan,
     *,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
@@ -131,6 +132,7 @@ def predict(
     """Labels what `plan` lists, and adds what is missing to the model's part of the predictions.
 
     Args:
+        spark: a session, or one that is still starting: it is waited for when the networks are ready.
         max_reject_fraction: of the images that this model has been given; if more cannot be read, nothing is published.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
 
@@ -141,12 +143,18 @@ def predict(
     with storage.no_empty_folder(plan.output), planned_reference(plan) as reference:
         shipped = ship_planned(spark, plan, reference=reference)
         predicted = label_planned(
-            spark, plan, shipped, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
+            ready_session(spark),
+            plan,
+            shipped,
+            max_reject_fraction=max_reject_fraction,
+            decode_timeout_s=decode_timeout_s,
         )
     return replace(predicted, reference_fault=reference if isinstance(reference, str) else None)
 
 
-def ship_planned(spark: SparkSession, plan: PredictionPlan, *, reference: Reference | str) -> ShippedModel:
+def ship_planned(
+    spark: SparkSession | StartingSession, plan: PredictionPlan, *, reference: Reference | str
+) -> ShippedModel:
     """Hands the model of `plan` to every executor, and sees that its predictions may go where they are to go.
 
     Args:
