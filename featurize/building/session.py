@@ -18,12 +18,13 @@ from featurize.progress import stage
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 _TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
+_JAVA_IN_HASTE = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 # PySpark sets these in the thread that makes a session. They are there before: a variable that is new may move the whole
 # environment while another thread reads it.
 _SET_BY_PYSPARK = {"SPARK_AUTH_SOCKET_TIMEOUT": "15", "SPARK_BUFFER_SIZE": "65536"}
 
 
-def make_session(name: str, *, slots: int | None = None) -> SparkSession:
+def make_session(name: str, *, slots: int | None = None, java_computes: bool = False) -> SparkSession:
     """The Spark session of a job, or the one that `spark-submit` or a notebook has started.
 
     Without `spark-submit` it runs here, on all cores this process may use. A featurizing task is one Python worker with
@@ -31,14 +32,16 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
 
     Args:
         slots: run this many tasks at a time, whatever the cores, each with its share of them: ranks wait for each other.
+        java_computes: Spark itself works on rows, as it does for SQL. Otherwise Python does the work, and Java compiles its own
+            code in haste, which takes half the processor time until a job is under way.
 
     Raises:
         JobError: no Java is to be found.
     """
-    return session_builder(name, slots=slots).getOrCreate()
+    return session_builder(name, slots=slots, java_computes=java_computes).getOrCreate()
 
 
-def session_builder(name: str, *, slots: int | None = None) -> SparkSession.Builder:
+def session_builder(name: str, *, slots: int | None = None, java_computes: bool = False) -> SparkSession.Builder:
     """What makes the session of `make_session`; all of the environment is set here, so that it may be made in a thread.
 
     Raises:
@@ -60,18 +63,19 @@ def session_builder(name: str, *, slots: int | None = None) -> SparkSession.Buil
         else:
             share = max(1, cores // slots)
             builder = builder.master(f"local[{slots * share}]").config("spark.task.cpus", share)
+        log_settings = f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"
         builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
         builder = builder.config("spark.driver.host", "127.0.0.1").config(
-            "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"
+            "spark.driver.extraJavaOptions", " ".join([log_settings, *([] if java_computes else _JAVA_IN_HASTE)])
         )
         builder = builder.config("spark.driver.memory", "2g")
     return builder
 
 
 @contextmanager
-def open_session(name: str, *, slots: int | None = None) -> Iterator[SparkSession]:
+def open_session(name: str, *, slots: int | None = None, java_computes: bool = False) -> Iterator[SparkSession]:
     """The session of a command, stopped when the command ends: otherwise the executors end by complaining."""
-    session = make_session(name, slots=slots)
+    session = make_session(name, slots=slots, java_computes=java_computes)
     try:
         yield session
     finally:

@@ -83,7 +83,7 @@ def _run(
     url = storage.absolute_url(output) if output is not None else None
     if url is not None:
         check_output(url)
-    with open_session("firn sql", slots=len(os.sched_getaffinity(0))) as session:
+    with open_session("firn sql", slots=len(os.sched_getaffinity(0)), java_computes=True) as session:
         register_views(session, tables)
         frame = run_query(session, query)
         columns = [{"name": name, "type": kind} for name, kind in frame.dtypes]

@@ -210,12 +210,12 @@ def _publish(
     decode_timeout_s: float,
     **given: Any,
 ) -> PredictionTable:
-    from featurize.building.session import borrowed_session
+    from featurize.building.starting_session import borrowed_or_starting
     from finetune.prediction.predict import plan_prediction
     from finetune.prediction.predict import predict as label
 
     plan = plan_prediction(name, output, **given)
-    with borrowed_session(spark, "firn predict") as session:
+    with borrowed_or_starting(spark, "firn predict", warm_up=True) as session:
         done = label(session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s)
     return PredictionTable(plan, done)
 

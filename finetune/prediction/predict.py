@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.known_shards import IndexFiles
+from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.targets import check_target
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import FirnError, UsageError
@@ -123,7 +124,7 @@ def plan_prediction(
 
 
 def predict(
-    spark: SparkSession,
+    spark: SparkSession | StartingSession,
     plan: PredictionPlan,
     *,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
@@ -132,6 +133,7 @@ def predict(
     """Labels what `plan` lists, and adds the missing rows to the model's predictions.
 
     Args:
+        spark: A session, or one that is still starting: it is waited for when the networks are ready.
         max_reject_fraction: Largest share, in [0, 1], of the images given to this model that may be unreadable; else nothing is
             published.
         decode_timeout_s: Seconds; an image that takes longer to decode is rejected.
@@ -143,12 +145,18 @@ def predict(
     with storage.no_empty_folder(plan.output), planned_reference(plan) as reference:
         shipped = ship_planned(spark, plan, reference=reference)
         predicted = label_planned(
-            spark, plan, shipped, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
+            ready_session(spark),
+            plan,
+            shipped,
+            max_reject_fraction=max_reject_fraction,
+            decode_timeout_s=decode_timeout_s,
         )
     return replace(predicted, reference_fault=reference if isinstance(reference, str) else None)
 
 
-def ship_planned(spark: SparkSession, plan: PredictionPlan, *, reference: Reference | str) -> ShippedModel:
+def ship_planned(
+    spark: SparkSession | StartingSession, plan: PredictionPlan, *, reference: Reference | str
+) -> ShippedModel:
     """Hands the model of `plan` to every executor, after checking that the output can take its predictions.
 
     Args:

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones.backbone import BackboneSpec
 from featurize.building.shipped_backbone import ShippedBackbone, ship_backbone, shipping_folder
+from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import use_task_resources
 from featurize.digests import sha256_file
 from featurize.errors import JobError
@@ -100,7 +101,7 @@ class ShippedModel:
 
 
 def ship_model(
-    spark: SparkSession,
+    spark: SparkSession | StartingSession,
     url: str,
     card: ModelCard,
     *,
@@ -121,12 +122,12 @@ def ship_model(
     folder = shipping_folder().name
     if takes_images:
         backbone = prepare_model_backbone(card, folder)
-        shipped = ship_backbone(spark, backbone.prepared, batch_size=backbone.batch_size)
+        shipped = ship_backbone(ready_session(spark), backbone.prepared, batch_size=backbone.batch_size)
     else:
         spec = BackboneSpec.from_dict(card.features.backbone)
         shipped = ShippedBackbone(spec, file=None, sha256=None, batch_size=rows_at_a_time(card.features))
     network = copy_network(url, card, folder)
-    spark.sparkContext.addFile(str(network))
+    ready_session(spark).sparkContext.addFile(str(network))
     return ShippedModel(
         model_id=card.model_id,
         classes=tuple(card.classes),
