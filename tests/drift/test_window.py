@@ -73,6 +73,16 @@ def test_windows_without_projections_are_tested_by_the_rest(known: Known) -> Non
     assert result.projected == 0
 
 
+def test_probabilities_that_differ_by_rounding_alone_give_no_alarm(known: Known) -> None:
+    """A very sure model gives 1 on one processor and the number before 1 on another."""
+    sure = replace(known.reference, probabilities=np.ones(known.reference.rows, np.float32))
+    almost = np.full(WINDOW, np.nextafter(np.float32(1), np.float32(0)))
+    window = replace(known.window(draw_many(WINDOW, seed=101)), probabilities=almost)
+    result = check_window(sure, window)
+    assert result.tests[CONFIDENCE].p == 1
+    assert CONFIDENCE not in result.fired
+
+
 def test_the_size_that_is_needed_is_within_500_images(known: Known) -> None:
     needed = images_needed(known.reference)
     assert all(size is not None and size < 500 for size in (needed[LABELS], needed[CONFIDENCE], needed[FEATURES]))
