@@ -45,7 +45,7 @@ def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> di
         key, equals, text = override.partition("=")
         names = key.strip().split(".")
         if not equals or not all(names):
-            raise UsageError(f"`--set` takes section.key=value. Got {override!r}.")
+            raise UsageError(f"`--set` must be section.key=value. Got {override!r}.")
         table = result
         for name in names[:-1]:
             inner = table.setdefault(name, {})

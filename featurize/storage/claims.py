@@ -128,7 +128,7 @@ def _read_holder(url: str) -> dict[str, Any] | None:
 
 
 def _wait_for_holder(url: str) -> dict[str, Any] | None:
-    """As `_read_holder`, but waits for a claim that is being written at this moment."""
+    """The holder of the claim; unlike `_read_holder`, waits for a claim that is being written at this moment."""
     deadline = time.monotonic() + _PATIENCE_S
     while (holder := _read_holder(url)) is None and storage.exists(url) and time.monotonic() < deadline:
         time.sleep(0.1)
