@@ -126,7 +126,7 @@ def decode_image(content: bytes, *, height: int, width: int, channels: int = 3) 
 def decode_sized(
     content: bytes, *, height: int, width: int, channels: int = 3
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """As `decode_image`; also returns the width and height in pixels of the upright image in its file."""
+    """Decodes like `decode_image`, and also returns the width and height in pixels of the upright image in its file."""
     if height < 1 or width < 1:
         raise ValueError(f"`height` and `width` must be at least 1. Got {height} and {width}.")
     if channels not in (1, 3):

@@ -62,7 +62,7 @@ class Decoder:
     def decode(
         self, content: bytes, *, height: int, width: int, channels: int
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """As `decode.decode_sized`.
+        """Decodes an image with `decode.decode_sized` in the decoder process.
 
         Raises:
             DecodeError: The reasons of `decode.decode_sized`; or decoding took too long, or its process died, twice.
@@ -74,7 +74,7 @@ class Decoder:
         return np.frombuffer(payload, np.uint8).reshape(height, width, channels), size
 
     def inspect(self, content: bytes) -> ImageInfo:
-        """As `decode.inspect_image`; raises the errors of `decode`."""
+        """Describes an image with `decode.inspect_image` in the decoder process; raises the errors of `decode`."""
         kind, _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, len(content)), content)
         if kind == _REASON:
             raise DecodeError(payload.decode())

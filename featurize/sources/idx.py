@@ -27,7 +27,7 @@ def read_idx(url: str) -> NDArray[np.uint8]:
 
 
 def parse_idx(content: bytes, *, name: str) -> NDArray[np.uint8]:
-    """As `read_idx`, from the file's bytes; `name` is for the error message."""
+    """The array in the bytes of an IDX file, like `read_idx`; `name` is for the error message."""
     content = unzip(content, name=name)
     if len(content) < 4 or content[:2] != b"\0\0":
         raise JobError(f"{name}: not an IDX file.")

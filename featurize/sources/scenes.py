@@ -280,7 +280,7 @@ def _paint_forest(view: _View, image: NDArray[np.float32]) -> None:
 
 
 def _woods(view: _View, image: NDArray[np.float32]) -> None:
-    """From within: trunks behind trunks, a canopy full of holes, undergrowth."""
+    """A forest seen from within: trunks behind trunks, a canopy full of holes, undergrowth."""
     rng = view.rng
     leaf, bark = _colour(view, 0.36, 0.5, 0.24), _colour(view, 0.36, 0.3, 0.24)
     haze = image.mean(axis=(1, 2))
@@ -309,7 +309,7 @@ def _trunks(view: _View, *, count: int, width: float) -> Profile:
 
 
 def _conifers(view: _View, image: NDArray[np.float32]) -> None:
-    """From outside: rows of pointed trees that come down a slope."""
+    """A forest seen from outside: rows of pointed trees that come down a slope."""
     rng = view.rng
     leaf = _colour(view, 0.3, 0.4, 0.28, 0.4)
     haze = image.mean(axis=(1, 2))

@@ -90,7 +90,7 @@ def read_views(output: str) -> PublishedViews:
 
 
 def find_views(output: str) -> PublishedViews | None:
-    """As `read_views`; None where there are no predictions."""
+    """The views on the predictions at `output`, like `read_views`; None where there are no predictions."""
     url = storage.absolute_url(output)
     manifests = _read_manifests(url)
     if not manifests:

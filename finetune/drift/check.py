@@ -80,7 +80,7 @@ class CheckedWindow:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What `check_predictions` found.
+    """The result of `check_predictions`.
 
     Attributes:
         images: Number of images selected.

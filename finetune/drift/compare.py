@@ -37,7 +37,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_predictions` found.
+    """The result of `compare_predictions`.
 
     Attributes:
         images: Number of images that both have labelled.

@@ -49,7 +49,7 @@ def parse_time(text: str, name: str) -> datetime:
         found = datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(
-            f"`{name}` takes a date or a time, as in 2026-11-21 or 2026-11-21T08:00. Got {text!r}."
+            f"`{name}` must be a date or a time, as in 2026-11-21 or 2026-11-21T08:00. Got {text!r}."
         ) from error
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 

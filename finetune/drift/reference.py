@@ -74,7 +74,7 @@ class Reference:
 
 
 def reference_url(output: str, model_id: str) -> str:
-    """Where the reference of a model is kept, beside the predictions at `output`."""
+    """URL of a model's reference, beside the predictions at `output`."""
     return storage.join_url(output, DRIFT, "references", f"{model_id}.parquet")
 
 
@@ -117,7 +117,7 @@ def reference_of_run(
 
 
 def _reference_or_fault(output: str, url: str, card: ModelCard) -> "Reference | str":
-    """As `find_reference`, but returns the reason where it fails: images are then labelled without keeping projections."""
+    """The result of `find_reference`, or the reason where it fails: images are then labelled without projections."""
     try:
         return find_reference(output, url, card)
     except UsageError as error:

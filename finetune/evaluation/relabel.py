@@ -23,7 +23,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Relabelled:
-    """What `relabel` did.
+    """The result of `relabel`.
 
     Attributes:
         features: URL of the feature set.

@@ -1,4 +1,4 @@
-"""What a model needs before images reach it: the backbone whose features it was trained on, or the size of its pixels."""
+"""The step before a model that is given images: the backbone whose features it was trained on, or the size of its pixels."""
 
 from dataclasses import dataclass
 from math import prod

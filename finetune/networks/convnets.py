@@ -45,7 +45,7 @@ CONVNETS = {
 
 
 def size_faults(name: str, feature_shape: Sequence[int]) -> list[str]:
-    """What is wrong with images of the shape ``(height, width, channels)`` for the ConvNet `name`; empty if nothing."""
+    """The faults of images of the shape ``(height, width, channels)`` for the ConvNet `name`; empty if nothing."""
     least = CONVNETS[name].least_size
     if min(feature_shape[:2]) >= least:
         return []

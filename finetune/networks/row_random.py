@@ -56,7 +56,7 @@ def random_words(keys: "tf.Tensor", *, stream: int, count: int) -> "tf.Tensor":
 def uniforms(keys: "tf.Tensor", *, stream: int, count: int) -> "tf.Tensor":
     """`count` random numbers for each row: ``float32 (n_rows, count)`` in [0, 1), multiples of 2^-24.
 
-    Args: as in `random_words`.
+    The arguments are those of `random_words`.
     """
     import tensorflow as tf
 

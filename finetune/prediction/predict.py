@@ -43,7 +43,7 @@ __all__ = ["ImageClassifier", "plan_prediction", "predict", "register", "registe
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What to label, with which model, and where the labels go.
+    """A planned prediction: the images or features, the model, and the output.
 
     Attributes:
         name: The model as the caller named it.
@@ -74,7 +74,7 @@ class PredictionPlan:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` did.
+    """The result of `predict`.
 
     Attributes:
         views: The views on the predictions, as they are now; None where they could not be updated.

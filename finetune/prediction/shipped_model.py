@@ -35,7 +35,7 @@ _embedding: dict[str, "keras.Model"] = {}  # the same networks with the embeddin
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """What a worker needs to know of a model; it travels inside the function that Spark ships.
+    """The description of a model for workers; it travels inside the function that Spark ships.
 
     Attributes:
         classes: The class labels, in the order of `label_index`.

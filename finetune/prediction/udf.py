@@ -76,7 +76,7 @@ def make_classifier(
     target_precision: float | None = None,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Any:
-    """As `register`, but without a name: a function to be applied to columns."""
+    """The function of `register`, not registered under a name: to be applied to columns."""
     from pyspark.sql.pandas.functions import pandas_udf
 
     if of not in ("images", "features"):

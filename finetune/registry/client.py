@@ -193,7 +193,7 @@ def registered_aliases(client: "MlflowClient") -> dict[str, dict[str, str]]:
 
 
 def _artifacts(settings: RegistrySettings) -> str | None:
-    """Where an experiment's files go; None: the server decides."""
+    """URL of the folder for an experiment's files; None: the server decides."""
     url, name = str(settings.url), quote(settings.experiment, safe=" ")
     if settings.artifacts is not None:
         folder = settings.artifacts if "://" in settings.artifacts else Path(settings.artifacts).absolute().as_uri()

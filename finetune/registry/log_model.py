@@ -41,7 +41,7 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """Where a model was logged.
+    """The place where a model was logged.
 
     Attributes:
         url: URL of the registry, without a password.

@@ -159,7 +159,7 @@ def class_scores(matrix: IntArray) -> ClassScores:
 
 
 def scores_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> ClassScores:
-    """As `class_scores`, from the diagonal, the row sums and the column sums of a confusion matrix.
+    """The scores of `class_scores`, from the diagonal, the row sums and the column sums of a confusion matrix.
 
     Args:
         correct: int (n_classes,), rows of each class that were predicted as it.
@@ -192,7 +192,7 @@ def macro_average(matrix: IntArray) -> tuple[float, float, float]:
 
 
 def macro_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> tuple[float, float, float]:
-    """As `macro_average`, from the counts that `scores_of_counts` takes."""
+    """The averages of `macro_average`, from the counts that `scores_of_counts` takes."""
     scores = scores_of_counts(correct, true, predicted)
     occurs = (true + predicted) > 0
     precision, recall, f1 = (values[occurs].mean() for values in (scores.precision, scores.recall, scores.f1))

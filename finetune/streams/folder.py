@@ -55,7 +55,7 @@ class ArrivingImages(Protocol):
 
     @property
     def messages(self) -> str | None:
-        """What a topic's messages are, which must not change either; None: the source is not a topic."""
+        """The kind of a topic's messages, which must not change either; None: the source is not a topic."""
         ...
 
     def source(self) -> ImageSource:

@@ -31,7 +31,7 @@ from finetune.streams.message_urls import MessageFileReader, read_url, size_and_
 CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
 SCHEME = "kafka://"
 Messages = Literal["images", "named-images", "urls"]
-"""What a message is: an image; an image whose key is its path; or the URL of an image."""
+"""The kinds of messages: an image; an image whose key is its path; or the URL of an image."""
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+):(\d{1,5})")
 _FIRNS_OPTIONS = {"kafka.bootstrap.servers", "subscribe", "subscribepattern", "assign", "maxoffsetspertrigger"}

@@ -85,7 +85,7 @@ class LabelledBatch:
 
 @dataclass
 class Streamed:
-    """What a stream has done since it was started.
+    """The totals of a stream since it was started.
 
     Attributes:
         added: Number of labelled images by `model_id`.

@@ -101,7 +101,7 @@ class _Member:
         self._state = next_state(self._state, entry, self._settings, weights=weights, optimizer=[])
 
     def result(self) -> FitResult | FirnError:
-        """What `fit` returns or raises."""
+        """The result or the error of `fit` for this network."""
         if self._error is not None:
             return self._error
         _assign(self._model, self._state.weights)
