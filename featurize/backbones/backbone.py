@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.backbones.precision import Forward, Precision, choose_precision, has_bfloat16
+from featurize.backbones.tensorflow_log import show_errors_only
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import settings_digest, sha256_file
 from featurize.errors import JobError, UsageError, first_line
@@ -255,7 +256,7 @@ def set_threads(threads: int, *, at_once: int = 1) -> None:
         at_once: how many graphs are run at a time, in threads of Python's.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    show_errors_only()
     import tensorflow as tf
 
     try:

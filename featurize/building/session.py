@@ -11,15 +11,19 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
+from featurize.backbones.lean_keras import LEAN_KERAS
 from featurize.errors import JobError, UsageError
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 _TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
+# PySpark sets these in the thread that makes a session. They are there before: a variable that is new may move the whole
+# environment while another thread reads it.
+_SET_BY_PYSPARK = {"SPARK_AUTH_SOCKET_TIMEOUT": "15", "SPARK_BUFFER_SIZE": "65536"}
 
 
 def make_session(name: str, *, slots: int | None = None) -> SparkSession:
-    """The Spark session of a job, or the one that `spark-submit` has started.
+    """The Spark session of a job, or the one that `spark-submit` or a notebook has started.
 
     Without `spark-submit` it runs here, on all cores this process may use. A featurizing task is one Python worker with
     one network in memory and a thread for each core of the task, so one task has all the cores.
@@ -30,8 +34,21 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
     Raises:
         JobError: no Java is to be found.
     """
+    return session_builder(name, slots=slots).getOrCreate()
+
+
+def session_builder(name: str, *, slots: int | None = None) -> SparkSession.Builder:
+    """What makes the session of `make_session`; all of the environment is set here, so that it may be made in a thread.
+
+    Raises:
+        JobError: no Java is to be found.
+    """
     builder = SparkSession.builder.appName(name)
-    if not _is_submitted():
+    if SparkSession.getActiveSession() is None:
+        builder = builder.config(f"spark.executorEnv.{LEAN_KERAS}", "1")
+        for variable, value in _SET_BY_PYSPARK.items():
+            os.environ.setdefault(variable, value)
+    if not is_submitted():
         find_java()
         os.environ["PYSPARK_PYTHON"] = sys.executable
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -46,7 +63,7 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
             "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"
         )
         builder = builder.config("spark.driver.memory", "2g")
-    return builder.getOrCreate()
+    return builder
 
 
 @contextmanager
@@ -128,6 +145,6 @@ def concurrent_tasks(session: SparkSession) -> int:
     return max(1, session.sparkContext.defaultParallelism // int(conf.get("spark.task.cpus", "1") or 1))
 
 
-def _is_submitted() -> bool:
+def is_submitted() -> bool:
     """Whether `spark-submit` or a notebook has chosen the master already."""
     return "PYSPARK_GATEWAY_PORT" in os.environ or SparkSession.getActiveSession() is not None

@@ -13,6 +13,7 @@ from pyspark import TaskContext
 
 from featurize import storage
 from featurize.backbones.backbone import set_threads
+from featurize.backbones.lean_keras import leave_out_in_own_worker
 from featurize.building import staging
 from featurize.building.plan import read_planned
 from featurize.building.shard_files import ShardWriter
@@ -164,6 +165,7 @@ def use_task_resources() -> int:
     Returns:
         The threads.
     """
+    leave_out_in_own_worker()
     threads = worker_threads()
     if (gpus := assigned_gpus()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.backbones.backbone import PreparedBackbone
 from featurize.building.session import borrowed_session
+from featurize.building.starting_session import start_session
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
 from featurize.jobs import ingest as ingest_job
@@ -49,7 +51,9 @@ def run(
     folders = [_CARDS]
     if isinstance(recipe, str | Path):
         folders.append(Path(recipe).absolute().parent.parent / "datasets")
-    with borrowed_session(spark, "firn featurize") as session:
+    there = spark if spark is not None else SparkSession.getActiveSession()
+    warms_up = checked.backbone.name != "pixels"
+    with nullcontext(there) if there is not None else start_session("firn featurize", warm_up=warms_up) as session:
         result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
     url = storage.absolute_url(checked.features.url)
     return Features(url, correct_rows(url, cast(FeaturesManifest, result.manifest)), build=result)

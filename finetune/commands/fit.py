@@ -1,20 +1,18 @@
 """The command `finetune fit`."""
 
 from contextlib import ExitStack
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say, show_logs, warn
 from featurize.errors import UsageError
-from finetune.api.training import train_recipe
 from finetune.commands.epoch_progress import epoch_progress
 from finetune.commands.models import report_logged
-from finetune.models.folder import ModelCard
-from finetune.networks.user_functions import see_working_folder
-from finetune.rows.disk_rows import N_STREAMS
-from finetune.training.launch import launched_ranks
+
+if TYPE_CHECKING:
+    from finetune.models.folder import ModelCard
 
 
 def fit_command(
@@ -31,6 +29,10 @@ def fit_command(
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
     with reported_errors():
+        from finetune.api.training import train_recipe
+        from finetune.networks.user_functions import see_working_folder
+        from finetune.training.launch import launched_ranks
+
         launched = launched_ranks()
         if launched is not None and num_proc != 1:
             raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
@@ -50,7 +52,7 @@ def fit_command(
             report_logged(model.logged)
 
 
-def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
+def _report(card: "ModelCard", url: str, *, reused: bool, as_json: bool) -> None:
     epochs = len(card.history)
     if reused:
         say(f"{url}: trained already, with these settings on these features; nothing to do.")
@@ -79,7 +81,7 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
     print_result(result, as_json=as_json)
 
 
-def _report_memory(card: ModelCard) -> None:
+def _report_memory(card: "ModelCard") -> None:
     """Says what a rank takes in memory: that of the one that has taken most."""
     if card.memory_of_ranks:
         features, peak = (max(rank[key] for rank in card.memory_of_ranks) for key in ("feature_bytes", "peak_bytes"))
@@ -87,8 +89,10 @@ def _report_memory(card: ModelCard) -> None:
         say(f"memory of a rank: {held} {features / 1e6:,.1f} MB; {peak / 1e6:,.0f} MB in all at most.")
 
 
-def _report_cost_of_ranks(card: ModelCard) -> None:
+def _report_cost_of_ranks(card: "ModelCard") -> None:
     """Says so where ranks had nothing to do, or took longer to agree than they saved each other."""
+    from finetune.rows.disk_rows import N_STREAMS
+
     if card.ranks == 1 or not card.seconds_of_ranks:
         return
     if card.cache == "stream" and card.ranks > N_STREAMS:

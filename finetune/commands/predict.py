@@ -13,7 +13,6 @@ from featurize.commands.options import (
 )
 from featurize.console import say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
-from featurize.tables.manifests import PREDICTED
 from finetune.commands.views import report_views
 
 if TYPE_CHECKING:
@@ -73,6 +72,7 @@ def predict_command(
 
 def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) -> None:
     from featurize.commands.build_report import build_numbers, report_build
+    from featurize.tables.manifests import PREDICTED
 
     report_build(predicted.result, plan.url, is_whole_source=False)
     threshold = predicted.threshold

@@ -12,12 +12,10 @@ from rich.table import Table
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say
 from featurize.errors import JobError
-from finetune.networks.user_functions import see_working_folder
-from finetune.sweeps.folder import Setting, SweepCard, Trial, rank_settings
-from finetune.sweeps.setting_names import as_text, short_names
 
 if TYPE_CHECKING:
     from finetune.api.sweeping import OnTrials
+    from finetune.sweeps.folder import Setting, SweepCard, Trial
 
 _SETTINGS_SHOWN = 10
 
@@ -32,8 +30,11 @@ def sweep_command(
 ) -> None:
     """Trains a model for every setting and seed of a sweep, many at once, and ranks the settings. What is done is kept."""
     with reported_errors():
-        see_working_folder()
         from finetune.api.sweeping import sweep
+        from finetune.networks.user_functions import see_working_folder
+        from finetune.sweeps.folder import rank_settings
+
+        see_working_folder()
 
         with _progress_bar() as on_trials:
             found = sweep(recipe, tasks=tasks, overrides=overrides or (), on_trials=on_trials)
@@ -61,7 +62,9 @@ def _progress_bar() -> "Iterator[OnTrials]":
         yield advance
 
 
-def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:
+def _table(card: "SweepCard", ranked: "Sequence[Setting]") -> Table:
+    from finetune.sweeps.setting_names import as_text, short_names
+
     names = short_names(card.keys)
     table = Table(box=None, padding=(0, 1))
     for name in (*names.values(), card.metric, "sd", "95 % interval", "models"):
@@ -76,7 +79,7 @@ def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:
     return table
 
 
-def _as_json(url: str, card: SweepCard, ranked: Sequence[Setting], trained: int, reused: int) -> dict[str, Any]:
+def _as_json(url: str, card: "SweepCard", ranked: "Sequence[Setting]", trained: int, reused: int) -> dict[str, Any]:
     return {
         "sweep": url,
         "metric": card.metric,
@@ -96,7 +99,7 @@ def _as_json(url: str, card: SweepCard, ranked: Sequence[Setting], trained: int,
     }
 
 
-def _failures(card: SweepCard) -> str:
+def _failures(card: "SweepCard") -> str:
     from finetune.sweeps.plan import in_words
 
     failed = [trial for trial in card.trials if trial.state == "failed"]

@@ -7,6 +7,7 @@ from dataclasses import astuple
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from featurize.backbones.backbone import set_threads
+from featurize.backbones.lean_keras import leave_out_keras_extras
 from featurize.console import warn
 from featurize.errors import FirnError, JobError, SharedError, first_line
 from finetune.ranks.communicator import Communicator, SingleRank
@@ -115,6 +116,7 @@ def open_ranks(
         set_threads(cores)
         yield SingleRank()
         return
+    leave_out_keras_extras()
     with _watched(timeout_s, standstill_s) as watch:
         # Before TensorFlow, which takes long to import: a rank that does not get so far is missed.
         import horovod.tensorflow as hvd

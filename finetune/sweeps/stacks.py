@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.backbones.tensorflow_log import start_xla
 from featurize.recipes.training_section import TrainingSettings
 from finetune.networks.build import logits_of
 from finetune.rows.batches import begin_epoch, take_batch
@@ -172,6 +173,8 @@ class Stack:
 
     def _make_run(self) -> Callable[..., Any]:
         import tensorflow as tf
+
+        start_xla()
 
         @tf.function(jit_compile=True, autograph=False)
         def step(features: Any, labels: Any, global_rows: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from featurize.backbones.tensorflow_log import start_xla
 from featurize.recipes.training_section import TrainingSettings
 from finetune.networks.augmentation import augment
 from finetune.networks.build import logits_of
@@ -125,6 +126,8 @@ def _compose_step(
     """
     import tensorflow as tf
 
+    if compiled:
+        start_xla()
     # Not inlined, so that what they return is there once they are done and not before, or the times would be wrong.
     function = partial(tf.function, autograph=False, jit_compile=compiled, experimental_attributes={"_noinline": True})
 

@@ -39,7 +39,7 @@ def corrected(built: Built, tmp_path: Path) -> tuple[featurize.Features, str]:
     return featurize.open_features(folder), image["path"]
 
 
-@pytest.mark.parametrize("module", ["featurize", "featurize.__main__", "finetune.__main__"])
+@pytest.mark.parametrize("module", ["featurize", "featurize.__main__", "finetune", "finetune.__main__"])
 def test_importing_a_package_or_its_command_loads_nothing_heavy(module: str) -> None:
     program = PROGRAM.format(statement=f"import {module}", heavy=HEAVY)
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
