@@ -40,7 +40,6 @@ class RankJob:
         """Submits the job; the future has what its tasks yield, by their number."""
         from pyspark import InheritableThread
 
-        # It inherits the caller's scheduler pool and job group, so that who cancels that group cancels this job too.
         return run_in_background(self._collect, name="firn-spark-job", thread_class=InheritableThread)
 
     def cancel(self, ended: Future[list[Any]], *, timeout_s: float) -> None:

@@ -1,16 +1,18 @@
-"""The driver's part of ranks that are tasks of a Spark job: waits for them, hears of them, and ends what is left of them."""
+"""The driver's part of ranks that are tasks of a Spark job: starts them, hears of them, and ends what is left of them."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from featurize.building.session import concurrent_tasks
+from featurize.building.session import concurrent_tasks, open_session
 from featurize.errors import FirnError, JobError, first_line
 from finetune.ranks.background import run_in_background
-from finetune.ranks.hub import Hub
+from finetune.ranks.horovod_ranks import HUB_VARIABLE, PEER_GONE, TIMEOUT_S
+from finetune.ranks.hub import STANDSTILL_S, Hub
 from finetune.ranks.hub_messages import Address, process_name
 from finetune.ranks.signals import stop_on_signals
 from finetune.ranks.spark_job import check_slots, count_running_tasks
@@ -24,6 +26,41 @@ _START_TIMEOUT_S = "50"  # for Spark to start all tasks
 # After a verdict: to end by themselves, by Horovod's abort (five seconds of it between SIGTERM and SIGKILL), by the end of the
 # Spark job. In all, with the timeout before them, less than a minute.
 _BY_THEMSELVES_S, _ABORTED_S, _CANCELLED_S = 2.0, 10.0, 4.0
+
+
+def run_on_spark(
+    work: Callable[[], Result],
+    num_ranks: int,
+    *,
+    spark: "SparkSession | None" = None,
+    timeout_s: float = TIMEOUT_S,
+    standstill_s: float = STANDSTILL_S,
+    on_told: Callable[[dict[str, float]], None] | None = None,
+) -> Result:
+    """Runs `work` on `num_ranks` ranks, each a task of a Spark job, and returns what rank 0 returns.
+
+    SIGTERM to this process is passed on to all ranks; how they end then is theirs to decide.
+
+    Args:
+        work: opens the ranks, with `open_ranks`, before anything else.
+        num_ranks: how many ranks, each of which takes a free slot of the session.
+        spark: the session; it is not stopped, and no other jobs of it are touched. Default: the active one, or else one that is
+            made for these ranks and stopped after them.
+        timeout_s: a rank that is not heard of for so long is stalled.
+        standstill_s: ranks that live and report nothing new for so long are stuck.
+        on_told: called with what ranks `tell`.
+
+    Raises:
+        UsageError: the session never has so many slots.
+        JobError: a rank failed; the message is its own, or says which rank died or stalled. Or not all ranks were started.
+    """
+    with _session_for(spark, num_ranks) as session:
+        ranks = SparkRanks(session, num_ranks, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
+        results = ranks.run(lambda hub: _reporting_errors(work, hub))
+    messages = [message for message, _ in results if message is not None]
+    if messages:
+        raise JobError(next((message for message in messages if message != PEER_GONE), messages[0]))
+    return cast(Result, results[0][1])
 
 
 class SparkRanks:
@@ -60,6 +97,8 @@ class SparkRanks:
             UsageError: the session never has so many slots.
             JobError: a rank or its task died, stalled or failed, or did not start.
         """
+        from pyspark import InheritableThread
+
         check_slots(self._session, self._num_ranks)
         context = self._session.sparkContext
         hub = Hub(
@@ -74,7 +113,11 @@ class SparkRanks:
             address = hub.address(context.getConf().get("spark.driver.host", ""))
             start_s = int(os.environ.get("HOROVOD_SPARK_START_TIMEOUT", _START_TIMEOUT_S))
             launch = SparkLaunch(context, self._num_ranks, make_work(address), start_timeout_s=start_s)
-            launched = run_in_background(lambda: launch.run(hub.expect_ranks), name="firn-launch")
+            # It inherits what the caller's thread has set, such as its scheduler pool and its job group: who cancels that group
+            # cancels the job of the ranks too.
+            launched = run_in_background(
+                lambda: launch.run(hub.expect_ranks), name="firn-launch", thread_class=InheritableThread
+            )
             launched.add_done_callback(lambda _: self._to_see.set())
             try:
                 return self._wait_for(launched, launch, hub)
@@ -110,3 +153,29 @@ class SparkRanks:
 def _has_ended(future: "Future[Any]", timeout_s: float) -> bool:
     """Whether it has a result or an error, `timeout_s` seconds from now at the latest."""
     return not wait([future], timeout=timeout_s).not_done
+
+
+@contextmanager
+def _session_for(spark: "SparkSession | None", num_ranks: int) -> Iterator["SparkSession"]:
+    """The session that was given, or the active one, neither of which is stopped; or else one of these ranks' own."""
+    from pyspark.sql import SparkSession
+
+    session = spark or SparkSession.getActiveSession()
+    if session is not None:
+        yield session
+    else:
+        with open_session("firn fit", slots=num_ranks) as own:
+            yield own
+
+
+def _reporting_errors(work: Callable[[], Result], hub: Address) -> Callable[[], tuple[str | None, Result | None]]:
+    """`work`, returning the message of an error that Firn raised on purpose: raised, it would arrive as a trace."""
+
+    def wrapped() -> tuple[str | None, Result | None]:
+        os.environ[HUB_VARIABLE] = str(hub)
+        try:
+            return None, work()
+        except FirnError as error:
+            return str(error), None
+
+    return wrapped

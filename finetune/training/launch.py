@@ -49,7 +49,7 @@ def train_on_ranks(
     train_here = partial(_train_as_rank, plan, overwrite=overwrite, resume=resume)
     if launched is not None or plan.ranks == 1:
         return train_here(distributed=launched is not None, on_epoch=on_epoch)
-    from finetune.ranks.horovod_ranks import run_on_spark
+    from finetune.ranks.spark_ranks import run_on_spark
 
     run_on_spark(
         partial(_train_on_spark, train_here),

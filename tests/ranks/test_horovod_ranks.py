@@ -306,7 +306,7 @@ def test_this_process_is_no_rank_unless_horovodrun_says_so(monkeypatch: pytest.M
 
 def test_importing_the_package_imports_neither_horovod_nor_tensorflow() -> None:
     code = (
-        "import sys; import finetune.ranks.horovod_ranks, finetune.training.train, "
+        "import sys; import finetune.ranks.horovod_ranks, finetune.ranks.spark_ranks, finetune.training.launch, "
         "finetune.evaluation.evaluate, finetune.__main__;"
         "sys.exit(any(name.startswith(('horovod', 'tensorflow', 'keras')) for name in sys.modules))"
     )
