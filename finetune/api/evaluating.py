@@ -8,6 +8,7 @@ import numpy as np
 
 from finetune.api.model import Model, as_model
 from finetune.api.names import HasUrl, url_of
+from finetune.api.notebook import displayable
 from finetune.api.tables import MOST_ROWS, Summarised, Summary
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.registry.log_model import LoggedModel, log_evaluation
@@ -105,7 +106,7 @@ class ModelEvaluation(Summarised):
         from finetune.scores.figures import plot_confusion_matrix
 
         title = f"{self.model.name} on {self.split}"
-        return plot_confusion_matrix(self.confusion.to_numpy(), self.classes, title=title)
+        return displayable(plot_confusion_matrix(self.confusion.to_numpy(), self.classes, title=title))
 
     def _summary(self) -> Summary:
         left_out = self.result["left_out"]

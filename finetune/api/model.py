@@ -64,9 +64,11 @@ class Model(Summarised):
 
     def plot(self) -> "Figure":
         """Loss and accuracy by epoch, with the best epoch marked."""
+        from finetune.api.notebook import displayable
         from finetune.scores.figures import plot_history
 
-        return plot_history(self.card.history, title=f"{self.name}: training", best_epoch=self.card.best_epoch)
+        title = f"{self.name}: training"
+        return displayable(plot_history(self.card.history, title=title, best_epoch=self.card.best_epoch))
 
     def evaluate(self, features: HasUrl | str | Path | None = None, split: str = "test") -> "ModelEvaluation":
         """The scores of this model on a split; see `finetune.evaluate`."""

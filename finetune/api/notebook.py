@@ -4,10 +4,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from finetune.scores.figures import plot_history, render_png
 from finetune.training.loop import EpochReport
 from finetune.training.state import Entry
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LEAST_S = 1.0  # between two drawings
 _DPI = 80
@@ -18,6 +22,17 @@ def in_kernel() -> bool:
     ipython = sys.modules.get("IPython")
     shell = None if ipython is None else ipython.get_ipython()
     return getattr(shell, "kernel", None) is not None
+
+
+def displayable(figure: "Figure") -> "Figure":
+    """`figure`, which a notebook shows as an image also where nothing has loaded pyplot."""
+    if in_kernel():
+        formatter = sys.modules["IPython"].get_ipython().display_formatter.formatters["image/png"]
+        try:
+            formatter.lookup_by_type(type(figure))
+        except KeyError:  # nobody has said how figures are shown
+            formatter.for_type(type(figure), lambda each: render_png(each, dpi=_DPI))
+    return figure
 
 
 class LiveOutput:
@@ -88,8 +103,6 @@ def live_count(what: str) -> Iterator[Callable[[int, int], None] | None]:
 
 def _chart(history: list[Entry], title: str) -> Any:
     from IPython.display import Image
-
-    from finetune.scores.figures import plot_history, render_png
 
     png = render_png(plot_history(history, title=title), dpi=_DPI)
     return Image(data=png, format="png")  # type: ignore[no-untyped-call]

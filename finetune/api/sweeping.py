@@ -11,7 +11,7 @@ from featurize.backbones.backbone import set_threads
 from featurize.errors import UsageError
 from featurize.recipes.recipe import Recipe, origin_of, read_recipe
 from finetune.api.model import Model, load_model
-from finetune.api.notebook import live_count
+from finetune.api.notebook import displayable, live_count
 from finetune.api.tables import MOST_ROWS, Summarised, Summary
 from finetune.registry.client import shown, used_registry
 from finetune.registry.log_model import is_logged, log_fit
@@ -19,15 +19,17 @@ from finetune.reports.judge import best_trial
 from finetune.sweeps.folder import SweepCard, Trial, rank_settings
 from finetune.sweeps.plan import SweepPlan, plan_sweep
 from finetune.sweeps.run import run_sweep
-from finetune.sweeps.setting_names import as_text, short_names
+from finetune.sweeps.setting_names import as_text, describe_values, short_names
 from finetune.sweeps.trials import InProcess, TrialRunner
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
     from pyspark.sql import SparkSession
 
     from finetune.api.reporting import Report
 
+_MOST_PLOTTED = 40
 OnTrials = Callable[[Sequence[Trial], int], None]
 """Called with trials that are done, and with how many models the sweep will have at most."""
 
@@ -115,6 +117,24 @@ class Sweep(Summarised):
         if trial is None:
             raise UsageError(f"{self.url} is a sweep in which no training has succeeded.")
         return load_model(trial.url)
+
+    def plot(self) -> "Figure":
+        """The mean of the metric for each setting with its 95 % interval, the best setting on top; at most 40 settings."""
+        from matplotlib.figure import Figure
+
+        ranked, names = rank_settings(self.card)[:_MOST_PLOTTED], short_names(self.card.keys)
+        figure = Figure(figsize=(7, 1.2 + 0.3 * len(ranked)), layout="constrained")
+        axes = figure.subplots()
+        for place, setting in enumerate(ranked):
+            if setting.interval is not None:
+                axes.hlines(-place, *setting.interval, color="0.6")
+            if setting.mean is not None:
+                axes.plot(setting.mean, -place, "o", color="C0")
+        labels = [describe_values(setting.values, list(names)) for setting in ranked]
+        axes.set_yticks([-place for place in range(len(ranked))], labels)
+        axes.set_xlabel(f"{self.metric.replace('_', ' ')}: mean and 95 % interval")
+        axes.spines[["top", "right"]].set_visible(False)
+        return displayable(figure)
 
     def report(self, output: str | Path | None = None, **options: Any) -> "Report":
         """The sweep on one page; see `finetune.report`, which also names the options."""

@@ -178,8 +178,8 @@ def test_a_model_is_named_by_its_id_or_its_folder_too(copy: Path, known: Known) 
     [
         (["--window", "5"], "`--window` must be at least 20 images. Got 5."),
         (["--false-alarm-rate", "0.9"], "`--false-alarm-rate` must be in [0.001, 0.2]"),
-        (["--since", "yesterday"], "`--since` must be a date or a time"),
-        (["--until", "2026-13-01"], "`--until` must be a date or a time"),
+        (["--since", "yesterday"], "`since` must be a date or a time"),
+        (["--until", "2026-13-01"], "`until` must be a date or a time"),
         (["--model", "nobody"], "no view 'nobody', and there is no model of that name. Views: latest."),
         (["--compare", "latest", "latest"], "are the same model"),
         (["--compare", "latest", "other", "--window", "50"], "`--compare` names two models"),
