@@ -12,10 +12,10 @@ _CELL = "padding: 2px 12px 2px 0; vertical-align: top; text-align: "
 
 def plain_text(part: RenderableType) -> str:
     """What `rich` would print to a terminal without colours, at most 120 characters wide."""
-    console = Console(file=io.StringIO(), width=_WIDTH, color_system=None, highlight=False, legacy_windows=False)
-    with console.capture() as captured:
-        console.print(part, highlight=False)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    file = io.StringIO()
+    # Otherwise rich would show it in a notebook by itself, beside what the notebook shows.
+    Console(file=file, width=_WIDTH, color_system=None, highlight=False, force_jupyter=False).print(part)
+    return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
 def html_facts(facts: Iterable[tuple[str, str]]) -> str:
