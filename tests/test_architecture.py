@@ -38,6 +38,7 @@ ROOMS = {
         "prediction",
         "streams",
         "reports",
+        "api",
         "commands",
     ],
 }
