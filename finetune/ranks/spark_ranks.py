@@ -133,12 +133,14 @@ class SparkRanks:
         if not _has_ended(launched, _BY_THEMSELVES_S):
             launch.abort()
             _has_ended(launched, _ABORTED_S)
-        if hub.verdict is not None:
-            raise JobError(hub.verdict)
-        error = launched.exception()
-        if error is None or isinstance(error, FirnError):
+        error = launched.exception() if launched.done() else None
+        if launched.done() and error is None:  # the ranks say themselves what their errors were
             return launched.result()
-        raise JobError(f"the Spark job of the ranks failed: {first_line(error)}") from error
+        if hub.verdict is not None:
+            raise JobError(hub.verdict) from error
+        if isinstance(error, FirnError):
+            raise error
+        raise JobError(f"the ranks could not be started: {first_line(error)}") from error
 
     def _why_not_started(self, started: int, start_s: int) -> str:
         slots, ranks = concurrent_tasks(self._session), self._num_ranks

@@ -20,7 +20,6 @@ from featurize.decoding import decode
 from featurize.decoding.decode import DecodeError, decode_image, inspect_image
 
 # The module ignores these itself, but pytest sets its own filters for every test.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 
 ORIENTATION = 0x0112
 

@@ -12,7 +12,6 @@ from featurize.decoding.decode import DecodeError, decode_sized, inspect_image
 from featurize.decoding.decoder_process import Decoder, DecoderPool
 
 # The decoder ignores these itself, but pytest sets its own filters for every test.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 @pytest.fixture(scope="module")

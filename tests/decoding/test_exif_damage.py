@@ -55,7 +55,6 @@ from hypothesis import strategies as st
 from featurize.decoding.exif import ExifSummary
 
 # The module ignores these itself, but pytest sets its own filters for every test.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 @pytest.mark.parametrize("order", ["II", "MM"])

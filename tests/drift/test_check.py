@@ -24,11 +24,7 @@ from finetune.drift.read import Selection, read_rows, window_of
 from finetune.drift.reference import encode, find_reference, make_reference, read_reference, reference_url
 from finetune.drift.window import check_window
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = [pytest.mark.slow]
 BEGIN = datetime(2026, 11, 1, 8, 0, tzinfo=UTC)
 
 

@@ -13,11 +13,7 @@ from finetune.models.folder import load_model
 from finetune.networks.build import logits_of
 from finetune.networks.forward import predict_probabilities
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = [pytest.mark.slow]
 WINDOW = 400
 
 

@@ -47,7 +47,6 @@ from finetune.rows.splits import iterate_split, read_split
 from finetune.training.plan import plan_training
 from finetune.training.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 ROWS = 150
 CLASSES = ("ant", "bee", "cat")
 IDS = image_ids(ROWS)

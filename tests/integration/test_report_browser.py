@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from finetune.__main__ import app
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = pytest.mark.slow
 PAGES = ("two", "many", "sweep")
 N_CLASSES = {"two": 2, "many": 257, "sweep": 5}
 _FLAGS = (

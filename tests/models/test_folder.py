@@ -19,8 +19,6 @@ from finetune.ranks.communicator import SingleRank
 from finetune.training.plan import plan_training
 from finetune.training.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:

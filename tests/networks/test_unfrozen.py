@@ -36,7 +36,6 @@ from finetune.training.loop import InterruptedTrainingError
 from finetune.training.plan import plan_training
 from finetune.training.steps import is_compiled
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 TIMEOUT_S = 150
 
 

@@ -19,8 +19,6 @@ from finetune.networks.build import build_model
 from finetune.networks.unfrozen import build_unfrozen, find_head
 from finetune.training.plan import plan_training
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 @pytest.mark.spark
 @pytest.mark.slow

@@ -40,8 +40,6 @@ from finetune.prediction.predict import plan_prediction
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 KEYS = ("head", "pixels", "unfrozen")
 

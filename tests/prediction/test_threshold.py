@@ -22,7 +22,6 @@ from finetune.networks.forward import predict_probabilities
 from finetune.prediction.threshold import best_precision, choose_threshold, find_threshold
 from finetune.rows.splits import read_split
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 rows_of_answers = st.lists(
     st.tuples(st.sampled_from(np.linspace(0, 1, 9, dtype=np.float32).tolist()), st.booleans()), min_size=1, max_size=40
 )

@@ -22,8 +22,6 @@ from finetune.registry.pyfunc_saving import save_pyfunc
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.usefixtures("own_registry"),
 ]
 KEYS = ("head", "pixels", "unfrozen")

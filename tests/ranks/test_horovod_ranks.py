@@ -34,8 +34,6 @@ from finetune.ranks.shared_memory import Place, SharedMemory
 from finetune.rows.loader import open_split
 from finetune.training.loop import fit
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 @dataclass(frozen=True)
 class Case:

@@ -30,7 +30,6 @@ from finetune.registry.run_values import flat_settings, recipe_toml
 from finetune.registry.versions import logged_model_of
 from finetune.training.plan import plan_training
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 TIMEOUT_S = 240
 LOG_IT = (
     "import sys; from featurize.recipes.recipe import RegistrySettings; from finetune.registry.log_model import log_fit; "

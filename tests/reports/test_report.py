@@ -22,8 +22,6 @@ from finetune.reports.judge import find_target, judge
 from finetune.reports.sweep import sweep_section
 from finetune.scores.calibration import wilson_interval
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

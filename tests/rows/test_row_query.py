@@ -34,9 +34,6 @@ from finetune.reports.judge import find_target, judge
 from finetune.rows.row_query import ask
 from finetune.training.plan import plan_training
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
-
 # What a query knows
 
 

@@ -40,8 +40,6 @@ from finetune.sweeps.trials import InProcess
 from finetune.training.plan import plan_training
 from finetune.training.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 def test_every_split_is_that_of_a_set_without_the_other_rows(folder: Path, twin: Path) -> None:
     found, wanted = select(folder, WHERE), read_features_manifest(str(twin))

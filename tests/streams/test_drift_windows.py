@@ -39,11 +39,7 @@ from finetune.streams.current_model import StreamModels
 from finetune.streams.drift_windows import StreamDrift, WindowSettings, read_position
 from finetune.streams.stream import LabelledBatch, Streamed
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = [pytest.mark.slow]
 LEAST = 20
 RANDOM = np.random.default_rng(0)
 REFERENCE = Reference(

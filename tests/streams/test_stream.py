@@ -28,8 +28,6 @@ from finetune.streams.stream import LabelledBatch, Streamed, plan_stream, run_st
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 

@@ -21,8 +21,6 @@ from finetune.ranks.communicator import SingleRank
 from finetune.training.plan import find_trained, plan_training, weights_of_classes
 from finetune.training.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

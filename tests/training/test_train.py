@@ -21,8 +21,6 @@ from finetune.rows.disk_rows import StreamData
 from finetune.rows.splits import read_split
 from finetune.training.plan import find_trained, plan_training
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 def test_model_folder_holds_all_that_is_needed_to_use_and_repeat_it(features: Path, model_url: Path) -> None:
     recipe = make_recipe(features, model_url, learning_rate=0.05, seed=7)
