@@ -222,4 +222,4 @@ def _view_for(*, as_json: bool) -> View:
 
     if is_notebook():
         return NotebookView()
-    return TerminalView() if console.is_terminal else LogView()
+    return TerminalView() if console.is_terminal and not console.is_dumb_terminal else LogView()

@@ -79,9 +79,12 @@ class TerminalView:
         self._redraw()
 
     def show_images(self, progress: ImageProgress) -> None:
-        """Moves the bar."""
+        """Moves the bar; at its end at once, before the next stage takes its place."""
         self._images = progress
         self._redraw()
+        live = self._live
+        if live is not None and progress.done == progress.total:
+            live.refresh()
 
     def show_row(self, columns: Mapping[str, str], line: str) -> None:
         """Adds a row to the table."""
@@ -91,10 +94,12 @@ class TerminalView:
 
     def close(self) -> None:
         """Removes the line that moves; the rows of a table stay."""
+        rows = tuple(self._rows)
         self._stage = self._images = None
+        self._rows.clear()
         self._redraw()
-        if self._rows:
-            console.print(_table(self._rows))
+        if rows:
+            console.print(_table(rows))
 
     def _redraw(self) -> None:
         """Starts or ends what is drawn again and again by a thread of Rich's."""

@@ -76,7 +76,7 @@ class ImageCounts:
         spent = {phase: getattr(report, phase) - getattr(before, phase) for phase in _PHASES}
         if min(spent.values()) >= 0:  # or else it was overtaken by a later one
             self._attempts[key] = report
-            self._spent.append((now, spent))
+            self._spend(now, spent)
 
     def tasks_ended(self, tasks: int) -> None:
         """Takes in that so many tasks have ended, a shard each: at least the images of the smallest ones are done."""
@@ -99,6 +99,13 @@ class ImageCounts:
             rate=self._rate(now, done),
             bound=self._bound(),
         )
+
+    def _spend(self, now: float, seconds: dict[str, float]) -> None:
+        """Keeps what was spent; of all that comes at once, the sum."""
+        if self._spent and self._spent[-1][0] == now:
+            before = self._spent.pop()[1]
+            seconds = {phase: seconds[phase] + before[phase] for phase in _PHASES}
+        self._spent.append((now, seconds))
 
     def _rate(self, now: float, done: int) -> float | None:
         """Images a second over the last half minute; time before the first image does not count."""
