@@ -38,7 +38,7 @@ find_python() {
   Debian 13: has no package of it. pyenv builds one: pyenv install 3.11 && pyenv global 3.11
   Elsewhere: put any python3.11 on PATH, or set UV_PYTHON_INSTALL_MIRROR to a mirror that uv can reach."
     local python
-    python=$("$uv" python find --quiet --managed-python --no-python-downloads 3.11)
+    python=$("$uv" python find --managed-python --no-python-downloads 3.11)
     compile "$python" -x '/(lib2to3|test)/' "$(dirname "$python")/../lib/python3.11"
     echo "$python"
 }
