@@ -29,16 +29,16 @@ find_uv() {
 
 find_python() {
     if is_python311 python3.11; then command -v python3.11; return; fi
-    "$uv" python find --quiet --system --no-python-downloads 3.11 && return
+    "$uv" python find --system --no-python-downloads 3.11 2>/dev/null && return
     export UV_PYTHON_INSTALL_DIR=$PWD/.tools/python
     say "Python 3.11 is missing; uv fetches one into .tools/python"
-    "$uv" python install --quiet --no-bin 3.11 >&2 || fail "no Python 3.11, and uv could not fetch one; its own message is above.
+    "$uv" python install --no-bin 3.11 >&2 || fail "no Python 3.11, and uv could not fetch one; its own message is above.
   Debian 12, Ubuntu 22.04: apt-get install python3.11 python3.11-venv
   Ubuntu 24.04: has no package of its own. add-apt-repository ppa:deadsnakes/ppa && apt-get install python3.11 python3.11-venv
   Debian 13: has no package of it. pyenv builds one: pyenv install 3.11 && pyenv global 3.11
   Elsewhere: put any python3.11 on PATH, or set UV_PYTHON_INSTALL_MIRROR to a mirror that uv can reach."
     local python
-    python=$("$uv" python find --quiet --managed-python --no-python-downloads 3.11)
+    python=$("$uv" python find --managed-python --no-python-downloads 3.11)
     compile "$python" -x '/(lib2to3|test)/' "$(dirname "$python")/../lib/python3.11"
     echo "$python"
 }
