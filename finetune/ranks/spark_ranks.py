@@ -133,12 +133,12 @@ class SparkRanks:
         if not _has_ended(launched, _BY_THEMSELVES_S):
             launch.abort()
             _has_ended(launched, _ABORTED_S)
-        if hub.verdict is not None:
-            raise JobError(hub.verdict)
-        error = launched.exception()
-        if error is None or isinstance(error, FirnError):
-            return launched.result()
-        raise JobError(f"the Spark job of the ranks failed: {first_line(error)}") from error
+        error = launched.exception() if launched.done() else None
+        if hub.verdict is not None and (error is not None or not launched.done()):
+            raise JobError(hub.verdict) from error
+        if error is not None and not isinstance(error, FirnError):
+            raise JobError(f"the ranks could not be started: {first_line(error)}") from error
+        return launched.result()
 
     def _why_not_started(self, started: int, start_s: int) -> str:
         slots, ranks = concurrent_tasks(self._session), self._num_ranks
