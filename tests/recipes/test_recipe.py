@@ -117,7 +117,7 @@ def test_all_faults_of_all_sections_are_named_at_once_in_the_users_keys() -> Non
 def test_a_fault_of_a_section_as_a_whole_is_named_beside_those_of_its_keys() -> None:
     message = faults(backbone={"name": "pixels", "height": 32, "precision": "float16"})
     assert "`backbone.precision`" in message
-    assert "`width` is needed" in message
+    assert "`width` is required" in message
 
 
 def test_overrides_go_into_the_recipe_before_it_is_checked(tmp_path: Path) -> None:
