@@ -145,8 +145,8 @@ def test_older_files_without_a_column_get_it_empty(predictions: Predictions) -> 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "is listed in the manifest but cannot be read"),
-        (lambda path: path.write_bytes(b"nothing"), "is listed in the manifest but cannot be read"),
+        (lambda path: path.unlink(), "is listed in the manifest and cannot be read"),
+        (lambda path: path.write_bytes(b"nothing"), "is listed in the manifest and cannot be read"),
         (lambda path: pq.write_table(pq.read_table(path).slice(1), path), "has 3 rows; the manifest says 4"),
     ],
 )
