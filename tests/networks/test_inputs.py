@@ -143,7 +143,7 @@ def test_missing_and_foreign_statistics_are_no_silent_default(statistics: Statis
     ],
 )
 def test_preparation_of_other_features_is_refused(features: NDArray[Any], changes: dict[str, Any], key: str) -> None:
-    with pytest.raises(UsageError, match=f"`{key}` is for"):
+    with pytest.raises(UsageError, match=f"`{key}` (is for|needs)"):
         build_model(
             settings_of(**changes),
             feature_shape=features.shape[1:],

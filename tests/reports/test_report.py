@@ -161,7 +161,7 @@ def test_a_report_on_a_sweep(folder: Path, tmp_path: Path) -> None:
     assert "loss is nan" in html
     assert html.count("over learning_rate</figcaption>") + html.count("over learning_rate <small>") == 1
     assert "over optimizer" not in html
-    assert "All have optimizer sgd." in html
+    assert "All use optimizer sgd." in html
 
 
 def test_the_first_model_of_a_sweep_is_the_best_trial_of_the_best_setting(folder: Path) -> None:

@@ -48,7 +48,7 @@ def test_other_types_than_unsigned_bytes_are_refused(kind: int) -> None:
 
 
 def test_a_header_that_promises_more_than_memory_holds_is_refused() -> None:
-    with pytest.raises(JobError, match="promises"):
+    with pytest.raises(JobError, match="announces"):
         parse_idx(struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2), name="x")
 
 

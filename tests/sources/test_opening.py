@@ -90,7 +90,7 @@ def test_a_missing_idx_file_is_named_both_ways(tmp_path: Path) -> None:
 def test_more_images_than_labels_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path, zipped=False)
     (tmp_path / "test-images").write_bytes(encode_idx(np.zeros((3, 6, 4), np.uint8)))
-    with pytest.raises(JobError, match="do not go together"):
+    with pytest.raises(JobError, match="images do not match 2 labels"):
         open_card(idx_card(tmp_path))
 
 

@@ -178,7 +178,7 @@ def test_tables_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nothing is published there yet"):
         find_tables(predictions=str(tmp_path / "predictions"))
     shutil.rmtree(tmp_path / "set" / "data")
-    with pytest.raises(JobError, match="listed in the manifest and cannot be read"):
+    with pytest.raises(JobError, match="listed in the manifest but cannot be read"):
         find_tables(features=url)
 
 
