@@ -13,7 +13,7 @@ from featurize.building.starting_session import ready_session
 pytestmark = pytest.mark.spark
 
 _USED = """
-import json, os, signal, sys
+import json, os, signal, sys, threading
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 from featurize.building.session import make_session
@@ -31,6 +31,9 @@ with start_session("firn tests", warm_up=True) as starting:
     session = starting.wait()
     active = SparkSession.getActiveSession() is session
     same = make_session("another") is session
+    for thread in threading.enumerate():  # the driver is faster here than workers import Keras
+        if thread.name == "firn-session":
+            thread.join()
     worker = json.loads(session.range(0, 1, 1, 1).mapInArrow(look, "found string").collect()[0].found)
 ended = SparkContext._active_spark_context is None
 print(json.dumps([active, same, worker, ended, signal.getsignal(signal.SIGINT) is before]))
