@@ -1,9 +1,10 @@
 # make demo   sets everything up and runs the main job on drawn scenes
 # make test   sets everything up and passes the tests
-# make check  style and types
+# make check  style, types, and the links of the documentation
 # make rounds exactness, resume and kill tests, ROUNDS times in a row (10)
-# make dist   dist/firn-<version>.zip, all of Firn's own code, for spark-submit --py-files
-.PHONY: setup demo test check rounds dist clean
+# make dist   dist/firn-<version>.zip, all of Firn's own code, for spark-submit --py-files; and the same as a wheel
+# make site   the documentation as a site, in build/site
+.PHONY: setup demo test check rounds dist site clean
 PYTEST_ARGS ?=
 ROUNDS ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -21,6 +22,7 @@ check: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	@$(MAKE) --no-print-directory site
 
 rounds: setup
 	@for round in $$(seq $(ROUNDS)); do \
@@ -28,8 +30,13 @@ rounds: setup
 	    .venv/bin/python -m pytest -n 3 -q -k "horovod or shared_memory or liveness" $(PYTEST_ARGS) || exit 1; \
 	done
 
-dist:
-	@python3.11 scripts/dist.py
+dist: setup
+	@.venv/bin/python scripts/dist.py
+	@.venv/bin/python -m build --wheel --no-isolation --outdir dist . >/dev/null
+	@ls dist/*.whl
+
+site: setup
+	@NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
 clean:
 	rm -rf .venv .tools build dist demo *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -29,7 +29,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 from benchmarks.fit_data import copy_features, make_features, write_parquet
@@ -133,6 +133,8 @@ def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, dict[str,
         about = make_features(2000, 256, 20, folder / "small")
         tasks = {"small": {**about, "training": head | {"learning_rate": 0.1}, "C": 0.01, "iterations": [5, 20]}}
     else:
+        if of_recipe.features is None:
+            raise SystemExit(f"{options.recipe} needs a section [features]")
         about = copy_features(of_recipe.features.url, folder / "objects")
         training = of_recipe.training.model_dump(exclude_defaults=True) | {"epochs": OBJECTS_EPOCHS}
         tasks = {"objects": {**about, "training": training, "C": 0.1, "iterations": [5, 10, 20, 40, 80, 160]}}

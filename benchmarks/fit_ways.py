@@ -104,7 +104,7 @@ def train_mllib(task: dict[str, Any]) -> Curve:
     curve: Curve = []
     for session in _spark():
         frame = session.read.parquet(str(Path(task["folder"], "train.parquet")))
-        frame = frame.select(array_to_vector("features").alias("features"), "label")
+        frame = frame.select(array_to_vector(frame["features"]).alias("features"), "label")
         frame = frame.repartition(session.sparkContext.defaultParallelism).cache()
         frame.count()
         regression = LogisticRegression(family="multinomial", regParam=strength, tol=1e-6)

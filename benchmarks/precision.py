@@ -1,4 +1,4 @@
-"""What bfloat16 does to features and to the heads trained on them: `python benchmarks/featurize.py --precision-check`."""
+"""What bfloat16 does to features and to the heads trained on them: `python benchmarks/featurize_run.py --precision-check`."""
 
 from collections.abc import Sequence
 from dataclasses import replace

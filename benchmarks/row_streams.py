@@ -20,7 +20,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
@@ -117,7 +117,8 @@ def measure(url: str, shuffle_rows: int, repeats: int) -> dict[str, Any]:
 
 def count_batches(data: StreamData | MemoryData, epoch: int, batch_size: int) -> int:
     """Makes the batches of an epoch, two ahead, as training does, and counts their rows."""
-    return int(sum(float(rows) for *_, rows in data.batches(epoch, seed=1, global_batch_size=batch_size).prefetch(2)))
+    batches: Any = data.batches(epoch, seed=1, global_batch_size=batch_size)
+    return int(sum(float(rows) for *_, rows in batches.prefetch(2)))
 
 
 def read_by_petastorm(url: str, manifest: FeaturesManifest) -> int:

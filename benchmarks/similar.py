@@ -15,19 +15,21 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pyarrow.parquet as pq
 from helpers.tables.feature_sets import write_feature_set
+from numpy.typing import NDArray
 
-from featurize.similar.nearest import METRICS, find_nearest
+from featurize.similar.nearest import METRICS, Metric, find_nearest
 from featurize.similar.search import find_similar
 
 N_CLASSES = 3
@@ -48,6 +50,14 @@ def main() -> None:
     print(json.dumps({**size, "in_memory": in_memory, "from_parquet": from_parquet}))
 
 
+def _rows_of_nearest(features: NDArray[Any], query: NDArray[Any], k: int, metric: Metric) -> NDArray[Any]:
+    return find_nearest(features, query, k=k, metric=metric).rows
+
+
+def _rows_of_neighbours(index: Any, query: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(index.kneighbors(query[None], return_distance=False)[0])
+
+
 def measure_memory(rows: int, values: int, k: int, repeats: int) -> dict[str, Any]:
     """By metric the seconds of each way, and whether `find_nearest` gives the rows of float64 in their order."""
     from sklearn.neighbors import NearestNeighbors
@@ -58,9 +68,9 @@ def measure_memory(rows: int, values: int, k: int, repeats: int) -> dict[str, An
     for metric in METRICS:
         index = NearestNeighbors(n_neighbors=k, metric=metric, algorithm="brute").fit(features)
         ways: dict[str, Callable[[], Any]] = {
-            "find_nearest": lambda metric=metric: find_nearest(features, query, k=k, metric=metric).rows,
-            "scikit_learn": lambda index=index: index.kneighbors(query[None], return_distance=False)[0],
-            "float64": lambda metric=metric: search_in_float64(features, query, k, metric),
+            "find_nearest": partial(_rows_of_nearest, features, query, k, metric),
+            "scikit_learn": partial(_rows_of_neighbours, index, query),
+            "float64": partial(search_in_float64, features, query, k, metric),
         }
         seconds, answers = take_turns(ways, repeats)
         found[metric] = {
@@ -97,7 +107,7 @@ def take_turns(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[s
     return {name: round(median(values), 3) for name, values in seconds.items()}, answers
 
 
-def search_in_float64(features: Any, query: Any, k: int, metric: str) -> Any:
+def search_in_float64(features: Any, query: Any, k: int, metric: Metric) -> Any:
     one, distances = query.astype(np.float64), np.empty(len(features))
     for start in range(0, len(features), SLICE):
         rows = features[start : start + SLICE].astype(np.float64)

@@ -29,7 +29,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
@@ -64,7 +64,7 @@ class Experiment:
         self.groups = groups
         self.jobs = [job for group in groups for job in group]
         self.train, self.validation = (MemoryData(read_split(url, manifest, name)) for name in ("train", "validation"))
-        self._shape = {
+        self._shape: dict[str, Any] = {
             "feature_shape": manifest.feature_shape,
             "feature_dtype": manifest.feature_dtype,
             "n_classes": len(manifest.classes),

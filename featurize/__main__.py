@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-if not __package__:  # run by path, as spark-submit does: the folder above is where the packages are
+if not __package__:  # run by path, as by spark-submit: the packages are in the folder above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from featurize.commands.describe import describe_command
@@ -16,13 +16,13 @@ from featurize.commands.sql import sql_command
 from featurize.commands.upload import upload_command
 
 app = make_app("Images to features, on Spark.")
-app.command("upload")(upload_command)
-app.command("ingest")(ingest_command)
-app.command("run")(run_command)
-app.command("describe")(describe_command)
-app.command("similar")(similar_command)
-app.command("sql")(sql_command)
-app.command("export")(export_command)
+app.command("upload", rich_help_panel="Images")(upload_command)
+app.command("ingest", rich_help_panel="Images")(ingest_command)
+app.command("run", rich_help_panel="Features")(run_command)
+app.command("describe", rich_help_panel="Features")(describe_command)
+app.command("similar", rich_help_panel="Ask and hand on")(similar_command)
+app.command("sql", rich_help_panel="Ask and hand on")(sql_command)
+app.command("export", rich_help_panel="Ask and hand on")(export_command)
 
 
 def main() -> None:

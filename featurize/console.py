@@ -1,4 +1,6 @@
-"""Lines for people, on standard error."""
+"""Messages to the user, on standard error."""
+
+import logging
 
 from rich.console import Console
 from rich.markup import escape
@@ -7,10 +9,27 @@ console = Console(stderr=True, highlight=False)
 
 
 def say(text: str) -> None:
-    """A line of progress, for people: on standard error."""
+    """Prints a line of progress on standard error."""
     console.print(escape(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:
-    """A line that should not be overlooked."""
+    """Prints a line that should not be overlooked, on standard error."""
     console.print(f"[bold yellow]note:[/] {escape(text)}", soft_wrap=True)
+
+
+def show_logs(name: str = "featurize") -> None:
+    """Shows what a package logs, as a command does: from INFO upwards as lines, from WARNING as lines not to be overlooked."""
+    logger = logging.getLogger(name)
+    if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
+        logger.addHandler(_ConsoleHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log records as lines of the console."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
+        (warn if record.levelno >= logging.WARNING else say)(record.getMessage())

@@ -1,4 +1,4 @@
-"""Defaults that recipes, commands and functions share; of their own, so that a decoder process imports no more than it needs."""
+"""Defaults shared by recipes, commands and functions; separate, so that a decoder process imports only what it needs."""
 
 from typing import Final
 

@@ -35,9 +35,9 @@ def settings_digest(value: Any) -> str:
 
 
 def multiset_digest(items: Iterable[str]) -> str:
-    """Digest of a multiset of texts: the same in any order, and different when one is missing or doubled.
+    """Digest of a multiset of texts: the same in any order, and different when a text is missing or doubled.
 
-    The sum of the items' SHA-256 modulo 2**256. It guards against accidents, not against somebody who forges items.
+    It is the sum of the items' SHA-256 modulo 2**256. It protects against accidents, not against forgery.
     """
     total = sum(int.from_bytes(hashlib.sha256(item.encode()).digest(), "big") for item in items)
     return f"{total % _MODULUS:064x}"

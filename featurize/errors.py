@@ -1,27 +1,27 @@
-"""The errors a user meets. Each is one message that names the thing at fault; the commands print it without a trace."""
+"""The errors that users see. Each is one message that names what is at fault; commands print it without a stack trace."""
 
 
 class FirnError(Exception):
-    """Base of every error that Firn raises on purpose. `exit_status` is what the command ends with."""
+    """Base of every error that Firn raises on purpose. `exit_status` is the exit status of the command."""
 
     exit_status = 1
 
 
 class UsageError(FirnError):
-    """The call, the recipe or the card is wrong: nothing was started. Exit status 2."""
+    """The call, the recipe or the data set card is wrong: nothing was started. Exit status 2."""
 
     exit_status = 2
 
 
 class JobError(FirnError):
-    """The call was right and the job failed. Exit status 1."""
+    """The call was right but the job failed. Exit status 1."""
 
 
 class SharedError(JobError):
-    """A `JobError` that every rank of a distributed job raises alike, so that one may speak for all."""
+    """A `JobError` that every rank of a distributed job raises alike, so that only one needs to report it."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error of another library says, or its name where it says nothing."""
+    """The first line of another library's error message, or the error's name where the message is empty."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__

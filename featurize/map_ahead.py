@@ -1,4 +1,4 @@
-"""Work ahead in threads: what is read and decoded while the network computes."""
+"""Working ahead in threads: images are read and decoded while the network computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -10,9 +10,9 @@ Result = TypeVar("Result")
 
 
 def map_ahead(work: Callable[[Item], Result], items: Iterable[Item], *, threads: int, ahead: int) -> Iterator[Result]:
-    """Applies `work` in `threads` threads, up to `ahead` items before they are asked for; results come in order.
+    """Applies `work` in `threads` threads, up to `ahead` items before they are needed; results come in order.
 
-    Whoever consumes the results can compute meanwhile. No more than `ahead` items and results are held at a time.
+    The consumer of the results can compute in the meantime. At most `ahead` items and results are held at a time.
     """
     waiting: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="firn-ahead")

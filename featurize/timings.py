@@ -1,4 +1,4 @@
-"""Where the time of a run goes: measured by every worker, added up by the driver."""
+"""Where the time of a run goes: measured by every worker, summed by the driver."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from pydantic import BaseModel
 class Timings(BaseModel):
     """Seconds, summed over shards (and over runs, in a manifest).
 
-    `read` and `decode` are also summed over the threads that worked ahead; the others are those of the one thread that runs the
-    network. A job whose `wait` is small is bound by the network; where `wait` is large, `read` and `decode` say why.
+    `read` and `decode` are also summed over the threads that work ahead; the others belong to the one thread that runs the
+    network. A job whose `wait` is small is limited by the network; where `wait` is large, `read` and `decode` show why.
 
     Attributes:
-        startup: loading the network and compiling it, at the first shard of each worker process.
-        read: having the bytes of images from storage.
-        decode: from bytes to pixels, and waiting for a decoder.
-        wait: the network waited for pixels.
-        forward: the network computed.
-        write: encoding and writing Parquet.
-        tasks: whole tasks, from the first line to the commit.
+        startup: Loading and compiling the network, at the first shard of each worker process.
+        read: Reading the bytes of images from storage.
+        decode: Decoding bytes to pixels, and waiting for a decoder.
+        wait: The network's waiting for pixels.
+        forward: The network's computing.
+        write: Encoding and writing Parquet.
+        tasks: Whole tasks, from the first line to the commit.
     """
 
     startup: float = 0.0
@@ -41,7 +41,7 @@ class Timings(BaseModel):
             setattr(self, name, getattr(self, name) + perf_counter() - started)
 
     def rounded(self) -> dict[str, float]:
-        """For JSON: to the millisecond."""
+        """The timings as a JSON-ready dict, rounded to the millisecond."""
         return {name: round(seconds, 3) for name, seconds in self.model_dump().items()}
 
 

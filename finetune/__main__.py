@@ -21,18 +21,18 @@ from finetune.commands.sweep import sweep_command
 from finetune.commands.views import views_command
 
 app = make_app("Features to models, on any number of ranks.")
-app.command("fit")(fit_command)
-app.command("evaluate")(evaluate_command)
-app.command("sweep")(sweep_command)
-app.command("report")(report_command)
-app.command("check")(check_command)
-app.command("relabel")(relabel_command)
-app.command("predict")(predict_command)
-app.command("stream")(stream_command)
-app.command("views")(views_command)
-app.command("drift")(drift_command)
-app.command("compact")(compact_command)
-app.add_typer(models_app, name="models")
+app.command("fit", rich_help_panel="Train")(fit_command)
+app.command("evaluate", rich_help_panel="Train")(evaluate_command)
+app.command("report", rich_help_panel="Train")(report_command)
+app.command("sweep", rich_help_panel="Train")(sweep_command)
+app.command("check", rich_help_panel="Data")(check_command)
+app.command("relabel", rich_help_panel="Data")(relabel_command)
+app.command("predict", rich_help_panel="Label new images")(predict_command)
+app.command("stream", rich_help_panel="Label new images")(stream_command)
+app.command("views", rich_help_panel="Label new images")(views_command)
+app.command("compact", rich_help_panel="Label new images")(compact_command)
+app.command("drift", rich_help_panel="Watch")(drift_command)
+app.add_typer(models_app, name="models", rich_help_panel="Watch")
 
 
 def main() -> None:

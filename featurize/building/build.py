@@ -28,6 +28,7 @@ from featurize.errors import JobError
 from featurize.progress import stage
 from featurize.sources.listing import ImageSource
 from featurize.storage.claims import Claim, claim_output
+from featurize.tables.description import summarize_rejects
 from featurize.tables.manifests import (
     Manifest,
     ShardRecord,
@@ -158,13 +159,6 @@ def settings_in_place(url: str) -> Mapping[str, Any] | None:
     """The settings of the table at `url`, be it finished or in the making; None where there is neither."""
     manifest = read_manifest(url)
     return manifest.settings if manifest is not None else staging.unfinished_settings(url)
-
-
-def summarize_rejects(rejects: Mapping[str, int], most: int = 8) -> str:
-    """The reasons for rejects, most frequent first, a line each."""
-    ranked = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"  - {count} x {reason}" for reason, count in ranked[:most]]
-    return "\n".join(lines + ([f"  - and {len(ranked) - most} more reasons"] if len(ranked) > most else []))
 
 
 def _begin(

@@ -11,30 +11,49 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from featurize.errors import JobError
+from featurize.backbones.lean_keras import LEAN_KERAS
+from featurize.errors import JobError, UsageError
 from featurize.progress import stage
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 _TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
+_JAVA_IN_HASTE = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
+# PySpark sets these in the thread that makes a session. They are there before: a variable that is new may move the whole
+# environment while another thread reads it.
+_SET_BY_PYSPARK = {"SPARK_AUTH_SOCKET_TIMEOUT": "15", "SPARK_BUFFER_SIZE": "65536"}
 
 
-def make_session(name: str, *, slots: int | None = None) -> SparkSession:
-    """The Spark session of a job, or the one that `spark-submit` has started.
+def make_session(name: str, *, slots: int | None = None, java_computes: bool = False) -> SparkSession:
+    """The Spark session of a job, or the one that `spark-submit` or a notebook has started.
 
     Without `spark-submit` it runs here, on all cores this process may use. A featurizing task is one Python worker with
     one network in memory and a thread for each core of the task, so one task has all the cores.
 
     Args:
         slots: run this many tasks at a time, whatever the cores, each with its share of them: ranks wait for each other.
+        java_computes: Spark itself works on rows, as it does for SQL. Otherwise Python does the work, and Java compiles its own
+            code in haste, which takes half the processor time until a job is under way.
 
     Raises:
         JobError: no Java is to be found.
     """
+    return session_builder(name, slots=slots, java_computes=java_computes).getOrCreate()
+
+
+def session_builder(name: str, *, slots: int | None = None, java_computes: bool = False) -> SparkSession.Builder:
+    """What makes the session of `make_session`; all of the environment is set here, so that it may be made in a thread.
+
+    Raises:
+        JobError: no Java is to be found.
+    """
+    builder = SparkSession.builder.appName(name)
     if SparkSession.getActiveSession() is None:
         stage("starting Spark")
-    builder = SparkSession.builder.appName(name)
-    if not _is_submitted():
+        builder = builder.config(f"spark.executorEnv.{LEAN_KERAS}", "1")
+        for variable, value in _SET_BY_PYSPARK.items():
+            os.environ.setdefault(variable, value)
+    if not is_submitted():
         find_java()
         os.environ["PYSPARK_PYTHON"] = sys.executable
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
@@ -44,22 +63,54 @@ def make_session(name: str, *, slots: int | None = None) -> SparkSession:
         else:
             share = max(1, cores // slots)
             builder = builder.master(f"local[{slots * share}]").config("spark.task.cpus", share)
+        log_settings = f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"
         builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
         builder = builder.config("spark.driver.host", "127.0.0.1").config(
-            "spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"
+            "spark.driver.extraJavaOptions", " ".join([log_settings, *([] if java_computes else _JAVA_IN_HASTE)])
         )
         builder = builder.config("spark.driver.memory", "2g")
-    return builder.getOrCreate()
+    return builder
 
 
 @contextmanager
-def open_session(name: str, *, slots: int | None = None) -> Iterator[SparkSession]:
+def open_session(name: str, *, slots: int | None = None, java_computes: bool = False) -> Iterator[SparkSession]:
     """The session of a command, stopped when the command ends: otherwise the executors end by complaining."""
-    session = make_session(name, slots=slots)
+    session = make_session(name, slots=slots, java_computes=java_computes)
     try:
         yield session
     finally:
         session.stop()
+
+
+@contextmanager
+def borrowed_session(spark: SparkSession | None, name: str, *, slots: int | None = None) -> Iterator[SparkSession]:
+    """The session of a call: `spark`, or else the active session, neither of which is stopped; or else one made for this call.
+
+    Args:
+        name: of the application, where a session is made.
+        slots: see `make_session`; a session that is there keeps what it has.
+
+    Raises:
+        JobError: a session must be made, and no Java is to be found.
+    """
+    there = spark if spark is not None else SparkSession.getActiveSession()
+    if there is not None:
+        yield there
+        return
+    with open_session(name, slots=slots) as session:
+        yield session
+
+
+def session_at_hand(spark: SparkSession | None) -> SparkSession:
+    """`spark`, or else the active session.
+
+    Raises:
+        UsageError: there is neither.
+    """
+    there = spark if spark is not None else SparkSession.getActiveSession()
+    if there is None:
+        raise UsageError("`spark` must be a Spark session, as none is active. Got None.")
+    return there
 
 
 def find_java() -> None:
@@ -100,6 +151,6 @@ def concurrent_tasks(session: SparkSession) -> int:
     return max(1, session.sparkContext.defaultParallelism // int(conf.get("spark.task.cpus", "1") or 1))
 
 
-def _is_submitted() -> bool:
+def is_submitted() -> bool:
     """Whether `spark-submit` or a notebook has chosen the master already."""
     return "PYSPARK_GATEWAY_PORT" in os.environ or SparkSession.getActiveSession() is not None

@@ -24,6 +24,16 @@ _loaded: dict[str, Forward] = {}  # one backbone per worker process, kept from t
 Value = TypeVar("Value")
 
 
+def kept_backbones() -> list[str]:
+    """The digests of the backbones that this worker process holds in memory: one at most."""
+    return list(_loaded)
+
+
+def forget_backbone() -> None:
+    """Frees the backbone that this process holds in memory; the next task loads its own."""
+    _loaded.clear()
+
+
 @dataclass(frozen=True, slots=True)
 class Decoded:
     """Pixels at the network's size, and the size of the image in its file."""
@@ -64,7 +74,7 @@ class ShippedBackbone:
         key = self.sha256 or self.spec.preparation_id
         if key not in _loaded:
             with timings.measure("startup"):
-                _loaded.clear()  # a session that goes on to another backbone does not keep both in memory
+                forget_backbone()  # a session that goes on to another backbone does not keep both in memory
                 _loaded[key] = self._load()
         return _loaded[key]
 

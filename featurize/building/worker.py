@@ -13,6 +13,7 @@ from pyspark import TaskContext
 
 from featurize import storage
 from featurize.backbones.backbone import set_threads
+from featurize.backbones.lean_keras import leave_out_in_own_worker
 from featurize.building import staging
 from featurize.building.image_reports import ReportTo, ShardReport, make_report, reporting
 from featurize.building.plan import read_planned
@@ -29,7 +30,8 @@ Value = TypeVar("Value")
 Worker = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 _RECORD_SCHEMA = pa.schema([("record", pa.string())])
 _READS_BESIDE = 4  # threads that wait for storage while others decode
-_decoders: list[DecoderPool] = []  # one pool per worker process, kept from task to task
+DECODERS: list[DecoderPool] = []
+"""The pool of this worker process, kept from task to task: one at most."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,7 @@ def use_task_resources() -> int:
     Returns:
         The threads.
     """
+    leave_out_in_own_worker()
     threads = worker_threads()
     if (gpus := assigned_gpus()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -265,11 +268,11 @@ def _reject(writer: ShardWriter, rejected: _Rejected) -> None:
 
 def decoder_pool(size: int, timeout_s: float) -> DecoderPool:
     """The decoders of this worker process."""
-    if not _decoders or _decoders[0].timeout_s != timeout_s:
-        while _decoders:
-            _decoders.pop().close()
-        _decoders.append(DecoderPool(size, timeout_s=timeout_s))
-    return _decoders[0]
+    if not DECODERS or DECODERS[0].timeout_s != timeout_s:
+        while DECODERS:
+            DECODERS.pop().close()
+        DECODERS.append(DecoderPool(size, timeout_s=timeout_s))
+    return DECODERS[0]
 
 
 def _part_name(run: str, shard: int) -> str:

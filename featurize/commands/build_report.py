@@ -1,10 +1,14 @@
 """What the commands say of a table they have built."""
 
-from featurize.building.build import BuildResult, summarize_rejects
+from typing import TYPE_CHECKING
+
 from featurize.console import say, warn
 
+if TYPE_CHECKING:
+    from featurize.building.build import BuildResult
 
-def build_numbers(result: BuildResult) -> dict[str, object]:
+
+def build_numbers(result: "BuildResult") -> dict[str, object]:
     """What `--json` says of a build."""
     images = result.added + result.rejected
     return {
@@ -23,18 +27,20 @@ def build_numbers(result: BuildResult) -> dict[str, object]:
     }
 
 
-def _steady_rate(result: BuildResult) -> float:
+def _steady_rate(result: "BuildResult") -> float:
     """Images a second of the Spark job, without the time its workers took to start and to load the network."""
     steady_s = result.job_seconds - result.launch_seconds - result.timings.startup / result.slots
     return (result.added + result.rejected) / steady_s if steady_s > 0 else 0.0
 
 
-def report_build(result: BuildResult, url: str, *, is_whole_source: bool = True) -> None:
+def report_build(result: "BuildResult", url: str, *, is_whole_source: bool = True) -> None:
     """Says what a build of the table at `url` did.
 
     Args:
         is_whole_source: whether all in the table should be in the source, so that what is not there is to be told.
     """
+    from featurize.tables.description import summarize_rejects
+
     images = result.added + result.rejected
     if images == 0:
         say(f"{url}: nothing to do, all {result.skipped} images are there already.")

@@ -12,6 +12,8 @@ import typer
 from rich.markup import escape
 
 from featurize import __version__
+from featurize.backbones.lean_keras import leave_out_keras_extras
+from featurize.backbones.tensorflow_log import show_errors_only
 from featurize.console import console
 from featurize.errors import FirnError, JobError, SharedError, UsageError
 
@@ -27,7 +29,7 @@ DecodeTimeoutOption = Annotated[
     float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
 ]
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own notes would bury Firn's
+show_errors_only()  # TensorFlow's own notes would bury Firn's
 # Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.
 _RANK_0_SPEAKS_S = 3.0
 
@@ -43,6 +45,7 @@ def make_app(purpose: str) -> typer.Typer:
         if version:
             typer.echo(f"firn {__version__}")
             raise typer.Exit
+        leave_out_keras_extras()  # this process is Firn's own
 
     return app
 

@@ -3,10 +3,8 @@
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
-from featurize.console import say
 
 
 def similar_command(
@@ -22,15 +20,15 @@ def similar_command(
 ) -> None:
     """Finds the k nearest images of a feature set, exactly: every row is compared."""
     with reported_errors():
-        from featurize import storage
-        from featurize.similar.page import similar_document, similar_page, similar_table
-        from featurize.similar.search import find_similar
+        from rich.console import Console
 
-        similar = find_similar(features, image, k=k, metric=metric, splits=split)
-        url = storage.absolute_url(output) if output is not None else None
+        import featurize
+        from featurize.console import say
+
+        similar = featurize.find_similar(features, image, k=k, metric=metric, splits=split)
+        url = similar.write_page(output) if output is not None else None
         if url is not None:
-            storage.write_bytes(url, similar_page(similar).encode())
             say(f"{url}: the {len(similar.images)} nearest of {similar.rows:,} images.")
         if not as_json:
-            Console().print(similar_table(similar), highlight=False)
-        print_result({**similar_document(similar), "html": url}, as_json=as_json)
+            Console().print(similar, highlight=False)
+        print_result({**similar.as_dict(), "html": url}, as_json=as_json)

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
-from featurize.console import say
 from featurize.errors import UsageError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from featurize.sql.query import QueryResult
     from featurize.sql.tables import SqlTable, SqlView
 
@@ -42,16 +40,18 @@ def sql_command(
 ) -> None:
     """Asks images, features, predictions and rejects in SQL. Only what is published is seen."""
     with reported_errors():
-        from featurize.sql.tables import find_tables
+        from featurize.jobs.views import find_named_tables
+        from featurize.recipes.recipe import read_recipe
 
         if (query is None) == (print_ddl is None):
             raise UsageError("a query is wanted, or `--print-ddl` without one.")
-        named = {"images": images, "features": features, "predictions": predictions}
-        urls = {} if recipe is None else _urls_of(recipe, overrides or ())
-        urls |= {name: url for name, url in named.items() if url is not None}
-        tables = find_tables(**urls, others=_named(table or ()))
-        if not tables:
-            raise UsageError("no table is named: --images, --features, --predictions, --table or --recipe.")
+        tables = find_named_tables(
+            images=images,
+            features=features,
+            predictions=predictions,
+            tables=_named(table or ()),
+            recipe=None if recipe is None else read_recipe(recipe, overrides),
+        )
         if print_ddl is not None:
             _print_ddl(tables, print_ddl, as_json=as_json)
         elif query is not None:
@@ -73,14 +73,17 @@ def _run(
     tables: "Sequence[SqlTable | SqlView]", query: str, *, limit: int, output: str | None, as_json: bool
 ) -> dict[str, Any]:
     """Runs the query; the result for ``--json``."""
+    from rich.console import Console
+
     from featurize import storage
     from featurize.building.session import open_session
+    from featurize.console import say
     from featurize.sql.query import check_output, fetch, plain_value, register_views, run_query, write_answer
 
     url = storage.absolute_url(output) if output is not None else None
     if url is not None:
         check_output(url)
-    with open_session("firn sql", slots=len(os.sched_getaffinity(0))) as session:
+    with open_session("firn sql", slots=len(os.sched_getaffinity(0)), java_computes=True) as session:
         register_views(session, tables)
         frame = run_query(session, query)
         columns = [{"name": name, "type": kind} for name, kind in frame.dtypes]
@@ -97,8 +100,11 @@ def _run(
     return {"output": None, "columns": columns, "rows": rows, "is_cut": result.is_cut}
 
 
-def _table(result: "QueryResult") -> Table:
+def _table(result: "QueryResult") -> "Table":
     """Rows for a terminal; long values are cut."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(*(escape(name) for name, _ in result.types), box=None, padding=(0, 2), header_style="bold")
     for (_, kind), column in zip(result.types, table.columns, strict=True):
         column.overflow = "fold"
@@ -124,22 +130,6 @@ def shown_value(value: Any) -> str:
     if len(text) <= _WIDTH or not isinstance(plain, list | dict):
         return text
     return f"{text[:_WIDTH]}... ({len(plain)} values)"
-
-
-def _urls_of(recipe: str, overrides: Sequence[str]) -> dict[str, str]:
-    """The tables that a recipe names: its feature set, and its images if they are a table."""
-    from featurize.recipes.recipe import read_recipe
-    from featurize.storage import SCHEMES
-    from featurize.tables.manifests import ImagesManifest, read_manifest
-
-    settings = read_recipe(recipe, overrides)
-    urls = {} if settings.features is None else {"features": settings.features.url}
-    if settings.images is not None:
-        source = settings.images.source
-        known = "://" not in source or source.split(":", 1)[0] in SCHEMES
-        if known and isinstance(read_manifest(source), ImagesManifest):
-            urls["images"] = source
-    return urls
 
 
 def _named(tables: Sequence[str]) -> dict[str, str]:

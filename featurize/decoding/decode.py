@@ -1,7 +1,7 @@
 """Image bytes to pixels: every usual format and colour mode becomes uint8 RGB or grey, every fault a `DecodeError`.
 
-The type of a file is judged by its bytes alone, and only the decoders in `FORMATS` are ever entered: Pillow knows many
-more, some of which start other programs (EPS runs Ghostscript). All functions may be called from several threads.
+The format of a file is recognised by its bytes alone, and only the decoders in `FORMATS` are ever used: Pillow knows many more,
+some of which start other programs (EPS runs Ghostscript). All functions may be called from several threads.
 """
 
 import io
@@ -20,17 +20,17 @@ from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, Unidentified
 from featurize.decoding.exif import ExifSummary, defuse_exif, read_exif, read_orientation
 
 MAX_PIXELS: int = 100_000_000
-"""A larger image is refused from its header, before any pixel is decoded."""
+"""A larger image is refused after reading its header, before any pixel is decoded."""
 
 MAX_SIDE: int = 1_000_000
-"""Width and height, in pixels. Pillow's time for a pixel grows with the width: at 4 million, 20 rows take 6 s."""
+"""Largest width and height, in pixels. Pillow's time per pixel grows with the width: at 4 million, 20 rows take 6 s."""
 
 FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""Pillow's names. "JPEG" brings MPO (its first frame); "PPM" brings PBM, PGM and PFM."""
+"""Pillow's names of formats. "JPEG" includes MPO (its first frame); "PPM" includes PBM, PGM and PFM."""
 
 # Process-wide and set once, here: `warnings.catch_warnings` around a call is not safe with threads, and a plugin that is
-# not registered yet would be imported in whichever thread comes first. Pillow's own limit only warns at first;
-# `_open` replaces it. Its warnings tell of damaged EXIF, which is no fault of the picture.
+# not registered yet would be imported in whichever thread comes first. Pillow's own limit only warns at first, so
+# `_open` replaces it. Its warnings are about damaged EXIF, which does not affect the picture.
 Image.init()
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
@@ -44,21 +44,22 @@ _TRANSPOSE_OF_ORIENTATION: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""EXIF orientation -> what makes the stored picture upright. Source: Exif 2.32, tag 0x0112; Pillow's exif_transpose."""
+"""The transposition for each EXIF orientation that turns the picture upright. Source: Exif 2.32, tag 0x0112; Pillow's
+exif_transpose."""
 
 _EXIF_SIGNATURE: Final = b"Exif\0\0"
-_HIDDEN_SIGNATURE: Final = b"exif\0\0"  # of the same length: no offset moves
+_HIDDEN_SIGNATURE: Final = b"exif\0\0"  # of the same length, so that no offset moves
 
 _SIDEWAYS: Final = (5, 6, 7, 8)  # the orientations that swap width and height
 
 
 class DecodeError(Exception):
-    """The bytes are no usable image. The message is the reason: one line, no path."""
+    """The bytes are not a usable image. The message is the reason: one line, without a path."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageInfo:
-    """What one image file holds.
+    """The description of an image file.
 
     Attributes:
         format: Pillow's format name: "JPEG", "PNG", ...
@@ -67,7 +68,7 @@ class ImageInfo:
         height: Pixels, after EXIF orientation is applied.
         exif: EXIF tag name -> text, of the main, the Exif and the GPS directory; no binary values, no MakerNote.
         metadata: Camera, exposure, time and place, from EXIF.
-        colour_mean: Per RGB channel, in [0, 255], over all pixels as `decode_image` converts them.
+        colour_mean: Per RGB channel, in [0, 255], over all pixels as converted by `decode_image`.
         colour_std: Per RGB channel, population standard deviation, in [0, 127.5].
     """
 
@@ -81,12 +82,12 @@ class ImageInfo:
     colour_std: tuple[float, float, float]
 
     def to_json(self) -> str:
-        """One line of JSON, for another process; `from_json` gives an equal object."""
+        """The description as one line of JSON, for another process; `from_json` gives an equal object."""
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """What `to_json` wrote."""
+        """Reads what `to_json` wrote."""
         fields = json.loads(text)
         fields["metadata"] = ExifSummary(**fields["metadata"])
         for name in ("colour_mean", "colour_std"):
@@ -95,15 +96,15 @@ class ImageInfo:
 
 
 def decode_image(content: bytes, *, height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
-    """Decodes an image, turns it upright and stretches it to the wanted size.
+    """Decodes an image, turns it upright and stretches it to the requested size.
 
-    The first frame or page counts. Alpha, in a channel, a palette or a transparent colour, is composited over white.
+    The first frame or page is used. Alpha, in a channel, a palette or a transparent colour, is composited over white.
     16-bit grey is scaled by 1/257, never clipped; `_wide_grey_to_8_bit` has the rules for "I" and "F" images. CMYK
     becomes RGB by Pillow's formula, without a colour profile. Resampling is Pillow's antialiased bilinear filter on the
-    RGB image; an image that has the wanted size already keeps its pixels.
+    RGB image; an image that has the requested size already keeps its pixels.
 
-    A JPEG at least four times the wanted size is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled DCT), with at least twice
-    the wanted size left to resample from. Against a full decode, the mean absolute difference over an image stays
+    A JPEG at least four times the requested size is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled DCT), which leaves at least
+    twice the requested size for resampling. Compared with a full decode, the mean absolute difference over an image stays
     under 3 of 255 levels (900 decodes of photographs to 32, 64 and 96 pixels: 0.4 on average, 2.1 at most).
 
     Args:
@@ -116,8 +117,8 @@ def decode_image(content: bytes, *, height: int, width: int, channels: int = 3) 
         uint8 ``(height, width, channels)`` in [0, 255], writable.
 
     Raises:
-        DecodeError: The bytes are empty, truncated, damaged, too large an image, or none of `FORMATS`.
-        ValueError: A wrong size or number of channels.
+        DecodeError: The bytes are empty, truncated, damaged, too large an image, or in none of `FORMATS`.
+        ValueError: The size or the number of channels is invalid.
     """
     return decode_sized(content, height=height, width=width, channels=channels)[0]
 
@@ -125,7 +126,7 @@ def decode_image(content: bytes, *, height: int, width: int, channels: int = 3) 
 def decode_sized(
     content: bytes, *, height: int, width: int, channels: int = 3
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-    """As `decode_image`, with the width and height in pixels that the upright image has in its file."""
+    """Decodes like `decode_image`, and also returns the width and height in pixels of the upright image in its file."""
     if height < 1 or width < 1:
         raise ValueError(f"`height` and `width` must be at least 1. Got {height} and {width}.")
     if channels not in (1, 3):
@@ -133,13 +134,13 @@ def decode_sized(
     with _faults_as_decode_errors(content):
         image = _open(content)
         size = image.size
-        box = _draft(image, height=height, width=width)
+        box = draft(image, height=height, width=width)
         image.load()
         orientation = read_orientation(image)
         if box is None:
-            size = image.size  # loading turns a TIFF
+            size = image.size  # loading turns a TIFF upright
         stored_size = (height, width) if orientation in _SIDEWAYS else (width, height)
-        # Turned after resizing: the same picture, and fewer pixels to move.
+        # Turned after resizing: the result is the same, and there are fewer pixels to move.
         upright = _to_rgb(image).resize(stored_size, Image.Resampling.BILINEAR, box=box)
         if orientation != 1:
             upright = upright.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
@@ -151,7 +152,7 @@ def inspect_image(content: bytes) -> ImageInfo:
     """Decodes an image completely, at full size, so that every fault shows, and describes it.
 
     Raises:
-        DecodeError: As `decode_image`.
+        DecodeError: Raised by `decode_image` for the same reasons.
     """
     with _faults_as_decode_errors(content):
         image = _open(content)
@@ -169,14 +170,14 @@ def _faults_as_decode_errors(content: bytes) -> Iterator[None]:
         yield
     except DecodeError:
         raise
-    # The one broad except here. On damaged bytes Pillow raises nearly anything (OSError, SyntaxError, struct.error,
-    # zlib.error, KeyError, ZeroDivisionError, MemoryError, ...): no list is complete, and one bad file must not end a job.
+    # The one broad except here. On damaged bytes Pillow raises nearly anything (OSError, SyntaxError, struct.error, zlib.error,
+    # KeyError, ZeroDivisionError, MemoryError, ...): no list is complete, and one bad file must not end a job.
     except Exception as error:
         raise DecodeError(_reason(error, content)) from error
 
 
 def _reason(error: Exception, content: bytes) -> str:
-    """One line in words; without the byte counts and addresses that would make each reason unique."""
+    """The reason in one line, without the byte counts and addresses that would make each reason unique."""
     kind = _claimed_format(content)
     if isinstance(error, MemoryError):
         return "not enough memory to decode the image"
@@ -191,7 +192,7 @@ def _reason(error: Exception, content: bytes) -> str:
 
 
 def _claimed_format(content: bytes) -> str | None:
-    """The format whose signature the first bytes bear, if any."""
+    """The format whose signature the first bytes have, if any."""
     for name in FORMATS:
         accept = Image.OPEN[name][1]
         if accept is not None and accept(content[:16]) is True:
@@ -219,9 +220,9 @@ def _open(content: bytes) -> ImageFile.ImageFile:
 
 
 def _open_with_odd_exif(content: bytes) -> ImageFile.ImageFile:
-    """Opens a JPEG that Pillow gives up because the resolution in its EXIF has a wrong type.
+    """Opens a JPEG that Pillow rejects because the resolution in its EXIF has a wrong type.
 
-    The EXIF is hidden from the header's reader, which wants the resolution, and put back for all others.
+    The EXIF is hidden while Pillow reads the header, where it looks for the resolution, and restored afterwards.
     """
     image = Image.open(io.BytesIO(content.replace(_EXIF_SIGNATURE, _HIDDEN_SIGNATURE)), formats=("JPEG",))
     if isinstance(image, JpegImagePlugin.JpegImageFile):
@@ -230,11 +231,11 @@ def _open_with_odd_exif(content: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float, float, float, float] | None:
+def draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float, float, float, float] | None:
     """Lets a large JPEG be decoded at a fraction of its size, not under twice `height` x `width`.
 
     Returns:
-        The part of the reduced image that shows the picture (its last row and column may be padding), or None for all.
+        The part of the reduced image with the picture (its last row and column may be padding), or None for all of it.
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return None
@@ -245,13 +246,15 @@ def _draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[floa
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode as mode "RGB", transparent parts over white."""
+    """A loaded image of any mode in mode "RGB", transparent parts over white."""
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_wide_grey_to_8_bit(image)).convert("RGB")
     if image.has_transparency_data:
-        straight = image.convert("LA") if image.mode == "La" else image  # premultiplied grey has no direct way to RGBA
+        straight = (
+            image.convert("LA") if image.mode == "La" else image
+        )  # premultiplied grey has no direct conversion to RGBA
         rgba = straight.convert("RGBA")
-        # The values of Image.alpha_composite, for all 65,536 pairs of level and alpha, in half the time and memory.
+        # The results of Image.alpha_composite, for all 65,536 pairs of level and alpha, in half the time and memory.
         white = Image.new("RGB", rgba.size, "white")
         white.paste(rgba, mask=rgba)
         return white
@@ -265,7 +268,7 @@ def _wide_grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
 
     - "I;16" and "I" (Pillow's mode for 16-bit PGM) hold 0 to 65535, a 12-bit TIFF 0 to 4095. An "I" image beyond that
       range has no known white and is refused.
-    - "F": values within [0, 1] are scaled by 255, values within [0, 255] are rounded as they are; other ranges have no
+    - "F": values within [0, 1] are scaled by 255, values within [0, 255] are rounded; other ranges have no
       known white and are refused, as are infinite and not-a-number values.
 
     Returns:
@@ -283,7 +286,7 @@ def _wide_grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
     if low < 0 or high > white:
         raise DecodeError(f"grey values from {low:g} to {high:g} have no known scale")
     grey: NDArray[np.uint8] = np.rint(samples.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
-    if tiff_tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow inverts 8 bits only
+    if tiff_tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow inverts only 8 bits
         grey = np.invert(grey)
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[samples == transparent] = 255
@@ -291,7 +294,7 @@ def _wide_grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _colour_statistics(rgb: Image.Image) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Exact mean and standard deviation per channel, from the histogram: no float copy of a large image."""
+    """Exact mean and standard deviation per channel, from the histogram, without a float copy of a large image."""
     counts = np.array(rgb.histogram(), dtype=np.float64).reshape(3, 256)
     weights = counts / counts.sum(axis=1, keepdims=True)
     levels = np.arange(256, dtype=np.float64)

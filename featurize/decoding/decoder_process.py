@@ -1,8 +1,8 @@
-"""Decoders: processes of their own, so that an image on which decoding hangs, dies or eats the memory is lost alone.
+"""Decoders in processes of their own: an image on which decoding hangs, crashes or uses up the memory harms nothing else.
 
-A decoder is a fresh Python that imports `decoding.decode` and little else. It reads requests from a socket and
-answers each with pixels, a description or a reason. Its limits are the kernel's: an alarm ends it where it hangs, and it may not
-take more memory than the largest image needs.
+A decoder is a fresh Python process that imports `decoding.decode` and little else. It reads requests from a socket and answers
+each with pixels, a description or a reason. The kernel enforces its limits: an alarm ends it where it hangs, and it cannot use
+more memory than the largest image needs.
 """
 
 import os
@@ -25,14 +25,16 @@ from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import JobError, first_line
 
 MAX_MEMORY_BYTES: Final = 3 << 30
-"""What decoding may take: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
+"""Memory limit for decoding, in bytes: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
 
-_REQUEST = struct.Struct("<BIIBQ")  # what is wanted, height, width, channels, bytes that follow
-_ANSWER = struct.Struct("<BIIQ")  # what it is, width and height of the file's image, bytes that follow
+_REQUEST = struct.Struct("<BIIBQ")  # kind of request, height, width, channels, number of bytes that follow
+_ANSWER = struct.Struct(
+    "<BIIQ"
+)  # kind of answer, width and height of the image in its file, number of bytes that follow
 _WANT_PIXELS, _WANT_INFO = 1, 2
 _PIXELS, _INFO, _REASON = 1, 2, 3
 _READY = b"ready"
-_TRIES = 2  # an image is innocent if its decoder was killed from outside, and dies again if it is not
+_TRIES = 2  # a decoder that was killed from outside succeeds the second time; a harmful image kills it again
 _SERVE = (
     "import sys; from featurize.decoding.decoder_process import serve; "
     "serve(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
@@ -40,11 +42,11 @@ _SERVE = (
 
 
 class Decoder:
-    """A decoder process, for one thread at a time. It starts with the first image, and again after it died.
+    """A decoder process, for one thread at a time. It starts with the first image, and again after a crash.
 
     Args:
-        timeout_s: how long one image may take.
-        max_memory_bytes: what decoding may take beyond what the process has when it starts.
+        timeout_s: Seconds that one image may take.
+        max_memory_bytes: Memory for decoding, beyond what the process uses when it starts.
     """
 
     def __init__(self, *, timeout_s: float = DECODE_TIMEOUT_S, max_memory_bytes: int = MAX_MEMORY_BYTES) -> None:
@@ -52,14 +54,19 @@ class Decoder:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
+    @property
+    def pid(self) -> int | None:
+        """The number of the process; None before the first image, and after the process has died or was closed."""
+        return None if self._process is None else self._process.pid
+
     def decode(
         self, content: bytes, *, height: int, width: int, channels: int
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """As `decode.decode_sized`.
+        """Decodes an image with `decode.decode_sized` in the decoder process.
 
         Raises:
-            DecodeError: as there; or decoding took too long, or its process died, twice.
-            JobError: no decoder can be started.
+            DecodeError: The reasons of `decode.decode_sized`; or decoding took too long, or its process died, twice.
+            JobError: No decoder can be started.
         """
         kind, size, payload = self._ask(_REQUEST.pack(_WANT_PIXELS, height, width, channels, len(content)), content)
         if kind == _REASON:
@@ -67,7 +74,7 @@ class Decoder:
         return np.frombuffer(payload, np.uint8).reshape(height, width, channels), size
 
     def inspect(self, content: bytes) -> ImageInfo:
-        """As `decode.inspect_image`; raises as `decode`."""
+        """Describes an image with `decode.inspect_image` in the decoder process; raises the errors of `decode`."""
         kind, _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, len(content)), content)
         if kind == _REASON:
             raise DecodeError(payload.decode())
@@ -88,14 +95,14 @@ class Decoder:
                 connection.sendall(content)
                 kind, width, height, length = _ANSWER.unpack(_receive(connection, _ANSWER.size))
                 return kind, (width, height), _receive(connection, length)
-            except OSError:  # the other end is gone
+            except OSError:  # the other process has ended
                 reason = self._bury()
         raise DecodeError(reason)
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        environment["OPENBLAS_NUM_THREADS"] = "1"  # it computes nothing, and every thread would reserve memory
+        environment["OPENBLAS_NUM_THREADS"] = "1"  # it is not needed here, and every thread would reserve memory
         self._socket = ours
         limits = [str(self._timeout_s), str(self._max_memory_bytes)]
         try:
@@ -118,23 +125,25 @@ class Decoder:
         return ours
 
     def _bury(self) -> str:
-        """Takes leave of a process that is dying or dead, and says what it died of."""
+        """Waits for a dying process to end, and returns the cause of its death."""
         process, self._process = self._process, None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
         if process is None:
-            return "the decoder is gone"
+            return "the decoder has ended"
         status = process.wait()
         if process.stderr is not None:
             process.stderr.close()
         if status == -signal.SIGALRM:
             return f"decoding took longer than {self._timeout_s:g} s"
-        return f"decoding ended its process: {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
+        return (
+            f"decoding crashed its process: {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
+        )
 
 
 class DecoderPool:
-    """Decoders, lent to one thread each."""
+    """A pool of decoders, each lent to one thread at a time."""
 
     def __init__(self, size: int, *, timeout_s: float = DECODE_TIMEOUT_S) -> None:
         self.timeout_s = timeout_s
@@ -143,9 +152,19 @@ class DecoderPool:
         for decoder in self._decoders:
             self._idle.put(decoder)
 
+    @property
+    def size(self) -> int:
+        """How many threads may have a decoder at the same time."""
+        return len(self._decoders)
+
+    @property
+    def pids(self) -> list[int]:
+        """The numbers of the processes that have been started and not closed."""
+        return [decoder.pid for decoder in self._decoders if decoder.pid is not None]
+
     @contextmanager
     def lend(self) -> Iterator[Decoder]:
-        """An idle decoder, for the time of a `with` block."""
+        """Lends an idle decoder for the time of a `with` block."""
         decoder = self._idle.get()
         try:
             yield decoder
@@ -160,13 +179,13 @@ class DecoderPool:
 
 def serve(descriptor: int, timeout_s: float, max_memory_bytes: int) -> None:
     """The main loop of a decoder process; it ends when the other end of the socket closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker, whose end this process will notice
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the worker; this process notices when the worker ends
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory(max_memory_bytes)
     connection = socket.socket(fileno=descriptor)
     connection.sendall(_READY)
     with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)  # what C libraries say of damaged files is said again by the reason
+        os.dup2(nowhere.fileno(), 2)  # hides C libraries' messages about damaged files; the reason repeats them
     while True:
         try:
             want, height, width, channels, length = _REQUEST.unpack(_receive(connection, _REQUEST.size))
@@ -204,13 +223,13 @@ def _receive(connection: socket.socket, length: int) -> bytearray:
     """Exactly `length` bytes.
 
     Raises:
-        ConnectionError: the other end closed before.
+        ConnectionError: The other process closed the connection before.
     """
     content = bytearray(length)
     view = memoryview(content)
     while view:
         received = connection.recv_into(view)
         if not received:
-            raise ConnectionError("the other end is gone")
+            raise ConnectionError("the other process has ended")
         view = view[received:]
     return content

@@ -1,9 +1,9 @@
-"""The EXIF of an opened image: its orientation, every readable tag as text, and what is commonly asked for as values.
+"""The EXIF of an opened image: its orientation, every readable tag as text, and the most used ones as values.
 
-Pillow reads the directories, here they are interpreted. Nothing raises for what a file holds: a broken block gives what
-can be read before the damage, in the worst case nothing.
+Pillow reads the directories; this module interprets them. No content of a file raises an error: a broken block gives what can be
+read before the damage, in the worst case nothing.
 
-Source of the tags and their meaning: Exif 2.32 (CIPA DC-008-2019), which is called DC-008 below.
+Source of the tags and their meaning: Exif 2.32 (CIPA DC-008-2019), called DC-008 below.
 """
 
 import math
@@ -19,12 +19,12 @@ from typing import Final
 from PIL import ExifTags, Image, TiffImagePlugin, TiffTags
 
 _LEFT_OUT: Final = frozenset({ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo, ExifTags.IFD.Interop, 0x927C})
-"""Offsets of directories and the MakerNote: they mean nothing outside the file."""
+"""Offsets of directories and the MakerNote, which mean nothing outside the file."""
 
 _MAX_TEXT: Final = 1000
-"""Characters; a longer value (a TIFF's strip offsets, its colour map) is a blob and is left out."""
+"""Most characters of a value; a longer one (a TIFF's strip offsets, its colour map) is binary data and is left out."""
 
-# What Pillow's EXIF reader raises on damaged blocks; Warning, for a caller who turns warnings into errors.
+# The errors of Pillow's EXIF reader on damaged blocks; Warning, for a caller who turns warnings into errors.
 _FAULTS: Final = (
     *(ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, OSError, SyntaxError),
     *(TypeError, ValueError, Warning, struct.error),
@@ -43,32 +43,32 @@ _ISO: Final = (
     *(ExifTags.Base.StandardOutputSensitivity, ExifTags.Base.ISOSpeed),
 )
 _ISO_IS_ELSEWHERE: Final = 65535
-"""PhotographicSensitivity has 16 bits: what is more stands in the other tags. Source: DC-008, tag 0x8827."""
+"""PhotographicSensitivity has 16 bits; higher values are in the other tags. Source: DC-008, tag 0x8827."""
 
 _MAX_ISO: Final = 2**31 - 1
-"""Fits a 32-bit column; the tags with 32 bits have 2 ** 32 - 1 for "unknown"."""
+"""Largest value that fits a 32-bit column; the tags with 32 bits use 2 ** 32 - 1 for "unknown"."""
 
 _SIGN_OF_ALTITUDE: Final = {0: 1, 1: -1, 2: 1, 3: -1}
-"""GPSAltitudeRef -> sign; 2 and 3 since Exif 3.0, section 4.6.7.1.6. Source: DC-008, GPS tag 5."""
+"""The sign for each GPSAltitudeRef; 2 and 3 since Exif 3.0, section 4.6.7.1.6. Source: DC-008, GPS tag 5."""
 
 Tags = Mapping[int, object]
 
 
 @dataclass(frozen=True, slots=True)
 class ExifSummary:
-    """Where, when and how a picture was taken; None for what its EXIF does not say, or says in a broken way.
+    """Where, when and how a picture was taken; None for values that its EXIF lacks or has in a broken form.
 
     Attributes:
-        camera: Make and model, the make not repeated: "Canon EOS 5D".
+        camera: Make and model, without repeating the make: "Canon EOS 5D".
         aperture: F-number, above 0.
         exposure_s: Exposure time in seconds, above 0.
-        taken_at: ISO 8601, "2020-01-02T03:04:05", with an offset from UTC ("+02:00") where the camera wrote one and as
-            the camera's clock showed where not.
+        taken_at: ISO 8601, "2020-01-02T03:04:05", with an offset from UTC ("+02:00") where the camera recorded one; otherwise
+            the time of the camera's clock.
         latitude: Degrees in [-90, 90], north positive.
         longitude: Degrees in [-180, 180], east positive.
         altitude_m: Metres above sea level, negative below.
         iso: Sensitivity, 1 to 2 ** 31 - 1.
-        focal_length_mm: Of the lens, above 0, not converted to 35 mm film.
+        focal_length_mm: Focal length of the lens, above 0, not converted to 35 mm film.
     """
 
     camera: str | None = None
@@ -83,7 +83,7 @@ class ExifSummary:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where it is missing or unreadable. A TIFF's is 1 once loaded: Pillow has turned it."""
+    """EXIF orientation, 1 to 8; 1 where it is missing or unreadable. For a loaded TIFF it is 1, as Pillow has turned it."""
     orientation: object = None
     with suppress(*_FAULTS):
         orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -94,8 +94,8 @@ def read_orientation(image: Image.Image) -> int:
 def defuse_exif(image: TiffImagePlugin.TiffImageFile) -> None:
     """Makes the EXIF of an opened TIFF harmless to `image.load()`.
 
-    Loading ends with reading the EXIF, and would fail, with the pixels complete, for an offset that cannot be followed
-    or for XMP that is no binary. Pillow keeps what was read at first, so it is read here, and what fails is dropped.
+    Loading ends with reading the EXIF, and would fail, with the pixels complete, on an offset that cannot be followed or
+    on XMP that is not binary. Pillow keeps what was read first, so it is read here, and what fails is dropped.
     """
     with suppress(*_FAULTS):
         image.getexif()
@@ -111,12 +111,12 @@ def read_exif(image: Image.Image) -> tuple[dict[str, str], ExifSummary]:
     """Reads the main, the Exif and the GPS directory of a loaded image.
 
     Returns:
-        Tag name -> text, without binary values, the MakerNote and values of more than 1,000 characters; and the summary.
+        Text by tag name, without binary values, the MakerNote and values of more than 1,000 characters; and the summary.
     """
     main: Tags = {}
     camera: Tags = {}
     gps: Tags = {}
-    # One by one: the GPS directory may be whole where the Exif directory is not.
+    # One by one: the GPS directory may be intact where the Exif directory is not.
     with suppress(*_FAULTS):
         main = _values(image.getexif())
     with suppress(*_FAULTS):
@@ -128,7 +128,7 @@ def read_exif(image: Image.Image) -> tuple[dict[str, str], ExifSummary]:
 
 
 def _values(directory: Tags) -> Tags:
-    """The tags that can be parsed; Pillow parses each when it is asked for."""
+    """The tags that can be parsed; Pillow parses each on access."""
     values = {}
     for tag in directory:
         with suppress(*_FAULTS):
@@ -147,7 +147,7 @@ def _texts(main: Tags, camera: Tags, gps: Tags) -> dict[str, str]:
 
 
 def _text(value: object) -> str | None:
-    """A value as text, several numbers joined by ", "; None for binary, for nothing and for a blob."""
+    """A value as text, several numbers joined by ", "; None for binary, empty and very long values."""
     if isinstance(value, bytes):
         return None
     if isinstance(value, tuple | list):
@@ -159,7 +159,7 @@ def _text(value: object) -> str | None:
 
 
 def _unicode(text: str) -> str:
-    """Text that Pillow took for Latin-1. DC-008 allows ASCII alone; what goes beyond it is UTF-8 in most files."""
+    """Text that Pillow decoded as Latin-1. DC-008 allows only ASCII; other bytes are UTF-8 in most files."""
     with suppress(UnicodeError):
         return text.encode("latin-1").decode("utf-8")
     return text
@@ -180,7 +180,7 @@ def _summary(tags: Tags, gps: Tags) -> ExifSummary:
 
 
 def _line(value: object) -> str:
-    """A text up to its NUL, in one line; empty for everything else."""
+    """A text up to its NUL, in one line; empty for other types."""
     text = _text(value.partition("\0")[0]) if isinstance(value, str) else None
     return " ".join((text or "").split())
 
@@ -199,7 +199,7 @@ def _positive(value: object) -> float | None:
 
 
 def _camera(make: str, model: str) -> str | None:
-    """Joins make and model, or takes the model alone where it names the maker: "NIKON CORPORATION", "NIKON D70"."""
+    """Joins make and model, or uses only the model where it includes the maker: "NIKON CORPORATION", "NIKON D70"."""
     first_word = re.match(r"[^\W_]*", model.casefold())
     made_by = re.findall(r"[^\W_]+", make.casefold())
     if (first_word is not None and first_word[0] in made_by) or model.casefold().startswith(make.casefold()):
@@ -225,7 +225,7 @@ def _exposure_s(tags: Tags) -> float | None:
 
 
 def _power_of_two(exponent: float) -> float | None:
-    """None beyond 2 ** 32, a century of exposure: cameras write such values for "unknown"."""
+    """2 to the power of `exponent`; None beyond 2 ** 32, a century of exposure, which cameras write for "unknown"."""
     return math.exp2(exponent) if abs(exponent) <= 32 else None
 
 
@@ -242,12 +242,14 @@ def _taken_at(tags: Tags) -> str | None:
 
 
 def _degrees(value: object, reference: object, directions: str, *, limit: int) -> float | None:
-    """Decimal degrees of one to three numbers: degrees, minutes and seconds, the last of which may have a fraction.
+    """Decimal degrees from one to three numbers: degrees, minutes and seconds, the last of which may have a fraction.
 
-    A part with a denominator of zero, minutes or seconds outside [0, 60] and a missing reference make it None: half a
+    None where a part has a denominator of zero, minutes or seconds are outside [0, 60], or the reference is missing: half a
     position is a wrong position. 60 itself is a rounded 59.99.
 
     Args:
+        value: The numbers.
+        reference: A letter of `directions`.
         directions: Two letters, the positive and the negative one.
         limit: The largest magnitude in degrees.
     """

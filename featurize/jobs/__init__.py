@@ -1,4 +1,6 @@
-"""The two jobs of `featurize`: a data set to an images table, and images to a feature set.
+"""The functions that users call: images to tables and feature sets, and what is read, searched and asked of them.
 
-Import `ingest`, `run`, and `run_task` for what `run` does in a Spark task.
+``import featurize`` offers them. `calls` has `run` and `ingest`; `features`, `images` and `similar_images` have what they and
+others return; `views` registers tables in Spark SQL. The two jobs behind `calls` are `ingest` and `run`, with `run_task` for
+what `run` does in a Spark task.
 """

@@ -1,4 +1,4 @@
-"""The images table: small files packed once, decoded once to check them, metadata and split attached."""
+"""The images table: small files packed together, decoded once to check them, with metadata and split."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from featurize.tables.schemas import IMAGES_SCHEMA
 from featurize.timings import Timings
 
 _ROWS_PER_GROUP = 128
-_MAX_GROUP_BYTES = 32 << 20  # so that a row group of large images fits a worker's memory
+_MAX_GROUP_BYTES = 32 << 20  # so that a row group of large images fits into a worker's memory
 
 
 def ingest(
@@ -35,12 +35,15 @@ def ingest(
     """Builds the images table at `url` from the data set of `card`.
 
     Args:
-        source: where the data set lies; default: what the card says.
-        max_reject_fraction: of the images that are in the table; if more cannot be read, nothing is published.
-        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
+        spark: The Spark session.
+        card: The data set card.
+        url: URL of the images table.
+        source: Where the data set is; default: the card's own source.
+        max_reject_fraction: Largest share of unreadable images in the table, in [0, 1]; above it nothing is published.
+        decode_timeout_s: Seconds; an image that takes longer to decode is rejected.
 
     Raises:
-        UsageError, JobError: as `open_card` and `build_table`.
+        UsageError, JobError: Raised by `open_card` and `build_table`.
     """
     opened = open_card(card, source=source)
     return build_table(
@@ -58,7 +61,7 @@ def ingest(
 
 @dataclass(frozen=True)
 class IngestTask:
-    """Images to rows of an images table: a `ShardTask`."""
+    """The `ShardTask` that turns images into rows of an images table."""
 
     classes: tuple[str, ...]
     split_rule: SplitRule
@@ -76,7 +79,7 @@ class IngestTask:
         )
 
     def ahead(self, threads: int) -> int:
-        """Few: each is held with its bytes."""
+        """See `ShardTask`. Few, as each image is held with its bytes."""
         return 4 * threads
 
     def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> dict[str, Any]:
@@ -101,7 +104,7 @@ class IngestTask:
         }
 
     def consume(self, loaded: Iterator[Loaded[dict[str, Any]]], writer: ShardWriter, timings: Timings) -> None:
-        """Writes a row group whenever it is full, by number or by bytes."""
+        """Writes a row group whenever it is full, by number of rows or by bytes."""
         batch: list[Loaded[dict[str, Any]]] = []
         held_bytes = 0
         for image in loaded:

@@ -8,6 +8,7 @@ from pyspark.sql import SparkSession
 from featurize.backbones.backbone import PreparedBackbone, prepare_backbone
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.shipped_backbone import ship_backbone, shipping_folder
+from featurize.building.starting_session import StartingSession, ready_session
 from featurize.errors import UsageError
 from featurize.jobs.run_task import FeaturizeTask
 from featurize.recipes.recipe import BackboneSettings, FeaturizeRecipe
@@ -17,7 +18,7 @@ from featurize.tables.manifests import FeaturesManifest
 
 
 def featurize(
-    spark: SparkSession,
+    spark: SparkSession | StartingSession,
     recipe: FeaturizeRecipe,
     *,
     card_folders: Sequence[Path] = (Path("datasets"),),
@@ -26,6 +27,7 @@ def featurize(
     """Builds the feature set that `recipe` describes, or adds to it the images that are missing.
 
     Args:
+        spark: a session, or one that is still starting: it is waited for when the backbone is ready.
         card_folders: where the names of cards are looked up.
         on_backbone: called when the backbone is ready, before any image is read.
 
@@ -40,14 +42,15 @@ def featurize(
         )
     backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name)
     on_backbone(backbone)
+    session = ready_session(spark)
     result = build_table(
-        spark,
+        session,
         source,
         recipe.features.url,
         manifest_type=FeaturesManifest,
         settings=_identity_settings(recipe, source, backbone),
         details=_manifest_details(recipe, source, backbone),
-        task=_make_task(spark, recipe, source, backbone),
+        task=_make_task(session, recipe, source, backbone),
         max_reject_fraction=recipe.images.max_reject_fraction,
         decode_timeout_s=recipe.images.decode_timeout_s,
     )

@@ -1,4 +1,4 @@
-"""What `featurize run` does on a worker: decode to the network's size, fill batches, run the network, write features."""
+"""The work of `featurize run` on a worker: decode to the network's size, fill batches, run the network, write features."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from featurize.timings import Timings
 
 @dataclass(frozen=True)
 class FeaturizeTask:
-    """Images to features: a `ShardTask`."""
+    """The `ShardTask` that turns images into features."""
 
     classes: tuple[str, ...]
     split_rule: SplitRule
@@ -48,7 +48,7 @@ class FeaturizeTask:
         return self.backbone.decode(content, decoder)
 
     def consume(self, loaded: Iterator[Loaded[Decoded]], writer: ShardWriter, timings: Timings) -> None:
-        """Runs full batches through the network, the last one short, and writes the features."""
+        """Runs full batches through the network (the last one may be short) and writes the features."""
         for batch, pixels in full_batches(loaded, self.backbone.batch_size, lambda image: image.pixels):
             forward = self.backbone.forward(timings)
             with timings.measure("forward"):

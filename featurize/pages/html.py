@@ -1,4 +1,4 @@
-"""HTML files that open without a network: a template of a package filled, its style sheets and scripts put in."""
+"""HTML files that open without a network: a template, filled, with style sheets and scripts included."""
 
 from functools import cache, partial
 from importlib import resources
@@ -8,11 +8,11 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 STYLE = "page.css"
-"""What every page of Firn begins its style with; in the templates of this room."""
+"""The style sheet with which every page of Firn begins; among the templates of this room."""
 
 
 def page_environment(package: str) -> Environment:
-    """The environment of the templates of `package`: everything is escaped but what is `Markup`, and nothing may be missing."""
+    """The environment of the templates of `package`: everything but `Markup` is escaped, and missing values are errors."""
     return Environment(
         autoescape=True,
         loader=FunctionLoader(partial(_read, package)),
@@ -23,12 +23,12 @@ def page_environment(package: str) -> Environment:
 
 
 def page_part(package: str, name: str) -> Markup:
-    """A style sheet or script among the templates of `package`, to stand in a page as it is."""
+    """A style sheet or script among the templates of `package`, to be included in a page unchanged."""
     return Markup(_read(package, name))
 
 
 def render_page(template: str, context: dict[str, Any]) -> str:
-    """The HTML of a template of this room; all of `context` is escaped but what is `Markup`."""
+    """The HTML of a template of this room; all of `context` but `Markup` is escaped."""
     return _environment().get_template(template).render(context, style=page_part("featurize.pages", STYLE))
 
 
@@ -38,5 +38,5 @@ def _environment() -> Environment:
 
 
 def _read(package: str, name: str) -> str:
-    """A file of the folder `templates`, out of a zip too."""
+    """A file in the folder `templates`, also from within a zip."""
     return (resources.files(package) / "templates" / name).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Thumbnails for a page, read from where the images of a feature set came from."""
+"""Thumbnails for a page, read from the sources of a feature set's images."""
 
 import base64
 import io
@@ -14,20 +14,20 @@ from featurize.sources.readers import FileReader, IdxReader, SceneReader
 from featurize.tables.manifests import FeaturesManifest
 
 MAX_SIDE = 160  # pixels
-_QUALITY = 80  # of JPEG
+_QUALITY = 80  # JPEG quality
 _Located = tuple[ContentReader, list[PlannedImage]]
 
 
 class ImagesUnreadableError(Exception):
-    """No image can be had. The message is the reason: one line."""
+    """No image can be read. The message is the reason: one line."""
 
 
 def read_thumbnails(manifest: FeaturesManifest, paths: Iterable[str]) -> tuple[dict[str, str], str | None]:
-    """The images at `paths` as data URLs of JPEGs, none larger than `MAX_SIDE` a side.
+    """The images at `paths` as data URLs of JPEGs, none larger than `MAX_SIDE` pixels a side.
 
     Args:
-        manifest: of the feature set; its settings say what the images were read from.
-        paths: as the feature set has them.
+        manifest: Manifest of the feature set, whose settings name the images' source.
+        paths: Paths as in the feature set.
 
     Returns:
         A data URL for each path whose image can be read, and, if there are others, the reason for one of them.
@@ -52,15 +52,15 @@ def read_thumbnails(manifest: FeaturesManifest, paths: Iterable[str]) -> tuple[d
 
 
 def data_url(jpeg: bytes) -> str:
-    """A JPEG as the source of an image in a page that fetches nothing."""
+    """A JPEG as an image URL for a page that loads nothing."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
 
 
 def make_thumbnail(content: bytes, decoder: Decoder) -> bytes:
-    """An image file as a JPEG of at most `MAX_SIDE` pixels a side, its proportions kept; smaller images stay as they are.
+    """An image file as a JPEG of at most `MAX_SIDE` pixels a side, in its proportions; smaller images keep their size.
 
     Raises:
-        DecodeError: the bytes are no usable image.
+        DecodeError: The bytes are not a usable image.
     """
     from PIL import Image
 
@@ -76,7 +76,7 @@ def make_thumbnail(content: bytes, decoder: Decoder) -> bytes:
 def _read_all(
     reader: ContentReader, images: Sequence[PlannedImage], decoder: Decoder
 ) -> Iterator[tuple[str, bytes | str]]:
-    """For each image its path, and its thumbnail or why there is none."""
+    """For each image its path, and its thumbnail or the reason why there is none."""
     for image, fetch in zip(images, reader.open(images), strict=True):
         try:
             yield image.path, make_thumbnail(fetch(), decoder)
@@ -85,7 +85,7 @@ def _read_all(
 
 
 def _locate(manifest: FeaturesManifest, paths: Sequence[str]) -> _Located:
-    """How the images at `paths` are read. Where a path says all that is needed, the source is not listed again."""
+    """How to read the images at `paths`. Where paths are sufficient, the source is not listed again."""
     source: dict[str, Any] = manifest.settings.get("source") or {}
     layout = source.get("layout")
     if layout == "folders":
@@ -124,5 +124,5 @@ def _plan(
 
 
 def _number_of(path: str) -> int:
-    """The index of a scene: its file is named by it."""
+    """The index of a scene, which its file name contains."""
     return int(path.rpartition("/")[2].partition(".")[0])

@@ -1,4 +1,4 @@
-"""The section `[model]` of a recipe: which network is trained, and how its input is prepared."""
+"""The section `[model]` of a recipe: the network to train, and the preparation of its input."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -13,7 +13,7 @@ MODEL_NAMES = (*HEADS, *PIXEL_MODELS)
 UNFROZEN = "unfrozen"
 _OWN_FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
-_NAMES_IN_WORDS = f"{', '.join((*MODEL_NAMES, UNFROZEN))}, or one's own as module:function"
+_NAMES_IN_WORDS = f"{', '.join((*MODEL_NAMES, UNFROZEN))}, or your own function as module:function"
 
 
 def _check_name(name: str) -> str:
@@ -26,28 +26,30 @@ Name = Annotated[str, AfterValidator(_check_name)]
 
 
 class ModelSettings(Settings):
-    """What is trained on the features."""
+    """The network to train on the features."""
 
     name: Name = Field(default="softmax_head", description=_NAMES_IN_WORDS)
-    url: str = Field(min_length=1, description="the folder the model is written to")
+    url: str = Field(min_length=1, description="URL of the folder for the model")
     pixels: Literal["scale", "standardize", "binarize"] | None = Field(
         default=None,
-        description="what is done to pixels first; left out: scale, and standardize for landscapes_convnet",
+        description="preparation of pixels; default: scale, for landscapes_convnet standardize",
     )
-    l2_normalize: bool = Field(default=False, description="every row of features is scaled to length 1")
+    l2_normalize: bool = Field(default=False, description="scale every row of features to length 1")
     standardize: bool = Field(
-        default=False, description="features get mean 0 and deviation 1, by the training split, after l2_normalize"
+        default=False, description="scale features to mean 0 and deviation 1 on the training split, after l2_normalize"
     )
     hidden: list[int] | None = Field(default=None, description="units of each hidden layer of mlp_head")
-    dropout: float | None = Field(default=None, ge=0, lt=1, description="after each hidden layer of mlp_head")
-    options: dict[str, Any] = Field(default={}, description="keyword arguments of one's own function")
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="share dropped after each hidden layer of mlp_head"
+    )
+    options: dict[str, Any] = Field(default={}, description="keyword arguments of your own function")
     head: str | None = Field(
         default=None,
         min_length=1,
-        description="unfrozen: a trained head (folder, run id or name@alias), which is trained on with its backbone",
+        description="unfrozen: the trained head (folder, run id or name@alias) to train further with its backbone",
     )
     unfreeze_from: str | None = Field(
-        default=None, min_length=1, description="unfrozen: the first layer of the backbone that is trained, by its name"
+        default=None, min_length=1, description="unfrozen: name of the first layer of the backbone to train"
     )
 
     @model_validator(mode="after")
@@ -65,11 +67,11 @@ class ModelSettings(Settings):
 def _faults(settings: ModelSettings) -> list[str]:
     name, faults = settings.name, list[str]()
     if settings.hidden is not None and (not settings.hidden or min(settings.hidden) < 1):
-        faults.append(f"`hidden` lists the units of one layer at least, 1 or more each. Got {settings.hidden}")
+        faults.append(f"`hidden` must list the units of at least one layer, each 1 or more. Got {settings.hidden}")
     of_mlp = [key for key in ("hidden", "dropout") if getattr(settings, key) is not None and name != "mlp_head"]
     faults += [f"`{key}` is for mlp_head only" for key in of_mlp]
     if settings.options and not settings.is_own_function:
-        faults.append("`options` are for one's own function only")
+        faults.append("`options` are for your own function only")
     of_features = [key for key in ("standardize", "l2_normalize") if getattr(settings, key) and name in PIXEL_MODELS]
     faults += [f"`{key}` is for features, not for {name}; see `pixels`" for key in of_features]
     return faults + _faults_of_unfreezing(settings)
@@ -79,6 +81,8 @@ def _faults_of_unfreezing(settings: ModelSettings) -> list[str]:
     keys = ("head", "unfreeze_from")
     if settings.name != UNFROZEN:
         return [f"`{key}` is for {UNFROZEN} only" for key in keys if getattr(settings, key) is not None]
-    faults = [f"`{key}` is needed with {UNFROZEN}" for key in keys if getattr(settings, key) is None]
+    faults = [f"`{key}` is required with {UNFROZEN}" for key in keys if getattr(settings, key) is None]
     given = [key for key in ("pixels", "standardize", "l2_normalize") if getattr(settings, key)]
-    return faults + [f"`{key}` has no use with {UNFROZEN}: backbone and head prepare as they did" for key in given]
+    return faults + [
+        f"`{key}` cannot be used with {UNFROZEN}: backbone and head keep their preparation" for key in given
+    ]

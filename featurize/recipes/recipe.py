@@ -1,6 +1,6 @@
-"""Recipes: one TOML file tells a whole run. `featurize run` reads the upper half, `finetune fit` the lower."""
+"""Recipes: one TOML file describes a whole run. `featurize run` reads the upper half, `finetune fit` the lower."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +10,7 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.sweep_section import SweepSettings
-from featurize.recipes.toml_settings import Settings, apply_overrides, check_settings, read_toml
+from featurize.recipes.toml_settings import Overrides, Settings, apply_overrides, check_settings, read_toml
 from featurize.recipes.training_section import TrainingSettings
 
 SPLITS = ("train", "validation", "test")
@@ -47,39 +47,41 @@ Split = Annotated[FractionSplit | Literal["folders"], BeforeValidator(_check_spl
 
 
 class ImagesSettings(Settings):
-    """Where the images come from and how they are divided."""
+    """Where the images come from and how they are divided into splits."""
 
-    source: str = Field(min_length=1, description="a folder per class, an images table, or the name of a card")
-    split: Split | None = Field(default=None, description="left out: the source's own, or else fractions 0.6/0.2/0.2")
+    source: str = Field(min_length=1, description="a folder per class, an images table, or a data set card")
+    split: Split | None = Field(default=None, description="default: the source's own, or else fractions 0.6/0.2/0.2")
     max_reject_fraction: float = Field(
         default=MAX_REJECT_FRACTION,
         ge=0,
         le=1,
-        description="of the images; if more cannot be read, nothing is published",
+        description="largest share of unreadable images; above it nothing is published",
     )
     decode_timeout_s: float = Field(
-        default=DECODE_TIMEOUT_S, gt=0, le=3600, description="an image that takes longer to decode is rejected"
+        default=DECODE_TIMEOUT_S, gt=0, le=3600, description="seconds; an image that takes longer to decode is rejected"
     )
 
 
 class BackboneSettings(Settings):
-    """The frozen network. `pixels` is none: it only resizes, and its features are the pixels."""
+    """The frozen network. `pixels` is not a network: it only resizes images, and its features are the pixels."""
 
     name: str = Field(min_length=1, description="a keras.applications model, the path of a .keras file, or pixels")
-    layer: str | None = Field(default=None, description="the layer whose output is the features; left out: the last")
+    layer: str | None = Field(default=None, description="the layer whose output is the features; default: the last")
     weights: str | None = Field(default=None, description="imagenet, imagenet_or_random, random, or a path")
-    weights_sha256: Sha256 | None = Field(default=None, description="digest of the file of weights")
-    seed: int = Field(default=42, ge=0, lt=2**32, description="of random weights")
+    weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the weights file")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of random weights")
     preprocessing: Literal["none", "caffe", "tf", "torch"] | None = Field(
-        default=None, description="what is done to RGB in [0, 255]; needed for .keras files, known for the others"
+        default=None, description="preparation of RGB in [0, 255]; required for .keras files, known for the others"
     )
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     batch_size: int = Field(default=32, ge=1, description="images in one forward pass")
     height: int | None = Field(
-        default=None, ge=1, le=4096, description="pixels; needed where the network takes images of any size"
+        default=None, ge=1, le=4096, description="height in pixels; required where the network takes images of any size"
     )
-    width: int | None = Field(default=None, ge=1, le=4096, description="pixels")
-    channels: Literal[1, 3] | None = Field(default=None, description="of pixels: 1 is grey, 3 is RGB (the default)")
+    width: int | None = Field(default=None, ge=1, le=4096, description="width in pixels")
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="channels of pixels: 1 is grey, 3 is RGB (the default)"
+    )
 
     @model_validator(mode="after")
     def _fits_the_kind(self) -> "BackboneSettings":
@@ -95,9 +97,9 @@ class BackboneSettings(Settings):
 
 
 def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
-    missing = [f"`{key}` is needed with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
+    missing = [f"`{key}` is required with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
     unused = ("layer", "weights", "weights_sha256", "preprocessing")
-    return missing + [f"`{key}` has no use with `pixels`" for key in unused if getattr(settings, key) is not None]
+    return missing + [f"`{key}` cannot be used with `pixels`" for key in unused if getattr(settings, key) is not None]
 
 
 def _faults_of_network(settings: BackboneSettings) -> list[str]:
@@ -105,72 +107,74 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
     if settings.is_keras_file:
         if settings.preprocessing is None:
             faults.append(
-                "`preprocessing` is needed with a .keras file, which does not say how its input was prepared: "
+                "`preprocessing` is required with a .keras file, which does not say how its input was prepared: "
                 '"none" (RGB in [0, 255]), "caffe", "tf" or "torch"'
             )
         if settings.weights is not None:
-            faults.append("`weights` has no use with a .keras file, which holds its own; check it by `weights_sha256`")
+            faults.append(
+                "`weights` cannot be used with a .keras file, which has its own; check it with `weights_sha256`"
+            )
         return faults
     if settings.preprocessing is not None:
-        faults.append(f"`preprocessing` of {settings.name} is known; leave it out")
+        faults.append(f"`preprocessing` of {settings.name} is known; remove it")
     if settings.weights_sha256 is not None and settings.weights in (None, "imagenet", "imagenet_or_random", "random"):
-        faults.append("`weights_sha256` goes with `weights` given as a path")
+        faults.append("`weights_sha256` needs `weights` to be a path")
     return faults
 
 
 class FeaturesSettings(Settings):
-    """Where the feature set is, and which of its rows are trained on."""
+    """Where the feature set is, and which of its rows are used in training."""
 
     url: str = Field(min_length=1)
     rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
     where: str | None = Field(
         default=None,
         min_length=1,
-        max_length=4000,  # a registry keeps it as one parameter; long lists of images go into `labels`
-        description="a condition in SQL: the rows that count, in all splits; left out: all",
+        max_length=4000,  # a registry stores it as one parameter; long lists of images belong in `labels`
+        description="a condition in SQL that selects rows, in all splits; default: all rows",
     )
     predictions: str | None = Field(
-        default=None, min_length=1, description="URL of predictions, of which `where` sees the view `latest`"
+        default=None, min_length=1, description="URL of predictions, whose view `latest` can be used in `where`"
     )
-    images: str | None = Field(default=None, min_length=1, description="URL of an images table that `where` sees")
+    images: str | None = Field(default=None, min_length=1, description="URL of an images table for `where`")
     labels: str | None = Field(
         default=None,
         min_length=1,
-        description="a .csv or .parquet file with `image_id` and any columns that `where` sees",
+        description="a .csv or .parquet file with `image_id` and any columns for `where`",
     )
 
     @model_validator(mode="after")
     def _has_use_for_tables(self) -> "FeaturesSettings":
         unused = [f"`{name}`" for name in JOINED if getattr(self, name) is not None]
         if unused and self.where is None:
-            raise ValueError(f"{', '.join(unused)} {'have' if len(unused) > 1 else 'has'} no use without `where`.")
+            raise ValueError(f"{', '.join(unused)} {'need' if len(unused) > 1 else 'needs'} `where`.")
         return self
 
 
 class RegistrySettings(Settings):
-    """Where MLflow logs what is trained and evaluated. It changes no result, and no model keeps it."""
+    """Where MLflow logs trainings and evaluations. It changes no result, and models do not store it."""
 
     url: str | None = Field(
         default=None,
         min_length=1,
-        description="MLflow's tracking URI; left out: MLFLOW_TRACKING_URI, or else sqlite:///runs/mlflow.db",
+        description="MLflow's tracking URI; default: MLFLOW_TRACKING_URI, or else sqlite:///runs/mlflow.db",
     )
     experiment: str = Field(default="firn", min_length=1)
     name: str | None = Field(
-        default=None, min_length=1, description="the registered model of which every trained model becomes a version"
+        default=None,
+        min_length=1,
+        description="name of the registered model; every trained model becomes a version of it",
     )
     artifacts: str | None = Field(
         default=None,
         min_length=1,
-        description="folder for files, where `url` is a database; left out: mlartifacts beside the SQLite file",
+        description="folder for files, where `url` is a database; default: mlartifacts beside the SQLite file",
     )
-    backbone: bool = Field(
-        default=True, description="whether a logged head comes with its backbone, and so takes images"
-    )
+    backbone: bool = Field(default=True, description="log a head with its backbone, so that it takes images")
 
 
 class Recipe(Settings):
-    """A whole run. A command takes the half it needs: `upper_half` or `lower_half`."""
+    """A whole run. A command takes the half that it needs: `upper_half` or `lower_half`."""
 
     images: ImagesSettings | None = None
     backbone: BackboneSettings | None = None
@@ -198,20 +202,35 @@ class FinetuneRecipe(Settings):
     registry: RegistrySettings | None = Field(default=None, exclude=True)  # the same model wherever it is logged
 
 
-def read_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe in a TOML file, with ``--set`` overrides put in.
+def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Overrides | None = None) -> Recipe:
+    """The recipe in a TOML file, checked, with single settings replaced.
+
+    Args:
+        recipe: the path of a TOML file; or the sections by name, as a TOML reader returns them; or a recipe that was read before.
+        overrides: values by dotted key, as in ``{"images.source": "photos"}``; or texts of the form ``images.source=photos``,
+            as `--set` takes them.
 
     Raises:
-        UsageError: the file cannot be read, or has faults; all are named.
+        UsageError: The file cannot be read, or has faults; the message lists all of them.
     """
-    return check_settings(Recipe, apply_overrides(read_toml(path), overrides), origin=str(path))
+    document = recipe if isinstance(recipe, Mapping) else _document_of(recipe)
+    return check_settings(Recipe, apply_overrides(document, overrides or ()), origin=origin_of(recipe))
+
+
+def origin_of(recipe: str | Path | Mapping[str, Any] | Recipe) -> str:
+    """What messages call a recipe: its path where it has one."""
+    return str(recipe) if isinstance(recipe, str | Path) else "the recipe"
+
+
+def _document_of(recipe: str | Path | Recipe) -> dict[str, Any]:
+    return recipe.model_dump(exclude_unset=True) if isinstance(recipe, Recipe) else read_toml(recipe)
 
 
 def upper_half(recipe: Recipe, *, origin: str) -> FeaturizeRecipe:
-    """What `featurize run` needs of `recipe`.
+    """The sections of `recipe` that `featurize run` needs.
 
     Raises:
-        UsageError: a section is missing.
+        UsageError: A section is missing.
     """
     if recipe.images is None or recipe.backbone is None or recipe.features is None:
         raise UsageError(_missing_sections(recipe, ("images", "backbone", "features"), origin=origin))
@@ -220,10 +239,10 @@ def upper_half(recipe: Recipe, *, origin: str) -> FeaturizeRecipe:
 
 
 def lower_half(recipe: Recipe, *, origin: str) -> FinetuneRecipe:
-    """What `finetune fit` needs of `recipe`.
+    """The sections of `recipe` that `finetune fit` needs.
 
     Raises:
-        UsageError: a section is missing.
+        UsageError: A section is missing.
     """
     if recipe.features is None or recipe.model is None:
         raise UsageError(_missing_sections(recipe, ("features", "model"), origin=origin))

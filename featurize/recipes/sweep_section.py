@@ -1,4 +1,4 @@
-"""What a sweep varies."""
+"""The section `[sweep]` of a recipe: what a sweep varies."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -10,15 +10,15 @@ from featurize.recipes.training_section import Metric
 
 EPOCHS = "training.epochs"
 _SECTIONS = ("model", "training")
-_FIXED = {"model.url": "`sweep.url` says where models go", "training.seed": "seeds are `sweep.seeds`"}
+_FIXED = {"model.url": "`sweep.url` sets where models go", "training.seed": "`sweep.seeds` sets the seeds"}
 
 
 class ValueRange(Settings):
-    """The numbers from `low` to `high`; whole ones only, where both are written without a point."""
+    """The numbers from `low` to `high`; only whole numbers where both are written without a decimal point."""
 
     low: int | float
     high: int | float
-    log: bool = Field(default=False, description="as many between 0.01 and 0.1 as between 0.1 and 1")
+    log: bool = Field(default=False, description="logarithmic: as many between 0.01 and 0.1 as between 0.1 and 1")
 
     @property
     def is_whole(self) -> bool:
@@ -27,28 +27,26 @@ class ValueRange(Settings):
 
 
 class SweepSettings(Settings):
-    """Many models of one recipe: every setting with every seed."""
+    """Many models from one recipe: every setting with every seed."""
 
-    url: str = Field(min_length=1, description="the folder of the sweep and its models")
+    url: str = Field(min_length=1, description="URL of the folder for the sweep and its models")
     values: dict[str, Any] = Field(
         description='the values of each key: "training.l2" = [0.0, 0.001], or { low = 1e-4, high = 0.1, log = true }'
     )
     search: Literal["grid", "random", "bayesian"] = Field(
         default="grid",
-        description="every combination of the values, or `n_settings` of them: drawn, or proposed by what the others came to",
+        description="every combination of the values, or `n_settings` of them: random, or proposed from earlier results",
     )
-    n_settings: int | None = Field(default=None, ge=1, description="of a random or Bayesian search")
-    search_seed: int = Field(default=0, ge=0, description="of a random or Bayesian search")
+    n_settings: int | None = Field(default=None, ge=1, description="number of settings of a random or Bayesian search")
+    search_seed: int = Field(default=0, ge=0, description="seed of a random or Bayesian search")
     halving: int | None = Field(
         default=None,
         ge=2,
-        description="a setting of so many goes on, to so many times the epochs; left out: all have all",
+        description="each round keeps one setting in this many, for this many times the epochs; default: no halving",
     )
-    min_epochs: int = Field(default=1, ge=1, description="of the first round of `halving`, at the least")
-    seeds: int | list[int] = Field(default=3, description="how many, from training.seed on, or which")
-    metric: Metric = Field(
-        default="validation_accuracy", description="by whose mean over the seeds settings are ranked"
-    )
+    min_epochs: int = Field(default=1, ge=1, description="fewest epochs in the first round of `halving`")
+    seeds: int | list[int] = Field(default=3, description="number of seeds, from training.seed on, or a list of seeds")
+    metric: Metric = Field(default="validation_accuracy", description="settings are ranked by its mean over the seeds")
 
     @model_validator(mode="after")
     def _is_a_sweep(self) -> "SweepSettings":
@@ -64,7 +62,7 @@ class SweepSettings(Settings):
         }
 
     def seeds_from(self, first: int) -> list[int]:
-        """The seeds, where the recipe's own is `first`."""
+        """The seeds, where the recipe's own seed is `first`."""
         return list(range(first, first + self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
 
 
@@ -77,7 +75,7 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
 
 
 def _faults(settings: SweepSettings) -> list[str]:
-    faults = [] if settings.values else ["`values` must name a key at least"]
+    faults = [] if settings.values else ["`values` must name at least one key"]
     for key, values in _flatten(settings.values):
         if key in _FIXED:
             faults.append(f"`values`: {key} cannot be varied; {_FIXED[key]}")
@@ -97,20 +95,20 @@ def _faults(settings: SweepSettings) -> list[str]:
     if isinstance(seeds, list) and (not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0):
         faults.append(f"`seeds` must be different numbers, 0 or more. Got {seeds}")
     if (settings.search == "grid") != (settings.n_settings is None):
-        faults.append("`n_settings` goes with `search` random or bayesian, and that with it")
+        faults.append("`n_settings` needs `search` random or bayesian, and these need it")
     if settings.halving is not None and settings.search == "bayesian":
-        faults.append("`halving` goes with `search` grid or random: what a Bayesian search learns from has all epochs")
+        faults.append("`halving` needs `search` grid or random: a Bayesian search learns from complete trainings")
     return faults
 
 
 def _range_faults(values: Mapping[str, Any], search: str) -> list[str]:
     low, high, log = (values.get(name) for name in ("low", "high", "log"))
     if unknown := values.keys() - ValueRange.model_fields.keys():
-        return [f"is a range, which has low, high and log alone. Got {', '.join(sorted(unknown))}"]
+        return [f"is a range, which can have only low, high and log. Got {', '.join(sorted(unknown))}"]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in (low, high)) or low >= high:  # type: ignore[operator]
-        return [f"must have numbers low and high, the first less than the other. Got {low!r} and {high!r}"]
+        return [f"must have numbers low and high, low less than high. Got {low!r} and {high!r}"]
     if log not in (None, False, True):
         return [f"must have log = true or false. Got {log!r}"]
     if log and low <= 0:  # type: ignore[operator]
         return [f"must have a low greater than 0, as it is logarithmic. Got {low!r}"]
-    return ["is a range, which goes with `search` random or bayesian"] if search == "grid" else []
+    return ["is a range, which needs `search` random or bayesian"] if search == "grid" else []

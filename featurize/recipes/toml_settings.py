@@ -1,4 +1,4 @@
-"""Settings files in TOML: reading, overriding, checking. Recipes and cards are both read through here."""
+"""Settings files in TOML: reading, overriding, checking. Used for recipes and data set cards."""
 
 import difflib
 import tomllib
@@ -12,11 +12,13 @@ from featurize.errors import UsageError
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: unknown keys are faults, nothing is converted silently, nothing changes later."""
+    """Base class of all groups of settings: unknown keys are faults, nothing is converted silently, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+Overrides = Mapping[str, Any] | Sequence[str]
+"""Values by dotted key, as in ``{"images.source": "photos"}``; or texts of the form ``images.source=photos``."""
 AnySettings = TypeVar("AnySettings", bound=Settings)
 
 
@@ -24,7 +26,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """The TOML document in a local file.
 
     Raises:
-        UsageError: there is no such file, or it is not TOML.
+        UsageError: There is no such file, or it is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
@@ -34,34 +36,39 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: is not TOML: {error}.") from error
 
 
-def apply_overrides(document: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`document` with each override ``section.key=value`` put in; the value is TOML, or else plain text.
+def apply_overrides(document: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
+    """A copy of `document` with single keys set to other values; sections that are missing are added.
+
+    Args:
+        overrides: values by dotted key; or texts of the form ``section.key=value``, whose value is TOML, or else plain text.
 
     Raises:
-        UsageError: an override has no ``=`` or an empty key.
+        UsageError: a text has no ``=``, or a key is empty.
     """
+    values = overrides.items() if isinstance(overrides, Mapping) else map(_parse_override, overrides)
     result = _copy(document)
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        names = key.strip().split(".")
-        if not equals or not all(names):
-            raise UsageError(f"`--set` takes section.key=value. Got {override!r}.")
+    for key, value in values:
+        names = key.split(".")
+        if not all(names):
+            raise UsageError(f"`overrides` takes dotted keys such as `images.source`. Got {key!r}.")
         table = result
         for name in names[:-1]:
             inner = table.setdefault(name, {})
             table = inner if isinstance(inner, dict) else table.update({name: {}}) or table[name]
-        table[names[-1]] = _parse_value(text.strip())
+        table[names[-1]] = value
     return result
 
 
 def check_settings(model: type[AnySettings], document: Mapping[str, Any], *, origin: str) -> AnySettings:
-    """`document` as a `model`; every fault is named at once.
+    """`document` as a `model`; all faults are reported at once.
 
     Args:
-        origin: what the user calls the document, for the message: the path of the file.
+        model: The settings class.
+        document: The parsed TOML.
+        origin: The user's name of the document for messages: the path of the file.
 
     Raises:
-        UsageError: with one line for each fault.
+        UsageError: There are faults; the message has a line for each.
     """
     try:
         return model.model_validate(document)
@@ -76,6 +83,14 @@ def _copy(value: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(inner) if isinstance(inner, Mapping) else inner for key, inner in value.items()}
 
 
+def _parse_override(text: str) -> tuple[str, Any]:
+    """Key and value of ``section.key=value``."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise UsageError(f"`--set` takes section.key=value. Got {text!r}.")
+    return key.strip(), _parse_value(value.strip())
+
+
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
@@ -84,7 +99,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _hidden_faults(model: type[BaseModel], document: Mapping[str, Any], found: Sequence[Any]) -> list[Any]:
-    """Faults between keys, which pydantic looks for only where each key is right by itself: found once the wrong are out."""
+    """Faults between keys, which pydantic checks only where every key alone is right: found by removing the wrong keys."""
     pruned = _copy(document)
     for fault in found:
         _remove_key(pruned, fault["loc"])
@@ -107,7 +122,7 @@ def _remove_key(document: dict[str, Any], location: Sequence[Any]) -> None:
 
 
 def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
-    """One fault found by pydantic, in the words of somebody who wrote a TOML file."""
+    """One fault found by pydantic, in the terms of a TOML file."""
     names = [str(part) for part in fault["loc"]]
     key = ".".join(names)
     if fault["type"] == "extra_forbidden":
@@ -115,16 +130,16 @@ def _describe_fault(model: type[BaseModel], fault: Mapping[str, Any]) -> str:
         return f"`{key}` is not a key" + (f"; did you mean `{close[0]}`?" if close else ".")
     if fault["type"] == "missing":
         return f"`{key}` is missing."
-    if fault["type"] == "value_error":  # raised by Firn's own validators, which name the key themselves
+    if fault["type"] == "value_error":  # raised by Firn's own validators, whose messages name the key
         return f"`{key}`: {fault['ctx']['error']}" if key else str(fault["ctx"]["error"])
     message = fault["msg"].replace("Input should be", "must be").replace("Input should", "should")
     return f"`{key}` {message}. Got {fault['input']!r}."
 
 
 def _keys_at(model: type[BaseModel], names: Sequence[str]) -> list[str]:
-    """The keys that the settings at the end of the path `names` know."""
+    """The keys of the settings at the end of the path `names`."""
     for name in names:
-        if name.isdecimal():  # a place in a list, whose items have the keys
+        if name.isdecimal():  # a position in a list, whose items have the keys
             continue
         field = model.model_fields.get(name)
         candidates = _models_in(field.annotation) if field is not None else []

@@ -1,4 +1,4 @@
-"""The nearest of many rows to one, exactly, a block of rows at a time. Pure NumPy."""
+"""The rows nearest to a query, exactly, processing a block of rows at a time. Pure NumPy."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 Metric = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 BLOCK_ROWS = 512
-_TINY = 1e-15  # squares of smaller numbers get lost in float32
-_SLICE_VALUES = 1 << 18  # 1 MiB of float32: differences of so many values stay in the cache of a core
+_TINY = 1e-15  # squares of smaller numbers are lost in float32
+_SLICE_VALUES = 1 << 18  # 1 MiB of float32, so that differences stay in the cache of a core
 
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
@@ -18,10 +18,10 @@ Doubles = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Nearest:
-    """Rows by rising distance; of equal distances the row that came first is first.
+    """Rows by rising distance; ties are in the order in which the rows came.
 
     Attributes:
-        rows: int64 ``(n,)``, counted over all blocks.
+        rows: int64 ``(n,)``, row numbers over all blocks.
         distances: float64 ``(n,)``: 1 minus the cosine, in [0, 2], or the Euclidean distance.
     """
 
@@ -30,18 +30,19 @@ class Nearest:
 
 
 class NearestSearch:
-    """Finds the `k` rows nearest to `query` among those that it is shown, block by block. It keeps no block.
+    """Finds the `k` rows nearest to `query` among those that it is given, block by block. It keeps no block.
 
-    Every row is compared. float32 tells which rows of a block could be among the nearest, with room for its rounding, and the
-    distances of these are computed again in float64: the answer is that of float64 on all rows, at the speed of float32. A
-    row that is not finite is never near; one of zeros has no direction and the cosine 0 with all.
+    Every row is compared. float32 finds the rows of a block that could be among the nearest, allowing for its rounding, and their
+    distances are computed again in float64: the answer is that of float64 on all rows, at the speed of float32. A row that is
+    not finite is never near; a row of zeros has no direction, and its cosine with all others is 0.
 
     Args:
         query: ``(dim,)``.
-        k: how many.
+        k: Number of rows to find.
+        metric: "cosine" or "euclidean".
 
     Raises:
-        ValueError: `query` is not finite, or zero where the cosine is asked for.
+        ValueError: `query` is not finite, or is zero with the metric "cosine".
     """
 
     def __init__(self, query: NDArray[np.generic], k: int, metric: Metric = "cosine") -> None:
@@ -52,10 +53,11 @@ class NearestSearch:
         self._unit = self._query / length if metric == "cosine" else self._query
         self._query32 = self._unit.astype(np.float32)
         self._k, self._metric = k, metric
-        # Of a sum of n products in float32, in any order, relative to the sum of their absolute values, with room for what
-        # is done with it. Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, section 3.1.
+        # Error of a sum of n products in float32, in any order, relative to the sum of their absolute values, with a margin for
+        # the operations after it. Source: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., 2002, section
+        # 3.1.
         self._rounding = 2.0 * (len(self._query) + 8) * float(np.finfo(np.float32).eps)
-        # How far the query itself moves where it is rounded, and squares that float32 takes for zero.
+        # The rounding error of the query itself, and squares that become zero in float32.
         self._coarse = float(np.linalg.norm(self._unit - self._query32)) + _TINY
         self._rows = np.empty(0, np.int64)
         self._distances = np.empty(0)
@@ -65,7 +67,7 @@ class NearestSearch:
         """Compares the rows of `block`, float32 or uint8 ``(n_rows, dim)``.
 
         Returns:
-            int64, ascending: which rows of this block are among the nearest so far.
+            int64, ascending: the rows of this block that are among the nearest so far.
         """
         values = block.astype(np.float32, copy=False)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -81,11 +83,11 @@ class NearestSearch:
 
     @property
     def found(self) -> Nearest:
-        """The nearest of all rows that were shown."""
+        """The nearest of all rows so far."""
         return Nearest(self._rows, self._distances)
 
     def _rough_distances(self, values: Floats) -> Floats:
-        """In float32, nan where that cannot tell. Euclid's by the differences: the formula with products loses what is near."""
+        """Distances in float32, NaN where unknown. Euclidean ones use differences, as products are too inexact for near rows."""
         if self._metric == "cosine":
             lengths = np.sqrt(np.einsum("ij,ij->i", values, values))
             products = values @ self._query32
@@ -100,7 +102,7 @@ class NearestSearch:
         return np.sqrt(found, out=found)
 
     def _candidates(self, rough: Floats) -> NDArray[np.int64]:
-        """Rows of a block that may be among the nearest of all. Where float32 cannot tell, float64 is to decide."""
+        """Rows of a block that may be among the nearest of all, including those for which float64 must decide."""
         measured = rough[np.isfinite(rough)]
         limit = np.partition(measured, self._k - 1)[self._k - 1] if len(measured) >= self._k else np.inf
         limit = float(limit) + self._room(float(limit))
@@ -109,11 +111,11 @@ class NearestSearch:
         return np.flatnonzero((rough <= limit + self._room(limit)) | ~np.isfinite(rough)).astype(np.int64)
 
     def _room(self, distance: float) -> float:
-        """How far a rough distance may be from the true one: cosines by a fixed amount, lengths by a share of themselves."""
+        """Largest error of a rough distance: a constant for cosines, a share of the distance for lengths."""
         return self._coarse + self._rounding * (1.0 if self._metric == "cosine" else distance)
 
     def _exact_distances(self, rows: NDArray[np.generic]) -> Doubles:
-        """In float64, each row by itself: equal rows have equal distances, wherever they lie."""
+        """Distances in float64, each row by itself, so that equal rows have equal distances wherever they are."""
         values = rows.astype(np.float64)
         if self._metric == "euclidean":
             values -= self._query
@@ -128,7 +130,7 @@ def find_nearest(features: NDArray[np.generic], query: NDArray[np.generic], *, k
     """The `k` rows of `features`, float32 or uint8 ``(n_rows, dim)``, that are nearest to `query`; see `NearestSearch`.
 
     Raises:
-        ValueError: as `NearestSearch`.
+        ValueError: Raised by `NearestSearch` for the same reasons.
     """
     search = NearestSearch(query, k, metric)
     for start in range(0, len(features), BLOCK_ROWS):

@@ -1,7 +1,8 @@
-"""The images most like one image, as JSON, as a table, and as one HTML file with thumbnails."""
+"""The images most similar to one image, as JSON, as a table, and as one HTML file with thumbnails."""
 
 from collections import Counter
 from contextlib import closing
+from html import escape as escape_html
 from typing import Any
 
 from rich.markup import escape
@@ -19,7 +20,7 @@ _TEMPLATE = "similar.html"
 
 
 def similar_document(similar: Similar) -> dict[str, Any]:
-    """What was found, JSON-ready: what `featurize similar --json` prints."""
+    """The result as a JSON-ready dict, which `featurize similar --json` prints."""
     query = similar.query
     return {
         "features": similar.url,
@@ -45,7 +46,7 @@ def similar_document(similar: Similar) -> dict[str, Any]:
 
 
 def similar_table(similar: Similar) -> Table:
-    """What was found, for a terminal."""
+    """The result as a table for a terminal."""
     table = Table("", _measure(similar), "label", "split", "path", box=None, padding=(0, 2), header_style="bold")
     for column in table.columns[:2]:
         column.justify = "right"
@@ -63,7 +64,7 @@ def similar_table(similar: Similar) -> Table:
 
 
 def similar_page(similar: Similar) -> str:
-    """What was found as one HTML file that opens without a network, thumbnails in it."""
+    """The result as one HTML file that opens without a network, with thumbnails."""
     query = similar.query
     paths = [image.path for image in similar.images]
     shown_path = query.row.path if query.row is not None else query.name
@@ -74,7 +75,9 @@ def similar_page(similar: Similar) -> str:
         {
             "title": f"Images like {shown_path.rpartition('/')[2]}",
             "subtitle": f"{len(paths)} of {similar.rows:,} images, by {_measure(similar)}",
-            "images_note": f"{missing} images could not be read: {reason}. Paths are shown alone." if missing else "",
+            "images_note": f"{missing} images could not be read: {reason}. Only paths are shown for these."
+            if missing
+            else "",
             "images_root": _root_of(similar.manifest),
             "query": {
                 "path": shown_path,
@@ -101,17 +104,50 @@ def similar_page(similar: Similar) -> str:
     )
 
 
+def similar_gallery(similar: Similar) -> str:
+    """What was found as HTML for a notebook: thumbnails with label, split and how near they are."""
+    paths = [image.path for image in similar.images]
+    query = similar.query
+    thumbnails, reason = read_thumbnails(similar.manifest, paths + ([query.row.path] if query.row is not None else []))
+    of_query = thumbnails.get(query.row.path) if query.row is not None else _thumbnail_of(query.content)
+    root = _root_of(similar.manifest)
+    shown = [(query.row.label if query.row is not None else "", "the image that was asked about", query.name, of_query)]
+    shown += [
+        (
+            f"{rank}. {image.label}",
+            f"{image.split}, {_measure(similar)} {_value(similar, image):.4f}",
+            image.path,
+            thumbnails.get(image.path),
+        )
+        for rank, image in enumerate(similar.images, start=1)
+    ]
+    note = f"<p>Some images could not be read: {escape_html(reason)}.</p>" if reason is not None else ""
+    cells = "".join(_figure(title, text, path.removeprefix(root), picture) for title, text, path, picture in shown)
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 12px">{cells}</div>{note}'
+
+
+def _figure(title: str, text: str, path: str, thumbnail: str | None) -> str:
+    """One image of a gallery; a grey field stands where it could not be read."""
+    size = "height: 110px; width: 140px"
+    picture = f'<img src="{thumbnail}" alt="" style="{size}; object-fit: contain">' if thumbnail else ""
+    field = picture or f'<div style="{size}; background: #8883">no image</div>'
+    return (
+        f'<figure style="margin: 0; width: 140px; font-size: small; overflow-wrap: anywhere">{field}<figcaption>'
+        f"<strong>{escape_html(title)}</strong><br>{escape_html(text)}<br>{escape_html(path)}</figcaption></figure>"
+    )
+
+
 def _measure(similar: Similar) -> str:
     return "cosine" if similar.metric == "cosine" else "distance"
 
 
 def _value(similar: Similar, image: SimilarImage) -> float:
-    """What people are shown: the cosine, 1 for equal directions, or the distance."""
+    """The displayed value: the cosine, 1 for equal directions, or the distance."""
     return 1.0 - image.distance if similar.metric == "cosine" else image.distance
 
 
 def _summary(similar: Similar) -> str:
-    """How many of the images have which label."""
+    """The number of images for each label, in words."""
     counts = Counter(image.label for image in similar.images).most_common()
     return ", ".join(f"{count} {label}" for label, count in counts) + "."
 
@@ -132,7 +168,7 @@ def _facts(similar: Similar) -> list[tuple[str, str]]:
 
 
 def _thumbnail_of(content: bytes | None) -> str | None:
-    """Of the file that was asked about; None if there is none, or it cannot be decoded."""
+    """Thumbnail of the query's file; None if there is none, or it cannot be decoded."""
     if content is None:
         return None
     with closing(Decoder()) as decoder:
@@ -143,6 +179,6 @@ def _thumbnail_of(content: bytes | None) -> str | None:
 
 
 def _root_of(manifest: FeaturesManifest) -> str:
-    """What the paths of the images may begin with, and need not be told again for each."""
+    """The common beginning of the images' paths, which the page does not repeat for each image."""
     source = (manifest.settings.get("source") or {}).get("source")
     return f"{source}/" if source else ""

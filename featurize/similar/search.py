@@ -1,4 +1,4 @@
-"""The images of a feature set that are most like one image: every row compared, a row group in memory at a time."""
+"""The images of a feature set that are most similar to one image: every row compared, with one row group in memory at a time."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ _FACTS = (*_KEYS, "label")
 
 @dataclass(frozen=True)
 class SimilarImage:
-    """A row of the feature set.
+    """A row of the feature set, compared with the query.
 
     Attributes:
         distance: 1 minus the cosine, in [0, 2], or the Euclidean distance.
@@ -46,10 +46,10 @@ class Query:
     """The image that others are compared with.
 
     Attributes:
-        name: as the user gave it.
+        name: The image as the user named it.
         features: ``(dim,)``, float32 or uint8.
-        row: the row of the feature set that it is; None if the backbone had to be run on it.
-        content: the bytes of its file, if it was one.
+        row: The image's row in the feature set; None if the backbone had to compute its features.
+        content: The bytes of its file; None if it was not given as a file.
     """
 
     name: str
@@ -61,11 +61,11 @@ class Query:
 
 @dataclass(frozen=True)
 class Similar:
-    """What was found: the nearest first, by distance and path.
+    """The result of a search: the nearest images first, by distance and path.
 
     Attributes:
-        url: of the feature set.
-        rows: that were compared.
+        url: URL of the feature set.
+        rows: Number of rows that were compared.
     """
 
     url: str
@@ -79,22 +79,25 @@ class Similar:
 def find_similar(
     url: str, image: str, *, k: int = 10, metric: Metric = "cosine", splits: Sequence[str] | None = None
 ) -> Similar:
-    """Finds the `k` images of the feature set at `url` that are nearest to `image`, which is not one of them itself.
+    """Finds the `k` images of the feature set at `url` that are nearest to `image`, without `image` itself.
 
     Args:
-        image: a file or its URL, or the `image_id` or `path` of a row. Of a file whose bytes the set has, the row is taken; any
-            other goes through the backbone that made the features.
-        splits: to look in; default: all.
+        url: URL of the feature set.
+        image: A file or its URL, or the `image_id` or `path` of a row. For a file whose bytes are in the set, its row is used;
+            the features of any other file are computed by the backbone that made the set.
+        k: Number of images to find.
+        metric: "cosine" or "euclidean".
+        splits: Splits to search; default: all.
 
     Raises:
-        UsageError: there is no such feature set, split or image; or the backbone cannot be had as it was.
-        JobError: a file is missing or damaged, the image cannot be decoded, or it has no direction for the cosine.
+        UsageError: There is no such feature set, split or image; or the backbone cannot be rebuilt identically.
+        JobError: A file is missing or damaged, the image cannot be decoded, or it has no direction for the cosine.
     """
     manifest = read_features_manifest(url)
     names = _check_splits(url, manifest, splits)
     query = find_query(url, manifest, image)
     try:
-        search = NearestSearch(query.features, k + 1, metric)  # one more, as the row of the image itself is among them
+        search = NearestSearch(query.features, k + 1, metric)  # one more, for the row of the image itself
     except ValueError as error:
         raise JobError(f"the features of {image} cannot be compared by {metric}: {error}") from error
     found: dict[int, SimilarImage] = {}
@@ -115,15 +118,15 @@ def find_similar(
 
 
 def find_query(url: str, manifest: FeaturesManifest, image: str) -> Query:
-    """The image that the user means, with its features; see `find_similar`.
+    """The image that the user named, with its features; see `find_similar`.
 
     Raises:
-        UsageError, JobError: as there.
+        UsageError, JobError: Raised by `find_similar` for the same reasons.
     """
     content = _content_of(image)
     image_ids = {image} if content is None else {sha256_bytes(content)}
     paths = {image}
-    with suppress(UsageError):  # a path of a row may have a scheme that is no file's, as that of a drawn scene
+    with suppress(UsageError):  # a row's path may have a scheme that files do not have, such as that of a drawn scene
         paths.add(storage.absolute_url(image))
     place = _find_row(url, manifest, image_ids, paths, must_be_id=content is not None)
     if place is not None:
@@ -133,7 +136,7 @@ def find_query(url: str, manifest: FeaturesManifest, image: str) -> Query:
         features = features_of(table, manifest, origin=group.url).reshape(-1)
         return Query(image, row.image_id, features, row, content)
     if content is None:
-        raise UsageError(f"{image!r} is no file, and neither the image_id nor the path of a row of {url}.")
+        raise UsageError(f"{image!r} is neither a file nor the image_id or path of a row of {url}.")
     features = compute_features(url, manifest, content, name=image)
     return Query(image, sha256_bytes(content), features, None, content)
 
@@ -142,15 +145,15 @@ def compute_features(url: str, manifest: FeaturesManifest, content: bytes, *, na
     """The features of an image file, ``(dim,)``, by the backbone that made the feature set at `url`.
 
     Raises:
-        UsageError: the backbone cannot be had as it was.
-        JobError: the image cannot be decoded, or this machine cannot run the backbone.
+        UsageError: The backbone cannot be rebuilt identically.
+        JobError: The image cannot be decoded, or this machine cannot run the backbone.
     """
     size = {key: int(manifest.backbone[key]) for key in ("height", "width", "channels")}
     with closing(Decoder()) as decoder:
         try:
             pixels, _ = decoder.decode(content, **size)
         except DecodeError as error:
-            raise JobError(f"{name} is no image that can be read: {error}.") from error
+            raise JobError(f"{name} is not a readable image: {error}.") from error
     from featurize.backbones.backbone import load_backbone
     from featurize.backbones.rebuild import backbone_settings, prepare_again
 
@@ -175,7 +178,7 @@ def _check_splits(url: str, manifest: FeaturesManifest, splits: Sequence[str] | 
 
 
 def _content_of(image: str) -> bytes | None:
-    """The bytes of the file that `image` names; None if it names none."""
+    """The bytes of the file that `image` names; None if it does not name a file."""
     try:
         url = storage.absolute_url(image)
     except UsageError:
@@ -183,7 +186,7 @@ def _content_of(image: str) -> bytes | None:
     if not storage.exists(url):
         return None
     if storage.is_folder(url):
-        raise UsageError(f"{image} is a folder; one image is wanted.")
+        raise UsageError(f"{image} is a folder; one image is required.")
     try:
         return read_file(url)
     except ImageReadError as error:
@@ -193,10 +196,14 @@ def _content_of(image: str) -> bytes | None:
 def _find_row(
     url: str, manifest: FeaturesManifest, image_ids: set[str], paths: set[str], *, must_be_id: bool
 ) -> tuple[str, RowGroup, int] | None:
-    """Split, row group and place in it of the row that is meant: that of the path, or else the first of the image id.
+    """Split, row group and position of the requested row: the row with the path, or else the first with the image id.
 
     Args:
-        must_be_id: whether a row of the path counts only if it has the image id too: the file may have changed since.
+        url: URL of the feature set.
+        manifest: Its manifest.
+        image_ids: Image ids to look for.
+        paths: Paths to look for.
+        must_be_id: Whether a row with the path must have the image id too, as the file may have changed since.
     """
     of_ids, of_paths = pa.array(sorted(image_ids), pa.string()), pa.array(sorted(paths), pa.string())
     first = None

@@ -1,4 +1,4 @@
-"""Where images come from: class folders, images tables, IDX files, drawn scenes, and the cards that describe data sets.
+"""Sources of images: class folders, images tables, IDX files, drawn scenes, and the cards that describe data sets.
 
-Import `opening` to open any source, `listing` for what a source is.
+Import `opening` to open any source, `listing` for the definition of a source.
 """

@@ -1,4 +1,4 @@
-"""Cards: one TOML file in `datasets/` says where a data set comes from, its licence, checksums, layout and classes."""
+"""Data set cards: a TOML file in `datasets/` with a data set's origin, licence, checksums, layout and classes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +14,8 @@ from featurize.recipes.toml_settings import Settings, check_settings, read_toml
 class CardFile(Settings):
     """A file of the data set and its digest.
 
-    Of `idx` the files are checked when they are ingested, by the SHA-256 of their content after unzipping; of `folders` it is
-    the archive, with the digest that its publisher states, for the user to check before unpacking.
+    Files of `idx` are checked when they are ingested, by the SHA-256 of their unzipped content; for `folders` it is the
+    archive, with the digest that its publisher states, for the user to check before unpacking.
     """
 
     name: str
@@ -24,14 +24,14 @@ class CardFile(Settings):
 
 
 class IdxPart(Settings):
-    """One split of an IDX data set: the names of its files, without ``.gz``, which is found by itself."""
+    """One split of an IDX data set: the names of its files without ``.gz``, which is tried automatically."""
 
     images: str
     labels: str
 
 
 class IdxLayout(Settings):
-    """The two splits that MNIST brings."""
+    """The two splits of MNIST."""
 
     train: IdxPart
     test: IdxPart
@@ -47,14 +47,14 @@ class SyntheticLayout(Settings):
 
 
 class Expectation(Settings):
-    """What a complete copy holds; another number is reported, not refused."""
+    """The contents of a complete copy; other numbers lead to a warning, not an error."""
 
     images: int | None = Field(default=None, ge=1)
     classes: int | None = Field(default=None, ge=1)
 
 
 class Card(Settings):
-    """A data set."""
+    """A data set card."""
 
     name: str = Field(pattern="^[a-z0-9_]+$")
     title: str
@@ -65,7 +65,7 @@ class Card(Settings):
     source: str | None = Field(default=None, description="default of --source")
     split: Split | None = None
     validation_fraction: float = Field(
-        default=0.1, ge=0, lt=1, description="of train, where the source has its own splits"
+        default=0.1, ge=0, lt=1, description="share of train set aside, where the source has its own splits"
     )
     files: list[CardFile] = Field(default_factory=list)
     expect: Expectation = Expectation()
@@ -78,9 +78,9 @@ class Card(Settings):
             if (self.layout == layout) != (getattr(self, layout) is not None):
                 raise ValueError(f'the section [{layout}] goes with layout = "{layout}". Got layout {self.layout!r}.')
         if self.layout == "idx" and self.split is not None:
-            raise ValueError("`split` has no use with idx, which brings its own train and test.")
+            raise ValueError("`split` cannot be used with idx, which has its own train and test splits.")
         if self.layout == "synthetic" and (self.split == "folders" or self.source is not None):
-            raise ValueError("synthetic scenes have neither folders nor a source.")
+            raise ValueError("synthetic scenes can have neither folders nor a source.")
         return self
 
 
@@ -88,13 +88,13 @@ def read_card(path: str | Path) -> Card:
     """The card in a TOML file.
 
     Raises:
-        UsageError: the file cannot be read, or has faults; all are named.
+        UsageError: The file cannot be read, or has faults; the message lists all of them.
     """
     return check_settings(Card, read_toml(path), origin=str(path))
 
 
 def find_card(name: str, folders: Sequence[Path]) -> Path | None:
-    """The path of the card that `name` means: a path ending in .toml, or a name in one of `folders`; None if it is none.
+    """The path of the card that `name` means: a path ending in .toml, or a name in one of `folders`; None if there is none.
 
     Raises:
         UsageError: `name` ends in .toml and there is no such file.
@@ -109,5 +109,5 @@ def find_card(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def describe_card(card: Card) -> dict[str, Any]:
-    """The card as it is written into manifests."""
+    """The card in the form that manifests store."""
     return card.model_dump(exclude_none=True)

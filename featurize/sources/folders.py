@@ -1,6 +1,6 @@
-"""Images in folders: ``<class>/**`` or, where the source brings its split, ``<split>/<class>/**``.
+"""Images in folders: ``<class>/**`` or, where the source has its own splits, ``<split>/<class>/**``.
 
-Names that begin with a dot are hidden files, and stay so; every other file is an image or a reject.
+Names that begin with a dot are hidden files and ignored; every other file is an image or a reject.
 """
 
 from collections.abc import Iterator
@@ -24,12 +24,13 @@ SPLIT_FOLDERS = {
 }
 COPYING = "._COPYING_"
 """The ending of a file that HDFS is still being given."""
-_LISTED_AT_A_TIME = 1 << 16
+LISTED_AT_A_TIME = 1 << 16
+"""How many images of a listing are made into one batch of rows."""
 
 
 @dataclass
 class _Found:
-    """What a walk over a folder found, beside the files: the labels and own splits that occur, and folders that are no split."""
+    """Findings of a walk over a folder besides its files: labels, own splits, and top folders that are not splits."""
 
     labels: set[str] = field(default_factory=set)
     own_splits: set[str] = field(default_factory=set)
@@ -40,11 +41,13 @@ def open_folder(url: str, split: Split, validation_fraction: float) -> ImageSour
     """The images in the folder at `url`.
 
     Args:
-        validation_fraction: of train, set aside where the split is by folders and there is none for validation.
+        url: URL of the folder.
+        split: How images are divided.
+        validation_fraction: Share of train to set aside where folders give the splits but not validation.
 
     Raises:
-        UsageError: no files, no class folders, or no train folder where the split is by folders.
-        JobError: a folder cannot be listed.
+        UsageError: There are no files, no class folders, or no train folder where folders give the splits.
+        JobError: A folder cannot be listed.
     """
     by_folders = split == "folders"
     found = _Found()
@@ -66,11 +69,11 @@ def open_folder(url: str, split: Split, validation_fraction: float) -> ImageSour
 
 
 def open_files(url: str) -> ImageSource:
-    """All images in the folder at `url`, at any depth: nobody has sorted them into classes and splits.
+    """All images in the folder at `url`, at any depth, without classes and splits.
 
     Raises:
-        UsageError: no files.
-        JobError: a folder cannot be listed.
+        UsageError: There are no files.
+        JobError: A folder cannot be listed.
     """
     return ImageSource(
         listing=_list_folder(url, _Found(), by_folders=False),
@@ -82,12 +85,12 @@ def open_files(url: str) -> ImageSource:
 
 
 def is_hidden(inner: str) -> bool:
-    """Whether a file of this path, below the folder, is left out: a part of it begins with a dot, or it is not whole yet."""
+    """Whether a file with this path below the folder is ignored: part of it begins with a dot, or it is still being copied."""
     return inner.startswith(".") or "/." in inner or inner.endswith(COPYING)
 
 
 def _list_folder(url: str, found: _Found, *, by_folders: bool) -> pa.Table:
-    """The listing of the folder at `url`, which must hold files; raises as `open_files`."""
+    """The listing of the folder at `url`, which must hold files; raises the errors of `open_files`."""
     try:
         listing = make_listing(list(_list_files(url, found, by_folders=by_folders)))
     except OSError as error:
@@ -98,7 +101,7 @@ def _list_folder(url: str, found: _Found, *, by_folders: bool) -> pa.Table:
 
 
 def _list_files(url: str, found: _Found, *, by_folders: bool) -> Iterator[pa.RecordBatch]:
-    """Walks the folder at `url`, no file being opened; a stamp is the size of a file and when it was modified."""
+    """Walks the folder at `url` without opening files; a stamp is a file's size and modification time."""
     root = url.rstrip("/")
     rows: list[tuple[str, str | None, str | None, int, str]] = []
     for file in storage.walk_files(url):
@@ -114,7 +117,7 @@ def _list_files(url: str, found: _Found, *, by_folders: bool) -> Iterator[pa.Rec
         elif by_folders and len(parts) > 1:
             found.unknown_tops.add(parts[0])
         rows.append((f"{root}/{inner}", label, own_split, file.size, f"{file.size}:{file.modified}"))
-        if len(rows) == _LISTED_AT_A_TIME:
+        if len(rows) == LISTED_AT_A_TIME:
             yield _as_batch(rows)
             rows = []
     if rows:
@@ -122,7 +125,7 @@ def _list_files(url: str, found: _Found, *, by_folders: bool) -> Iterator[pa.Rec
 
 
 def _as_text(name: str) -> str:
-    """A name that Arrow can hold. Of one that is not UTF-8 the odd bytes are spelled out; under that name no file is found."""
+    """A name that Arrow can hold. Bytes that are not UTF-8 are spelled out; no file will be found under such a name."""
     return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -145,6 +148,6 @@ def _check_found(url: str, found: _Found, *, by_folders: bool) -> None:
             f'{url}: with split = "folders" the first level must be {", ".join(SPLIT_FOLDERS)}. Got {names}.'
         )
     if by_folders and "train" not in found.own_splits:
-        raise UsageError(f'{url}: with split = "folders" a folder train/<class> is needed.')
+        raise UsageError(f'{url}: with split = "folders" a folder train/<class> is required.')
     if not found.labels:
-        raise UsageError(f"{url} has no class folders with images in them: a folder per class is wanted.")
+        raise UsageError(f"{url} has no class folders with images in them: it needs a folder for each class.")

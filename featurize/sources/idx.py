@@ -21,26 +21,26 @@ def read_idx(url: str) -> NDArray[np.uint8]:
     """The array of unsigned bytes in an IDX file: ``uint8``, of any number of dimensions.
 
     Raises:
-        JobError: the file is not IDX, holds another type, or is cut short.
+        JobError: The file is not IDX, holds another type, or is cut short.
     """
     return parse_idx(storage.read_bytes(url), name=url)
 
 
 def parse_idx(content: bytes, *, name: str) -> NDArray[np.uint8]:
-    """As `read_idx`, from the file's bytes; `name` is for the error message."""
+    """The array in the bytes of an IDX file, like `read_idx`; `name` is for the error message."""
     content = unzip(content, name=name)
     if len(content) < 4 or content[:2] != b"\0\0":
         raise JobError(f"{name}: not an IDX file.")
     kind, dimensions = content[2], content[3]
     if kind != _UNSIGNED_BYTE:
-        raise JobError(f"{name}: IDX of type 0x{kind:02x}; only unsigned bytes (0x08) are read.")
+        raise JobError(f"{name}: IDX of type 0x{kind:02x}; only unsigned bytes (0x08) are supported.")
     start = 4 + 4 * dimensions
     if len(content) < start:
         raise JobError(f"{name}: IDX header cut short.")
     shape = struct.unpack(f">{dimensions}I", content[4:start])
     size = int(np.prod(shape, dtype=np.int64))
     if len(content) - start != size:
-        raise JobError(f"{name}: IDX header promises {size} bytes, {len(content) - start} follow.")
+        raise JobError(f"{name}: the IDX header announces {size} bytes, but {len(content) - start} follow.")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
 
 
@@ -48,7 +48,7 @@ def unzip(content: bytes, *, name: str) -> bytes:
     """`content`, decompressed if it is gzip.
 
     Raises:
-        JobError: the gzip is damaged.
+        JobError: The gzip file is damaged.
     """
     if content[:2] != _GZIP_MAGIC:
         return content

@@ -1,4 +1,4 @@
-"""What every source of images gives: a listing, one row per image, and a way for the workers to read what it lists."""
+"""The interface of image sources: a listing, one row per image, and a reader with which workers read the listed images."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from featurize.sources.splits import SplitRule
 _REPEATED_TEXT = pa.dictionary(pa.int32(), pa.string())
 LISTING_SCHEMA = pa.schema(
     [
-        ("path", pa.large_string()),  # of all images together they may take more than 2 GiB
+        ("path", pa.large_string()),  # the paths of all images may take more than 2 GiB
         ("label", _REPEATED_TEXT),
         ("own_split", _REPEATED_TEXT),
         ("bytes_size", pa.int64()),
@@ -23,16 +23,16 @@ LISTING_SCHEMA = pa.schema(
 )
 """The columns of a listing.
 
-- `label` is null outside class folders, `own_split` where the source brings none, `bytes_size` where it is not known.
-- `stamp` tells an image that has changed from one that has not, without reading it: see `ImageSource`.
-- `container` and `position` say where the bytes lie if `path` alone does not: a file and the number of a row in it.
+- `label` is null outside class folders, `own_split` where the source has no splits, `bytes_size` where it is not known.
+- `stamp` tells whether an image has changed, without reading it: see `ImageSource`.
+- `container` and `position` locate the bytes where `path` alone does not: a file and the number of a row in it.
 """
 Fetch = Callable[[], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """One row of a listing, as a worker gets it."""
+    """One row of a listing, for a worker."""
 
     path: str
     label: str | None
@@ -44,22 +44,22 @@ class PlannedImage:
 
 
 class ContentReader(Protocol):
-    """Worker side: how the bytes of listed images are had. It travels inside the function that Spark ships."""
+    """Reads the bytes of listed images on a worker. It travels inside the function that Spark ships."""
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
-        """For each of `images`, in their order, a function that reads its bytes; it may be called in any thread.
+        """For each of `images`, in order, a function that reads its bytes; it may be called in any thread.
 
-        The function raises `ImageReadError` where the fault is the image's own, and OSError where it is the storage's.
+        The function raises `ImageReadError` where the image is at fault, and OSError where the storage is.
         """
         ...
 
     def identify(self, image: PlannedImage, content: bytes) -> str:
-        """The `image_id` of an image, of which `content` has been read: the SHA-256 of the bytes of its file."""
+        """The `image_id` of an image with the bytes `content`: the SHA-256 of its file."""
         ...
 
 
 class ImageReadError(Exception):
-    """The bytes of one image cannot be had, and those of others can. The message is the reason: one line, no path."""
+    """The bytes of one image cannot be read, but others can. The message is the reason: one line, without a path."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,14 @@ class ImageSource:
     """Images to be read.
 
     Attributes:
-        listing: LISTING_SCHEMA, sorted by `path`, which is unique. Equal stamps under one path mean equal bytes; different
-            stamps mean that the bytes are to be compared.
-        classes: the labels, sorted; the place of one is its `label_index`.
-        settings: what determines, with the bytes themselves, which rows come out; part of the identity of what is made of them.
+        listing: Rows of LISTING_SCHEMA, sorted by `path`, which is unique. Equal stamps under one path mean equal bytes;
+            different stamps mean that the bytes must be compared.
+        reader: Reads the listed images on workers.
+        classes: The class labels, sorted; a label's position is its `label_index`.
+        split_rule: Divides the images into splits.
+        settings: Whatever, besides the bytes, determines the resulting rows; part of the identity of tables made from them.
+        card: The data set card, if there is one.
+        lineage: Where the images come from, for the manifest.
     """
 
     listing: pa.Table
@@ -83,18 +87,18 @@ class ImageSource:
 
     @property
     def images(self) -> int:
-        """How many images there are."""
+        """Number of images."""
         return int(self.listing.num_rows)
 
 
 def make_listing(batches: Sequence[pa.RecordBatch]) -> pa.Table:
-    """One listing, sorted by path, of parts made by `listing_batch`."""
+    """One listing, sorted by path, from parts made by `listing_batch`."""
     table = pa.Table.from_batches(batches, schema=LISTING_SCHEMA)
     return table.unify_dictionaries().sort_by("path")
 
 
 def listing_batch(columns: dict[str, Sequence[Any]]) -> pa.RecordBatch:
-    """Rows of a listing, from their columns; those left out are null."""
+    """Rows of a listing, from their columns; columns left out are null."""
     count = len(columns["path"])
     arrays = [
         pa.array(columns[field.name], type=field.type) if field.name in columns else pa.nulls(count, field.type)

@@ -1,4 +1,4 @@
-"""What a recipe or a card names as its images, opened: a folder per class, IDX files, drawn scenes, an images table."""
+"""Opens the images that a recipe or a card names: a folder per class, IDX files, drawn scenes, an images table."""
 
 import math
 from collections.abc import Sequence
@@ -34,13 +34,16 @@ def open_source(
     card_folders: Sequence[Path] = (Path("datasets"),),
     is_sorted: bool = True,
 ) -> ImageSource:
-    """Opens what `source` names: a card, an images table, or a folder per class.
+    """Opens the images that `source` names: a card, an images table, or a folder per class.
 
     Args:
-        is_sorted: whether a folder must have a folder per class; if not, its images may lie anywhere in it.
+        source: Name or path of a card, or a URL.
+        split: How images are divided; default: the source's own splits, or else fractions.
+        card_folders: Where cards are looked for.
+        is_sorted: Whether a folder must have a folder per class; if not, its images may be at any depth.
 
     Raises:
-        UsageError: there is nothing there, or it is not what the settings say.
+        UsageError: There is nothing there, or it does not match the settings.
     """
     card_path = find_card(source, card_folders)
     if card_path is not None and not Path(source).is_dir():
@@ -48,15 +51,15 @@ def open_source(
     stage("listing images")
     url = storage.absolute_url(source)
     if not storage.exists(url):
-        raise UsageError(f"there is nothing at {url}, and no card is named {source!r}.")
+        raise UsageError(f"there is nothing at {url}, and there is no card named {source!r}.")
     if not storage.is_folder(url):
         folder = "a folder per class" if is_sorted else "a folder"
-        raise UsageError(f"{url} is a file; {folder}, an images table or a card is wanted.")
+        raise UsageError(f"{url} is a file; it must be {folder}, an images table or a card.")
     manifest = read_manifest(url)
     if isinstance(manifest, ImagesManifest):
         return _open_images_table(url, manifest, split)
     if manifest is not None:
-        raise UsageError(f"{url} is {NAMES[manifest.kind]}; images are wanted.")
+        raise UsageError(f"{url} is {NAMES[manifest.kind]}; images are required.")
     if not is_sorted:
         return open_files(url)
     return open_folder(url, split or FractionSplit(), DEFAULT_VALIDATION_FRACTION)
@@ -66,11 +69,12 @@ def open_card(card: Card, *, source: str | None = None, split: Split | None = No
     """Opens the data set of a card.
 
     Args:
-        source: where the data set lies; default: what the card says.
-        split: instead of the card's own.
+        card: The card.
+        source: Where the data set is; default: the card's own source.
+        split: How images are divided; default: as in the card.
 
     Raises:
-        UsageError: the source is missing, or `split` does not go with the card.
+        UsageError: The source is missing, or `split` does not suit the card.
     """
     stage("listing images")
     split = split or card.split
@@ -79,7 +83,7 @@ def open_card(card: Card, *, source: str | None = None, split: Split | None = No
     else:
         location = source or card.source
         if location is None:
-            raise UsageError(f"card {card.name}: say where the data set lies, by --source or `source` in the card.")
+            raise UsageError(f"card {card.name}: name the data set's folder with --source or `source` in the card.")
         url = storage.absolute_url(location)
         if not storage.is_folder(url):
             raise UsageError(f"card {card.name}: there is no folder at {url}.")
@@ -92,7 +96,7 @@ def open_card(card: Card, *, source: str | None = None, split: Split | None = No
 
 
 def open_features(url: str, manifest: FeaturesManifest) -> ImageSource:
-    """The rows of the feature set at `url`: what is read of each image are its features, by `FeaturesReader`."""
+    """The rows of the feature set at `url` as a source: `FeaturesReader` reads each image's features."""
     row_bytes = math.prod(manifest.feature_shape) * (1 if manifest.feature_dtype == "uint8" else 4)
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         batches = list(pool.map(lambda file: _list_features_file(url, file, row_bytes), manifest.files))
@@ -107,7 +111,7 @@ def open_features(url: str, manifest: FeaturesManifest) -> ImageSource:
 
 def _open_images_table(url: str, manifest: ImagesManifest, split: Split | None) -> ImageSource:
     if split == "folders":
-        raise UsageError(f"{url} is an images table, which has its splits already; leave `images.split` out.")
+        raise UsageError(f"{url} is an images table, which has its splits already; remove `images.split`.")
     with ThreadPoolExecutor(_FILES_AT_A_TIME) as pool:
         batches = list(pool.map(lambda file: _list_table_file(url, file), manifest.files))
     rule = SplitRule(fractions=split)
@@ -142,10 +146,12 @@ def _list_features_file(url: str, file: DataFile, row_bytes: int) -> pa.RecordBa
 
 
 def _list_rows(url: str, file: DataFile, others: list[str]) -> tuple[pa.Table, dict[str, Sequence[Any]]]:
-    """The rows of one file of a table, and what of a listing all tables have; a stamp is the SHA-256 of the image.
+    """The rows of one file of a table, and the listing columns that all tables have; a stamp is the SHA-256 of the image.
 
     Args:
-        others: columns that are read too.
+        url: URL of the table.
+        file: The file.
+        others: Further columns to read.
     """
     container = storage.join_url(url, file.path)
     with storage.open_input(container) as opened:
@@ -162,13 +168,13 @@ def _list_rows(url: str, file: DataFile, others: list[str]) -> tuple[pa.Table, d
 def _open_scenes(card: Card, split: Split | None) -> ImageSource:
     layout = card.synthetic
     if layout is None or split == "folders":
-        raise UsageError(f"card {card.name}: synthetic scenes are divided by fractions.")
+        raise UsageError(f"card {card.name}: synthetic scenes must be divided by fractions.")
     labels = [SCENE_CLASSES[index % len(SCENE_CLASSES)] for index in range(layout.images)]
     listing = listing_batch(
         {
             "path": [f"synthetic:///{card.name}/{label}/{index:06d}.jpg" for index, label in enumerate(labels)],
             "label": labels,
-            "stamp": ["drawn"] * layout.images,  # the settings determine each of them
+            "stamp": ["drawn"] * layout.images,  # the settings determine each scene
             "position": range(layout.images),
         }
     )
@@ -189,13 +195,13 @@ def _open_scenes(card: Card, split: Split | None) -> ImageSource:
 
 def _open_idx(url: str, card: Card, split: Split | None) -> ImageSource:
     if card.idx is None or split is not None:
-        raise UsageError(f"card {card.name}: an idx data set brings its own splits; leave `split` out.")
+        raise UsageError(f"card {card.name}: an idx data set has its own splits; remove `split`.")
     batches, classes = [], set[str]()
     for own_split, part in (("train", card.idx.train), ("test", card.idx.test)):
         images_url, labels_url = (_find_idx_file(url, name, card) for name in (part.images, part.labels))
         images, digits = read_idx(images_url), read_idx(labels_url)
         if images.ndim != 3 or len(images) != len(digits):
-            raise JobError(f"{images_url}: {images.shape} images and {len(digits)} labels do not go together.")
+            raise JobError(f"{images_url}: {images.shape} images do not match {len(digits)} labels.")
         labels = [str(digit) for digit in digits]
         classes |= set(labels)
         batches.append(

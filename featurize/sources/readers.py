@@ -1,4 +1,4 @@
-"""Worker side: how the bytes of listed images are had, from files, images tables, IDX files, or by drawing them."""
+"""Readers on workers: the bytes of listed images from files, images tables, IDX files, or by drawing them."""
 
 import io
 import threading
@@ -23,14 +23,14 @@ from featurize.sources.listing import Fetch, ImageReadError, PlannedImage
 from featurize.sources.scenes import draw_scene, encode_scene
 
 MAX_FILE_BYTES = 512 << 20
-"""A larger file is refused without being read: it is a film, an archive, or a mistake."""
-_PAUSES_S = (0.5, 2.0, 5.0)  # before a file that could not be read is tried again
+"""A larger file is rejected without being read: it is a film, an archive, or a mistake."""
+_PAUSES_S = (0.5, 2.0, 5.0)  # pauses before trying to read a file again
 
 Value = TypeVar("Value")
 
 
 class _ById:
-    """What is read are the bytes of the image, and they are its name."""
+    """Images whose id is the digest of the bytes read."""
 
     def identify(self, image: PlannedImage, content: bytes) -> str:
         """See `ContentReader`."""
@@ -39,7 +39,7 @@ class _ById:
 
 @dataclass(frozen=True)
 class FileReader(_ById):
-    """Images that are files of their own; `path` is the URL."""
+    """Images in files of their own; `path` is the URL."""
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
         """See `ContentReader`."""
@@ -48,12 +48,12 @@ class FileReader(_ById):
 
 @dataclass(frozen=True)
 class TableReader(_ById):
-    """Rows of an images table; `container` is a Parquet file of it, `position` the number of a row in the file."""
+    """Rows of an images table; `container` is one of its Parquet files, `position` the number of a row in it."""
 
     column: ClassVar[str] = "content"
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
-        """See `ContentReader`. A row group is read when its first image is asked for, and let go with its last."""
+        """See `ContentReader`. A row group is read for its first image and released after its last."""
         for container, part in groupby(images, key=lambda image: str(image.container)):
             starts = _group_starts(container)
             places = [(int(image.position or 0), image) for image in part]
@@ -65,28 +65,28 @@ class TableReader(_ById):
 
 @dataclass(frozen=True)
 class FeaturesReader(TableReader):
-    """Rows of a feature set, as `TableReader`; what is read of each are its features, float32 or uint8, in row-major order."""
+    """Rows of a feature set, as `TableReader`; the bytes read are each row's features, float32 or uint8, in row-major order."""
 
     column: ClassVar[str] = "features"
 
     def identify(self, image: PlannedImage, content: bytes) -> str:
-        """See `ContentReader`. A feature set names its images itself, and the listing has the name as the stamp."""
+        """See `ContentReader`. A feature set has image ids of its own, which the listing holds as stamps."""
         return image.stamp
 
 
 @dataclass(frozen=True)
 class IdxReader(_ById):
-    """Images in IDX files; `container` is the file, `position` the number of an image in it. They come as PNG."""
+    """Images in IDX files; `container` is the file, `position` the number of an image in it. They are returned as PNG."""
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
-        """See `ContentReader`. A file is read when its first image is asked for, and let go with its last."""
+        """See `ContentReader`. A file is read for its first image and released after its last."""
         files = {container: _Shared(partial(read_idx, container)) for container in {str(i.container) for i in images}}
         return (partial(_encode_idx_image, files[str(image.container)], int(image.position or 0)) for image in images)
 
 
 @dataclass(frozen=True)
 class SceneReader(_ById):
-    """Scenes that are drawn when they are asked for; `position` is the index of a scene."""
+    """Scenes that are drawn on demand; `position` is the index of a scene."""
 
     seed: int
     height: int
@@ -101,11 +101,11 @@ class SceneReader(_ById):
 
 
 def read_file(url: str, bytes_size: int | None = None) -> bytes:
-    """The content of an image file; what storage fails to give at first is asked for again, for some seconds.
+    """The content of an image file; reading is retried for some seconds where storage fails.
 
     Raises:
-        ImageReadError: the file is gone, closed to this user, or too large; or it alone cannot be read.
-        OSError: the storage does not answer.
+        ImageReadError: The file is gone, not readable for this user, or too large; or only this file cannot be read.
+        OSError: The storage does not answer.
     """
     if bytes_size is not None and bytes_size > MAX_FILE_BYTES:
         raise ImageReadError(f"the file has {bytes_size} bytes, more than the limit of {MAX_FILE_BYTES}")
@@ -127,12 +127,12 @@ def read_file(url: str, bytes_size: int | None = None) -> bytes:
 
 
 def _folder_is_there(url: str) -> bool:
-    """Whether storage answers for the folder of a file, so that what is wrong with the file is the file's own fault."""
+    """Whether storage finds the folder of a file, so that a fault is that of the file itself."""
     return storage.exists(url.rpartition("/")[0])
 
 
 class _Shared(Generic[Value]):
-    """A value that is made when it is first asked for, by whichever thread asks first."""
+    """A value that is made on first use, by whichever thread uses it first."""
 
     def __init__(self, make: Callable[[], Value]) -> None:
         self._make, self._lock = make, threading.Lock()
@@ -146,7 +146,7 @@ class _Shared(Generic[Value]):
 
 
 def _group_starts(container: str) -> NDArray[np.int64]:
-    """The number of the first row of each row group, and at the end that of all rows."""
+    """The number of the first row of each row group, followed by the number of all rows."""
     with storage.open_input(container) as file:
         metadata = pq.ParquetFile(file).metadata
         return np.cumsum([0] + [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])

@@ -1,7 +1,7 @@
 """Four classes of landscape, drawn by arithmetic: the demo's data set, so that it needs no download.
 
-Light, colour and layout are drawn alike for every class and the mean colour is balanced away as a camera does, so the
-class is in shapes and textures: streaks of surf, smooth crests and ripples, trunks and leaves, ridges and crags.
+Light, colour and layout are random in the same way for every class, and the mean colour is balanced away as a camera does. So the
+class shows in shapes and textures: streaks of surf, smooth crests and ripples, trunks and leaves, ridges and crags.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _View:
     """One camera: where each pixel looks, and what all classes share.
 
     Attributes:
-        rng: the image's own source of chance.
+        rng: Random generator of this image.
         x: float32 ``(height, width)``, to the right, tilted and perhaps mirrored; the middle is 0, a height is 1.
         y: float32 ``(height, width)``, downwards; the top is about 0, the bottom about 1.
         horizon: the `y` of the horizon, [0.08, 0.68].
@@ -72,14 +72,14 @@ def draw_scene(label: str, *, seed: int, index: int, height: int = 160, width: i
         uint8 ``(height, width, 3)`` RGB in [0, 255].
 
     Raises:
-        ValueError: an argument is outside what is said above.
+        ValueError: An argument is out of its range.
     """
     if label not in _PAINTERS:
         raise ValueError(f"`label` must be one of {', '.join(SCENE_CLASSES)}. Got {label!r}.")
     for name, value, least in (("seed", seed, 0), ("index", index, 0), ("height", height, 16), ("width", width, 16)):
         if value < least:
             raise ValueError(f"`{name}` must be >= {least}. Got {value}.")
-    # A checksum, because Python's own hash of a text differs from process to process.
+    # A checksum, as Python's own hash of a text differs from process to process.
     entropy = np.random.SeedSequence([seed, zlib.crc32(label.encode()), index])
     view = _make_view(np.random.Generator(np.random.PCG64(entropy)), height, width)
     image = _sky(view)
@@ -125,7 +125,7 @@ def _tile(kind: str) -> Plane:
         slope = np.roll(heights, -2, axis=axis) - heights
         relief: Plane = slope / slope.std()
         return relief
-    # Every tile has a fixed seed of its own: it is a constant of the module, only slow to write down.
+    # Every tile has a fixed seed of its own: it is a constant of the module that is too large to write down.
     white = np.random.Generator(np.random.PCG64(zlib.crc32(kind.encode()))).normal(size=(_TILE, _TILE))
     frequency = np.hypot(np.fft.fftfreq(_TILE)[:, None], np.fft.rfftfreq(_TILE)[None, :])
     frequency[0, 0] = np.inf
@@ -174,7 +174,7 @@ def _colour(view: _View, red: float, green: float, blue: float, spread: float = 
 
 
 def _hazy(colour: Colour, haze: Colour, near: float) -> Colour:
-    """The colour of a thing seen through haze; `near` is how much of its own is left, (0, 1]."""
+    """The colour of a thing seen through haze; `near` is the share of its own colour that is left, (0, 1]."""
     return haze + (colour - haze) * np.float32(near)
 
 
@@ -187,7 +187,7 @@ def _paint(image: NDArray[np.float32], where: NDArray[np.bool_], colour: Colour,
 def _sky(view: _View) -> NDArray[np.float32]:
     """A sky of any hour: a gradient, clouds, perhaps a sun. float32 ``(3, height, width)``."""
     rng = view.rng
-    # Lighter or darker than any land, so that brightness does not tell where the land begins.
+    # Lighter or darker than any land, so that brightness does not show where the land begins.
     hour = float(np.exp(rng.normal(-0.25, 0.55)))
     top, bottom = hour * _colour(view, 0.55, 0.6, 0.7), hour * _colour(view, 0.72, 0.7, 0.68)
     fade = np.clip(view.y / (view.horizon + 0.05), 0, 1)
@@ -280,7 +280,7 @@ def _paint_forest(view: _View, image: NDArray[np.float32]) -> None:
 
 
 def _woods(view: _View, image: NDArray[np.float32]) -> None:
-    """From within: trunks behind trunks, a canopy full of holes, undergrowth."""
+    """A forest seen from within: trunks behind trunks, a canopy full of holes, undergrowth."""
     rng = view.rng
     leaf, bark = _colour(view, 0.36, 0.5, 0.24), _colour(view, 0.36, 0.3, 0.24)
     haze = image.mean(axis=(1, 2))
@@ -309,7 +309,7 @@ def _trunks(view: _View, *, count: int, width: float) -> Profile:
 
 
 def _conifers(view: _View, image: NDArray[np.float32]) -> None:
-    """From outside: rows of pointed trees that come down a slope."""
+    """A forest seen from outside: rows of pointed trees that come down a slope."""
     rng = view.rng
     leaf = _colour(view, 0.3, 0.4, 0.28, 0.4)
     haze = image.mean(axis=(1, 2))
@@ -366,10 +366,10 @@ _PAINTERS: Final[dict[str, Callable[[_View, NDArray[np.float32]], None]]] = {
 
 
 def _develop(view: _View, image: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Haze, white balance, exposure and noise, drawn alike for all classes.
+    """Haze, white balance, exposure and noise, random in the same way for all classes.
 
     The channels are brought most of the way to one mean, and the whole to one contrast (the grey-world assumption of
-    automatic white balance), before chance shifts them: neither colour nor brightness tells the class.
+    automatic white balance), before random shifts: neither colour nor brightness reveals the class.
     """
     rng = view.rng
     grey = image.mean(axis=0)

@@ -1,9 +1,9 @@
-"""A local folder to HDFS, over WebHDFS: for machines that see the cluster's gateway and nothing else of it."""
+"""Uploads a local folder to HDFS through WebHDFS, for machines that only reach the cluster's gateway."""
 
 import getpass
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ from featurize.errors import JobError, UsageError, first_line
 from featurize.sources.folders import COPYING, is_hidden
 
 _SCHEMES = {"webhdfs": "http", "swebhdfs": "https", "http": "http", "https": "https"}
-_PAUSES_S = (1.0, 4.0)  # before a file that failed is tried again
+PAUSES_S = (1.0, 4.0)
+"""Seconds before a file that failed is tried again, and again."""
 _PIECE_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _MOST_NAMED = 5
@@ -27,7 +28,7 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class UploadResult:
-    """What an upload did: files and bytes that were sent, and files that were there before."""
+    """The result of an upload: files and bytes sent, and files that were there before."""
 
     url: str
     uploaded: int
@@ -42,22 +43,24 @@ def upload_folder(
     *,
     threads: int = 4,
     user: str | None = None,
+    pauses_s: Sequence[float] = PAUSES_S,
     on_bytes: Callable[[int], None] = lambda count: None,
     on_total: Callable[[int], None] = lambda count: None,
 ) -> UploadResult:
-    """Copies all files below `folder`, but for hidden ones, to `url`; files that are there with the same size are left.
+    """Copies all files below `folder`, except hidden ones, to `url`; files that are there with the same size are skipped.
 
-    A file has its name only once it is whole, so an upload that was killed is gone on with by starting it again.
+    A file gets its name only once it is complete, so that starting a killed upload again resumes it.
 
     Args:
         url: ``webhdfs://namenode:9870/path``, or swebhdfs, http, https: of the NameNode or of a gateway.
         user: whom HDFS is told; default: HADOOP_USER_NAME, or else who runs this.
+        pauses_s: seconds to wait before each further try of a file that failed.
         on_bytes: called, from several threads, with the number of bytes that were just sent.
         on_total: called once with the number of bytes there are to send.
 
     Raises:
-        UsageError: there is no such folder, or it holds no files, or the URL is none of WebHDFS.
-        JobError: HDFS does not answer, or files could not be uploaded; all others were.
+        UsageError: There is no such folder, it holds no files, or the URL is not a WebHDFS URL.
+        JobError: HDFS does not answer, or some files could not be uploaded; all others were.
     """
     started = perf_counter()
     client, target = _open_client(url, user)
@@ -68,14 +71,15 @@ def upload_folder(
     on_total(total)
 
     def send(inner: str) -> str | None:
-        return _send_patiently(client, Path(folder) / inner, f"{target.rstrip('/')}/{inner}", on_bytes)
+        local, remote = Path(folder) / inner, f"{target.rstrip('/')}/{inner}"
+        return _send_patiently(client, local, remote, on_bytes=on_bytes, pauses_s=pauses_s)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="firn-upload") as pool:
         failures = [failure for failure in pool.map(send, missing) if failure is not None]
     if failures:
         named = "\n".join(f"  - {failure}" for failure in failures[:_MOST_NAMED])
         raise JobError(
-            f"{len(failures)} of {len(missing)} files could not be uploaded; run it again to go on.\n{named}"
+            f"{len(failures)} of {len(missing)} files could not be uploaded; run the command again to resume.\n{named}"
             + ("\n  - ..." if len(failures) > _MOST_NAMED else "")
         )
     return UploadResult(url, len(missing), len(sizes) - len(missing), total, perf_counter() - started)
@@ -85,7 +89,7 @@ def _open_client(url: str, user: str | None) -> tuple[InsecureClient, str]:
     parts = urlsplit(url)
     if parts.scheme not in _SCHEMES or not parts.netloc or len(parts.path) < 2:
         raise UsageError(
-            "the target of an upload is a WebHDFS URL with a path, such as webhdfs://namenode:9870/data/photos: the web "
+            "the target of an upload must be a WebHDFS URL with a path, such as webhdfs://namenode:9870/data/photos: the web "
             f"address of the NameNode or of a gateway. Got {url!r}."
         )
     user = user or os.environ.get("HADOOP_USER_NAME") or getpass.getuser()
@@ -104,7 +108,7 @@ def _local_sizes(folder: str | Path) -> dict[str, int]:
 
 
 def _remote_sizes(client: InsecureClient, target: str) -> dict[str, int]:
-    """The size in bytes of every file that is there, by its path below `target`."""
+    """The size in bytes of every file in `target`, by its path below it."""
     try:
         if client.status(target, strict=False) is None:
             return {}
@@ -114,12 +118,14 @@ def _remote_sizes(client: InsecureClient, target: str) -> dict[str, int]:
             for name, status in files
         }
     except (HdfsError, RequestException) as error:
-        raise JobError(f"{client.url}: HDFS does not answer as it should: {first_line(error)}") from error
+        raise JobError(f"{client.url}: HDFS does not answer correctly: {first_line(error)}") from error
 
 
-def _send_patiently(client: InsecureClient, local: Path, target: str, on_bytes: Callable[[int], None]) -> str | None:
+def _send_patiently(
+    client: InsecureClient, local: Path, target: str, *, on_bytes: Callable[[int], None], pauses_s: Sequence[float]
+) -> str | None:
     """Sends one file; returns what went wrong, if it did so every time."""
-    for pause in (0.0, *_PAUSES_S):
+    for pause in (0.0, *pauses_s):
         time.sleep(pause)
         try:
             _send(client, local, target, on_bytes)

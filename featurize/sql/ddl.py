@@ -1,4 +1,4 @@
-"""Statements that make the tables of Firn known to Hive, Impala and DuckDB, with none but the files that count."""
+"""SQL statements that create Firn's tables in Hive, Impala and DuckDB, limited to published files."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
@@ -11,11 +11,11 @@ from featurize.tables.manifests import utc_now
 
 Dialect = Literal["hive", "impala", "duckdb"]
 DIALECTS: tuple[Dialect, ...] = ("hive", "impala", "duckdb")
-_FILES = "_files"  # what the name of an external table has behind that of its view
+_FILES = "_files"  # suffix of an external table's name, after that of its view
 
 
 class _Types(NamedTuple):
-    """How a dialect writes the types of columns."""
+    """The names of column types in a dialect."""
 
     text: str
     binary: str
@@ -29,7 +29,7 @@ class _Types(NamedTuple):
 _HIVE = _Types("STRING", "BINARY", "ARRAY<{}>", "MAP<{}, {}>", "STRUCT<{}>", "`{}`: {}", "TIMESTAMP")
 _TYPES: dict[Dialect, _Types] = {
     "hive": _HIVE,
-    "impala": _HIVE._replace(binary="STRING", field="{}: {}"),  # not every version knows BINARY; all read it as text
+    "impala": _HIVE._replace(binary="STRING", field="{}: {}"),  # not every version has BINARY; all read it as text
     "duckdb": _Types("VARCHAR", "BLOB", "{}[]", "MAP({}, {})", "STRUCT({})", '"{}" {}', "TIMESTAMP"),
 }
 _NUMBERS = {
@@ -45,17 +45,15 @@ _NUMBERS = {
 
 
 def make_ddl(tables: Sequence[SqlTable | SqlView], dialect: Dialect) -> str:
-    """The statements, each ended by a semicolon, with a comment that says what they are of and when.
+    """The statements, each ended by a semicolon, with a comment that names the tables and the time.
 
-    Of Hive and Impala: an external table on the folders, and a view on it that shows the files that count. Of DuckDB: a view on
-    these files. Either is of this moment: after the next run that adds rows they are to be made again.
+    For Hive and Impala: an external table on the folders, and a view on it that shows the published files. For DuckDB: a view on
+    these files. They are valid at this moment: after the next run that adds rows they must be made again.
 
     Raises:
-        UsageError: a table cannot be told in this dialect.
+        UsageError: A table cannot be expressed in this dialect.
     """
-    lines = [
-        f"-- Firn's tables for {dialect}, as they were published at {utc_now()}. After another run, print them again."
-    ]
+    lines = [f"-- Firn's tables for {dialect}, as published at {utc_now()}. After another run, print them again."]
     for table in tables:
         if isinstance(table, SqlView):
             statements = _selection(table, dialect)
@@ -81,7 +79,7 @@ def _duckdb_view(table: SqlTable) -> Iterator[str]:
 
 
 def _duckdb_select(table: SqlTable, part: Part) -> str:
-    """The rows of a part. The list is of files, so that nothing else in their folders is seen."""
+    """The rows of a part. It lists files, so that others in their folders are not seen."""
     pairs = zip(part.values, table.partition, strict=True)
     values = "".join(f", {_duckdb_text(value)} AS {_name(name, 'duckdb')}" for value, name in pairs)
     files = ", ".join(_duckdb_text(_duckdb_path(file)) for file in part.files)
@@ -106,7 +104,7 @@ def _external_table(table: SqlTable, dialect: Dialect) -> Iterator[str]:
     )
     _check_folders(table, dialect)
     yield f"DROP VIEW IF EXISTS {view}"
-    yield f"DROP TABLE IF EXISTS {files_name}"  # of an external table nothing but its name is dropped
+    yield f"DROP TABLE IF EXISTS {files_name}"  # dropping an external table drops only its name
     create = f"CREATE EXTERNAL TABLE {files_name} ({columns})\n  "
     if table.partition:
         create += f"PARTITIONED BY ({', '.join(f'{_name(name, dialect)} STRING' for name in table.partition)})\n  "
@@ -124,7 +122,7 @@ def _external_table(table: SqlTable, dialect: Dialect) -> Iterator[str]:
 
 
 def _shown(table: SqlTable, name: str, dialect: Dialect) -> str:
-    """A column as a view shows it: the label, and its index, as they were corrected."""
+    """A column in the form that a view shows: label and label index are corrected."""
     column, corrected = _name(name, dialect), table.corrected
     if corrected is None or name not in ("label", "label_index"):
         return column
@@ -138,26 +136,26 @@ def _shown(table: SqlTable, name: str, dialect: Dialect) -> str:
 
 
 def _check_folders(table: SqlTable, dialect: Dialect) -> None:
-    """A partition of an external table has one folder, and one without partitions too."""
+    """Checks that each partition of an external table, or the table without partitions, has one folder."""
     places = [part.values for part in table.parts]
     if len(set(places)) < len(places):
         raise UsageError(
-            f"`--print-ddl {dialect}`: the files of {table.name} lie in several folders for one partition."
+            f"`--print-ddl {dialect}`: the files of {table.name} are in several folders for one partition."
         )
 
 
 def _common_folder(table: SqlTable) -> str:
-    """Where the table itself lies: that of its only part, or one above all, in which the table has no files of its own."""
+    """The folder of the table: that of its only part, or a folder above all parts in which the table has no files."""
     if not table.partition and table.parts:
         return table.parts[0].folder
     return table.sources[0]
 
 
 def _type(kind: pa.DataType, dialect: Dialect, table: str) -> str:
-    """A type of Arrow in a dialect.
+    """The name of an Arrow type in a dialect.
 
     Raises:
-        UsageError: it has no such type.
+        UsageError: The dialect has no such type.
     """
     types = _TYPES[dialect]
     if kind in _NUMBERS:
@@ -177,7 +175,7 @@ def _type(kind: pa.DataType, dialect: Dialect, table: str) -> str:
     if pa.types.is_struct(kind):
         fields = (types.field.format(field.name, _type(field.type, dialect, table)) for field in kind)
         return types.struct.format(", ".join(fields))
-    raise UsageError(f"`--print-ddl {dialect}`: {table} has a column of type {kind}, which it does not know.")
+    raise UsageError(f"`--print-ddl {dialect}`: {table} has a column of type {kind}, which the dialect does not have.")
 
 
 def _name(name: str, dialect: Dialect) -> str:
@@ -185,7 +183,7 @@ def _name(name: str, dialect: Dialect) -> str:
 
 
 def _hive_text(text: str) -> str:
-    """A literal of HiveQL."""
+    """A text literal of HiveQL."""
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'").replace(";", "\\073") + "'"
 
 
@@ -194,6 +192,6 @@ def _duckdb_text(text: str) -> str:
 
 
 def _duckdb_path(url: str) -> str:
-    """A file as DuckDB finds it: a local path without its scheme, and nothing in it taken for a pattern."""
+    """A file's path for DuckDB: without the scheme where it is local, and with pattern characters escaped."""
     path = url.removeprefix("file://")
     return "".join(f"[{character}]" if character in "*?[" else character for character in path)

@@ -1,10 +1,10 @@
 """Images as documents of a search engine: JSON lines for OpenSearch's bulk API or for Solr, with the schema.
 
-    <output>/part-00000.jsonl ...    documents, at most so many to a file
+    <output>/part-00000.jsonl ...    documents, up to a fixed number in a file
     <output>/mapping.json            OpenSearch: the body that creates the index
     <output>/schema.json             Solr: the commands of its Schema API
 
-A document is an image at its path. Its id is a digest of the path: documents that are loaded again replace those of before.
+A document is an image at its path. Its id is a digest of the path, so that documents loaded again replace the earlier ones.
 """
 
 import json
@@ -30,10 +30,10 @@ from featurize.tables.predictions import LATEST
 
 Engine = Literal["opensearch", "solr"]
 SCHEMA_FILES: dict[Engine, str] = {"opensearch": "mapping.json", "solr": "schema.json"}
-ID_DIGITS = 40  # of a SHA-256, in hexadecimal: 160 bits
-_LEFT_OUT = ("content", "features", "projection")  # no metadata: they are large, and stay where they are
-_OF_MODEL = {"label": "predicted_label"}  # beside the label that an image was given by people
-_NOT_OF_MODEL = ("image_id", "path", "label_index", "width", "height")  # the image's own columns tell these
+ID_DIGITS = 40  # hexadecimal digits of the SHA-256: 160 bits
+_LEFT_OUT = ("content", "features", "projection")  # not metadata, and too large for a search engine
+_OF_MODEL = {"label": "predicted_label"}  # stands beside the label that people gave the image
+_NOT_OF_MODEL = ("image_id", "path", "label_index", "width", "height")  # the image's own columns have these
 _OPENSEARCH = {
     "string": "keyword",
     "boolean": "boolean",
@@ -58,8 +58,8 @@ _SOLR = {
     "date": "pdate",
     "timestamp": "pdate",
 }
-# By what they mean, not by their type. Of `taken_at` Solr has a text, as most cameras do not tell their time zone and Solr's
-# dates must; texts of ISO 8601 are in order. Paths are looked up whole and by their words.
+# Fields by their meaning, not their type. `taken_at` is text in Solr, as most cameras record no time zone and Solr's
+# dates need one; ISO 8601 texts sort correctly. Paths can be searched as a whole and by their words.
 _OPENSEARCH_OWN: dict[str, dict[str, Any]] = {
     "taken_at": {"type": "date"},
     "location": {"type": "geo_point"},
@@ -75,11 +75,11 @@ _SOLR_OWN: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Export:
-    """What an export wrote.
+    """The result of an export.
 
     Attributes:
-        documents: their number.
-        files: of documents, by URL.
+        documents: Number of documents.
+        files: URLs of the files of documents.
         schema: URL of the mapping or schema.
     """
 
@@ -89,21 +89,26 @@ class Export:
 
 
 def search_rows(spark: SparkSession, tables: Iterable[SqlTable | SqlView], *, model: str | None = None) -> DataFrame:
-    """A row for each image: the metadata of the images table or feature set, and what a model said, as far as it said anything.
+    """A row for each image: the metadata of the images table or feature set, joined with a model's predictions.
 
-    Without either, the rows are those of the predictions.
+    Without an images table or feature set, the rows are those of the predictions.
 
     Args:
-        model: whose predictions: a view on them, or how the `model_id` begins; None: of the view `latest`, or the only one.
+        spark: The Spark session.
+        tables: The tables to export.
+        model: Whose predictions: a view on them, or the first digits of the `model_id`; None: the view `latest`, or the only
+            model.
 
     Raises:
-        UsageError: no table, images and features both, or predictions of several models of which none is named.
+        UsageError: There is no table, or both images and features, or predictions of several models and no choice.
     """
     tables = list(tables)
     found = {table.name: table for table in tables if isinstance(table, SqlTable) and table.name != REJECTS}
     views = {view.name: view.value for view in tables if isinstance(view, SqlView)}
     if not found or {IMAGES, FEATURES} <= found.keys():
-        raise UsageError("give either --images or --features, or --predictions, or one of the first with the last.")
+        raise UsageError(
+            "--images, --features or --predictions is required; --images and --features cannot be combined."
+        )
     predicted = (
         _predicted(spark, found[PREDICTIONS], views.get(model or LATEST, model)) if PREDICTIONS in found else None
     )
@@ -114,25 +119,29 @@ def search_rows(spark: SparkSession, tables: Iterable[SqlTable | SqlView], *, mo
     frame = frame.drop(*_LEFT_OUT)
     if predicted is None:
         return frame
-    # Equal images have equal predictions, and one image may lie at several paths.
+    # Equal images have equal predictions, but one image may be at several paths.
     return frame.join(predicted.drop(*_NOT_OF_MODEL[1:]).dropDuplicates(["image_id"]), "image_id", "left")
 
 
 def write_documents(
     frame: DataFrame, url: str, *, engine: Engine, index: str, rows_per_file: int, overwrite: bool = False
 ) -> Export:
-    """Writes the documents of `search_rows` and the schema to the folder at `url`, which is there whole or not at all.
+    """Writes the documents of `search_rows` and the schema to the folder at `url`, which appears complete or not at all.
 
     Args:
-        index: of OpenSearch, which every line of the bulk API names; Solr is told by the address that the lines are sent to.
-        overwrite: whether what is at `url` is replaced.
+        frame: The rows.
+        url: URL of the folder.
+        engine: The search engine.
+        index: OpenSearch's index, which every line of the bulk API names; for Solr it is in the URL that lines are sent to.
+        rows_per_file: Most documents in a file.
+        overwrite: Whether to replace what is at `url`.
 
     Raises:
-        UsageError: something is at `url`.
+        UsageError: There is something at `url`.
         JobError: Spark fails to read the tables.
     """
     if storage.exists(url) and not overwrite:
-        raise UsageError(f"{url} is there already. Use another --output, or --overwrite.")
+        raise UsageError(f"{url} is there already. Choose another --output, or use --overwrite.")
     temporary = f"{url}.{uuid4().hex[:8]}.tmp"
     try:
         with spark_errors():
@@ -149,7 +158,7 @@ def write_documents(
 
 
 def make_document(row: Row, engine: Engine) -> dict[str, Any]:
-    """A row as a document; what is null, or no finite number, is left out."""
+    """A row as a document; values that are null or not finite are left out."""
     document = {name: _value(name, value, engine) for name, value in row.asDict().items()}
     latitude, longitude = document.pop("latitude", None), document.pop("longitude", None)
     if latitude is not None and longitude is not None:
@@ -167,7 +176,7 @@ def make_schema(schema: StructType, engine: Engine) -> dict[str, Any]:
     """The body that creates an index of OpenSearch, or the commands that add the fields to a collection of Solr.
 
     Raises:
-        UsageError: a column has a type that has no place in a document.
+        UsageError: A column has a type that documents cannot have.
     """
     kinds = {field.name: field.dataType for field in schema}
     if {"latitude", "longitude"} <= kinds.keys():
@@ -182,19 +191,19 @@ def make_schema(schema: StructType, engine: Engine) -> dict[str, Any]:
 
 
 def _predicted(spark: SparkSession, table: SqlTable, model: str | None) -> DataFrame:
-    """The predictions of one model, `label` by another name."""
+    """The predictions of one model, with `label` renamed."""
     frame = read_sql_table(spark, table)
     if "model_id" in table.partition:
         place = table.partition.index("model_id")
         models = sorted({part.values[place] for part in table.parts})
         if model is None and len(models) > 1:
             raise UsageError(
-                f"there are predictions of {len(models)} models; name one by --model: {', '.join(models)}."
+                f"there are predictions of {len(models)} models; choose one with --model: {', '.join(models)}."
             )
         if model is not None:
             chosen = [known for known in models if known.startswith(model)]
             if len(chosen) != 1:
-                raise UsageError(f"`--model` must begin the id of one of {', '.join(models)}. Got {model!r}.")
+                raise UsageError(f"`--model` must be the first digits of one of {', '.join(models)}. Got {model!r}.")
             frame = frame.where(col("model_id") == chosen[0])
     return frame.drop(*_LEFT_OUT).withColumnsRenamed(_OF_MODEL)
 
@@ -202,7 +211,7 @@ def _predicted(spark: SparkSession, table: SqlTable, model: str | None) -> DataF
 def _write_parts(
     rows: Iterator[Row], url: str, *, engine: Engine, index: str, rows_per_file: int
 ) -> tuple[list[str], int]:
-    """Writes the files of documents; their names, and how many documents there are."""
+    """Writes the files of documents; returns their names and the number of documents."""
     names: list[str] = []
     count = 0
     while part := list(islice(rows, rows_per_file)):
@@ -221,7 +230,7 @@ def _write_lines(url: str, lines: list[str]) -> None:
 
 
 def _lines(document: Mapping[str, Any], engine: Engine, index: str) -> Iterator[str]:
-    """Of the bulk API two lines for each document: what is to be done, and the document. Each ends with a line end."""
+    """The lines of a document, each with its line end; the bulk API has two, the action and the document."""
     name = document_id(str(document["path"]))
     if engine == "opensearch":
         yield _json({"index": {"_index": index, "_id": name}})
@@ -235,7 +244,7 @@ def _json(value: Any) -> str:
 
 
 def _value(name: str, value: Any, engine: Engine) -> Any:
-    """A value as the engine takes it: times in UTC, EXIF for Solr as ``tag=text``."""
+    """A value in the engine's form: times in UTC, EXIF for Solr as ``tag=text``."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, datetime):
@@ -251,7 +260,7 @@ def _value(name: str, value: Any, engine: Engine) -> Any:
 
 
 def _opensearch_field(name: str, kind: DataType) -> dict[str, Any]:
-    """The mapping of a field; OpenSearch has no lists, any field may have several values."""
+    """The mapping of a field; OpenSearch has no lists, as any field may have several values."""
     inner = kind.elementType if isinstance(kind, ArrayType) else kind
     return {"type": "flat_object"} if isinstance(inner, MapType) else {"type": _simple(name, inner, _OPENSEARCH)}
 
@@ -265,5 +274,5 @@ def _solr_field(name: str, kind: DataType) -> dict[str, Any]:
 
 def _simple(name: str, kind: DataType, types: Mapping[str, str]) -> str:
     if kind.simpleString() not in types:
-        raise UsageError(f"the column {name} of type {kind.simpleString()} has no place in a document.")
+        raise UsageError(f"the column {name} of type {kind.simpleString()} cannot be part of a document.")
     return types[kind.simpleString()]

@@ -1,4 +1,4 @@
-"""Spark SQL over Firn's tables: temporary views of the files that count, a query, and what comes out of it."""
+"""Spark SQL over Firn's tables: temporary views of the published files, a query, and its answer."""
 
 import base64
 import csv
@@ -28,17 +28,17 @@ from featurize.sql.tables import CorrectedLabels, SqlTable, SqlView
 from featurize.tables.row_groups import read_footer
 
 FORMATS = (".csv", ".parquet")
-_PATTERN = re.compile(r"([{}\[\]*?\\])")  # what Spark takes for a pattern in a path
+_PATTERN = re.compile(r"([{}\[\]*?\\])")  # characters with which Spark takes a path for a pattern
 
 
 @dataclass(frozen=True)
 class QueryResult:
-    """What a query gave.
+    """The answer to a query.
 
     Attributes:
-        types: of the columns, by name, as Spark writes them.
-        rows: the first ones.
-        is_cut: whether there are more.
+        types: Name and type, as Spark writes it, of each column.
+        rows: The first rows.
+        is_cut: Whether there are more rows.
     """
 
     types: list[tuple[str, str]]
@@ -47,7 +47,7 @@ class QueryResult:
 
 
 def register_views(spark: SparkSession, tables: Sequence[SqlTable | SqlView]) -> None:
-    """Makes a temporary view of each table, which shows the files that count now and no others."""
+    """Makes a temporary view of each table, which shows exactly the files that are published now."""
     for table in tables:
         if isinstance(table, SqlView):
             frame = spark.table(table.table).where(col(table.column) == table.value)
@@ -74,7 +74,7 @@ def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:
 
 
 def _corrected(spark: SparkSession, frame: DataFrame, corrected: CorrectedLabels) -> DataFrame:
-    """`frame` with corrected labels: they are few, and go to every task."""
+    """`frame` with corrected labels, which are few and are sent to every task."""
     indices = {label: index for index, label in enumerate(corrected.classes)}
     rows = [(image_id, label, indices[label]) for image_id, label in corrected.labels.items()]
     last = spark.createDataFrame(rows, "image_id string, _label string, _label_index int")
@@ -84,7 +84,7 @@ def _corrected(spark: SparkSession, frame: DataFrame, corrected: CorrectedLabels
 
 
 def run_query(spark: SparkSession, query: str) -> DataFrame:
-    """The answer to a query, which is not computed yet.
+    """The answer to a query, not computed yet.
 
     Raises:
         UsageError: Spark does not understand it, or there is no such table or column.
@@ -107,9 +107,9 @@ def fetch(frame: DataFrame, *, limit: int) -> QueryResult:
 
 
 def write_answer(frame: DataFrame, url: str) -> int:
-    """Writes all rows of an answer to one file, whole or not at all; returns how many there are.
+    """Writes all rows of an answer to one file, complete or not at all; returns their number.
 
-    In CSV lists, maps and structs are JSON, bytes are base64, and what is null is empty.
+    In CSV lists, maps and structs are JSON, bytes are base64, and null is empty.
 
     Raises:
         UsageError: `url` ends neither in .csv nor in .parquet.
@@ -121,17 +121,17 @@ def write_answer(frame: DataFrame, url: str) -> int:
 
 
 def check_output(url: str) -> None:
-    """Whether an answer can be written to `url`.
+    """Checks that an answer can be written to `url`.
 
     Raises:
-        UsageError: it ends in none of `FORMATS`.
+        UsageError: It ends in none of `FORMATS`.
     """
     if not url.endswith(FORMATS):
         raise UsageError(f"`--output` must end in {' or '.join(FORMATS)}. Got {url!r}.")
 
 
 def plain_value(value: Any) -> Any:
-    """A value of a row as JSON has it: bytes as base64, times as ISO 8601 in UTC, what is not finite as null."""
+    """A value of a row in JSON: bytes as base64, times as ISO 8601 in UTC, numbers that are not finite as null."""
     if isinstance(value, bytes | bytearray):
         return base64.b64encode(value).decode()
     if isinstance(value, float) and not math.isfinite(value):
@@ -150,7 +150,7 @@ def plain_value(value: Any) -> Any:
 
 
 def _write_csv(frame: DataFrame, url: str) -> int:
-    """Row by row as they come; where HDFS fails it is computed again."""
+    """Writes row by row as they arrive; where HDFS fails, the answer is computed again."""
     counts = []
 
     def write(file: Any) -> None:
@@ -176,7 +176,7 @@ def _csv_value(value: Any) -> Any:
 
 
 def _write_parquet(frame: DataFrame, url: str) -> int:
-    """By Spark itself, into a folder beside, of which the one file gets the name."""
+    """Lets Spark write into a folder beside `url`, and moves the one file in it to `url`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -196,7 +196,7 @@ def _write_parquet(frame: DataFrame, url: str) -> int:
 
 @contextmanager
 def spark_errors() -> Iterator[None]:
-    """Makes one line of what Spark says where a query fails when it is computed."""
+    """Turns Spark's error into one line where a query fails while it is computed."""
     try:
         yield
     except Py4JJavaError as error:

@@ -1,8 +1,8 @@
-"""The tables that SQL sees: which Parquet files they have, and which columns; by the manifests, so nothing of unfinished runs."""
+"""The tables that SQL sees, with their Parquet files and columns: taken from manifests, so without unfinished runs."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -30,12 +30,12 @@ _NAME = re.compile("[a-z_][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class Part:
-    """The files of a table that share a folder and the values of the columns that are in no file.
+    """Files of a table that share a folder and the values of the partition columns, which are in no file.
 
     Attributes:
-        values: one for each of `SqlTable.partition`.
-        folder: URL; it may hold other files as well, which do not count.
-        files: URLs.
+        values: One value for each of `SqlTable.partition`.
+        folder: URL; it may hold other files too, which are not part of the table.
+        files: URLs of the files.
     """
 
     values: tuple[str, ...]
@@ -48,10 +48,10 @@ class SqlTable:
     """A table as SQL sees it.
 
     Attributes:
-        columns: that the files have.
-        corrected: the label of each image that was corrected, which is shown in place of that of the files; None: there are none.
-        partition: names of further columns, whose values are those of the part; all are text.
-        sources: URLs that it was found at.
+        columns: Columns in the files.
+        corrected: Corrected labels that replace those of the files; None: there are none.
+        partition: Names of further columns, whose values belong to the parts; all are text.
+        sources: URLs where the table was found.
     """
 
     name: str
@@ -64,18 +64,18 @@ class SqlTable:
 
 @dataclass(frozen=True)
 class CorrectedLabels:
-    """Labels in place of those in the files.
+    """Labels that replace those in the files.
 
     Attributes:
-        labels: by `image_id`.
-        classes: the label of every `label_index`.
+        labels: Labels by `image_id`.
+        classes: The class labels, in the order of `label_index`.
     """
 
     labels: Mapping[str, str]
     classes: tuple[str, ...]
 
     def by_class(self) -> dict[str, list[str]]:
-        """The images that are to have each label."""
+        """The images for each corrected label."""
         images: dict[str, list[str]] = {}
         for image_id, label in self.labels.items():
             images.setdefault(label, []).append(image_id)
@@ -84,7 +84,7 @@ class CorrectedLabels:
 
 @dataclass(frozen=True)
 class SqlView:
-    """The rows of a table that have a value in a column of text."""
+    """The rows of a table with a given value in a text column."""
 
     name: str
     table: str
@@ -94,7 +94,7 @@ class SqlView:
 
 @dataclass(frozen=True)
 class _Found:
-    """A table, views on it, the rejects of its making, and tables beside it."""
+    """A table, views on it, its rejects, and tables beside it."""
 
     table: SqlTable
     rejects: tuple[Part, ...]
@@ -109,17 +109,20 @@ def find_tables(
     predictions: str | None = None,
     others: Mapping[str, str] | None = None,
 ) -> list[SqlTable | SqlView]:
-    """The tables at some URLs, named `images`, `features` and `predictions`; `rejects`, which has those of all three; and others.
+    """The tables at some URLs, named `images`, `features` and `predictions`; `rejects` of all three; and others.
 
-    Of predictions also the views `latest` and those of the aliases, see `tables.predictions`, and, where windows of them were
+    Predictions also have the views `latest` and those of the aliases, see `tables.predictions`, and, where windows of them were
     tested for drift, the table `drift`.
 
     Args:
-        others: URLs by name: images tables, feature sets, or any folder of Parquet, whose files all count.
+        images: URL of an images table.
+        features: URL of a feature set.
+        predictions: URL of predictions.
+        others: URLs by name: images tables, feature sets, or any folder of Parquet files.
 
     Raises:
-        UsageError: a URL holds no such table, or a name is no name or is taken.
-        JobError: a manifest or a file is damaged.
+        UsageError: A URL holds no such table, or a name is invalid or taken.
+        JobError: A manifest or a file is damaged.
     """
     finders = {IMAGES: (_images, images), FEATURES: (_features, features), PREDICTIONS: (_predictions, predictions)}
     found = {name: find(storage.absolute_url(url), name) for name, (find, url) in finders.items() if url is not None}
@@ -132,9 +135,20 @@ def find_tables(
         tables += [table for one in found.values() for table in one.beside]
     for name, url in (others or {}).items():
         if _NAME.fullmatch(name) is None or name in {table.name for table in tables}:
-            raise UsageError(f"the name of a table must be new, of a-z, 0-9 and _. Got {name!r}.")
+            raise UsageError(f"the name of a table must be new and consist of a-z, 0-9 and _. Got {name!r}.")
         tables.append(_any_table(storage.absolute_url(url), name))
     return tables
+
+
+def images_table(url: str, manifest: ImagesManifest) -> SqlTable:
+    """The images table at `url`, of the files that its manifest lists."""
+    return _images_of(manifest, url, IMAGES).table
+
+
+def features_table(url: str, manifest: FeaturesManifest, *, splits: Sequence[str]) -> SqlTable:
+    """Some splits of the feature set at `url`, of the files that its manifest lists, with the labels corrected until now."""
+    table = _features_of(manifest, url, FEATURES).table
+    return replace(table, parts=tuple(part for part in table.parts if part.values[0] in splits))
 
 
 def _images(url: str, name: str) -> _Found:
@@ -168,7 +182,7 @@ def _features_of(manifest: FeaturesManifest, url: str, name: str) -> _Found:
 
 
 def _predictions(url: str, name: str) -> _Found:
-    """Predictions have a manifest for each model, and views; where there is no manifest, every file counts."""
+    """Predictions have a manifest for each model, and views; where there is no manifest, every file is part of the table."""
     if not storage.is_folder(url):
         raise UsageError(f"{url} holds no predictions. Make some with `finetune predict`.")
     published = find_views(url)
@@ -185,7 +199,7 @@ def _predictions(url: str, name: str) -> _Found:
 
 
 def _windows(url: str) -> tuple[SqlTable, ...]:
-    """The windows that were tested for drift, by the command that tested them; no table where there was none."""
+    """The windows that were tested for drift, by command; no table where there was none."""
     parts = []
     for command, path in WINDOWS_FOLDERS.items():
         folder = storage.join_url(url, path)
@@ -197,7 +211,7 @@ def _windows(url: str) -> tuple[SqlTable, ...]:
 
 
 def _any_table(url: str, name: str) -> SqlTable:
-    """A table with a manifest, or else every Parquet file below a folder; columns of the form ``key=value`` in the path."""
+    """A table with a manifest, or else all Parquet files below a folder, with columns from ``key=value`` in the path."""
     manifest = read_manifest(url)
     if isinstance(manifest, ImagesManifest):
         return _images_of(manifest, url, name).table
@@ -208,14 +222,16 @@ def _any_table(url: str, name: str) -> SqlTable:
         return SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (), parts, (url,))
     found_files = storage.list_files(url)
     if any(f"/{STAGING}/" in file.removeprefix(url) for file in found_files):
-        raise UsageError(f"{url}: nothing is published there yet, and a run of Firn is unfinished. Run it to its end.")
+        raise UsageError(
+            f"{url}: nothing is published there yet, and a run of Firn is unfinished. Let it finish first."
+        )
     files = [file for file in found_files if _is_parquet(file, url)]
     if not files:
-        raise UsageError(f"{url} holds no table: neither {MANIFEST_NAME} nor a Parquet file is there.")
+        raise UsageError(f"{url} holds no table: there is neither {MANIFEST_NAME} nor a Parquet file.")
     keys = [_keys_of(file, url) for file in files]
     names = list(dict.fromkeys(key for found in keys for key in found))
     if any(list(found) != names for found in keys):
-        raise UsageError(f"{url}: all files must lie in folders of the same keys. Got {', '.join(names)} for some.")
+        raise UsageError(f"{url}: all files must be in folders with the same keys. Got {', '.join(names)} for some.")
     by_place: dict[tuple[tuple[str, ...], str], list[str]] = {}
     for file, found in zip(files, keys, strict=True):
         by_place.setdefault((tuple(found.values()), file.rpartition("/")[0]), []).append(file)
@@ -247,7 +263,7 @@ def _empty_features(manifest: FeaturesManifest) -> pa.Schema:
 
 
 def _is_parquet(file: str, url: str) -> bool:
-    """Whether it is Parquet, and neither it nor a folder below `url` is passed over by other programs, as Spark does."""
+    """Whether it is a Parquet file, and neither it nor a folder below `url` has a name that Spark ignores."""
     return file.endswith(".parquet") and not any(
         part.startswith((".", "_")) for part in file.removeprefix(url).split("/")
     )

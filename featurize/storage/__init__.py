@@ -1,4 +1,4 @@
-"""Files at URLs, on local disks and HDFS alike, and claims on the folders that a job writes to.
+"""Files at URLs, the same on local disks and HDFS, and claims on the folders that a job writes to.
 
 Import the functions from here: ``from featurize import storage`` and then ``storage.read_json(url)``; `claims` for claims.
 """

@@ -1,4 +1,4 @@
-"""Claims: one job at a time writes to an output. A second is refused by the name of the holder; a dead holder's is taken over."""
+"""Claims: one job at a time writes to an output. A second job is refused, naming the holder; a dead holder's claim is taken."""
 
 import getpass
 import os
@@ -17,15 +17,23 @@ from featurize.errors import JobError
 CLAIM_NAME = "_claim.json"
 HEARTBEAT_S = 10.0
 EXPIRY_S = 120.0  # a holder on another host that has not beaten for so long is dead
-_PATIENCE_S = 5.0
-_SETTLING_S = 1.0
+PATIENCE_S = 5.0
+"""How long a claim that is there and says nothing yet is waited for."""
+SETTLING_S = 1.0
+"""How long a job that took over a claim waits for others who took the same holder for dead."""
 _KEYS = frozenset({"token", "host", "pid", "user", "since", "beat_at"})
 
 
 class Claim:
-    """A held claim on the output at `url`."""
+    """A held claim on the output at `url`.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        patience_s: how long a claim that is there and says nothing yet is waited for.
+        settling_s: how long to wait, after a claim was taken over, for others who took the same holder for dead.
+    """
+
+    def __init__(self, url: str, *, patience_s: float = PATIENCE_S, settling_s: float = SETTLING_S) -> None:
+        self._patience_s, self._settling_s = patience_s, settling_s
         self._url = storage.join_url(url, CLAIM_NAME)
         self._holder = {
             "token": uuid4().hex,
@@ -38,21 +46,23 @@ class Claim:
         self._heart = threading.Thread(target=self._beat, name="firn-claim", daemon=True)
 
     def take(self) -> None:
-        """Takes the claim, over a dead holder's if need be.
+        """Takes the claim, also from a dead holder.
 
         Raises:
-            JobError: a living job holds it.
+            JobError: A living job holds it.
         """
         taken_over = False
         while not storage.create_exclusively(self._url, self._document()):
-            holder = _wait_for_holder(self._url)
+            holder = _wait_for_holder(self._url, self._patience_s)
             if holder is not None and _is_alive(holder):
                 raise JobError(
                     f"{self._url.removesuffix('/' + CLAIM_NAME)} is being written by process {holder['pid']} of "
                     f"{holder['user']} on {holder['host']} since {holder['since']}. Wait for it to end, or write elsewhere."
                 )
             taken_over = True
-            if holder is None or _read_holder(self._url) == holder:  # or else somebody else has taken it over by now
+            if (
+                holder is None or _read_holder(self._url) == holder
+            ):  # otherwise another job has taken it in the meantime
                 storage.remove(self._url)
         if taken_over:
             self._settle()
@@ -60,22 +70,22 @@ class Claim:
 
     def _settle(self) -> None:
         """After a claim was taken over: waits for others who took the same holder for dead, and of whom the last one wins."""
-        time.sleep(_SETTLING_S)
+        time.sleep(self._settling_s)
         self.verify()
         storage.remove_temporaries(self._url.removesuffix("/" + CLAIM_NAME))
 
     def verify(self) -> None:
-        """Checks, before something is published, that the claim is still this job's.
+        """Checks, before something is published, that this job still has the claim.
 
         Raises:
-            JobError: another job took it, believing this one dead.
+            JobError: Another job took it, believing this one dead.
         """
         holder = _read_holder(self._url)
         if holder is None or holder["token"] != self._holder["token"]:
             raise JobError(f"{self._url}: the claim on this output was lost to another job; nothing was published.")
 
     def release(self) -> None:
-        """Gives the claim back."""
+        """Releases the claim."""
         self._stop.set()
         if self._heart.is_alive():
             self._heart.join()
@@ -91,24 +101,24 @@ class Claim:
             try:
                 holder = _read_holder(self._url)
                 if holder is None or holder["token"] != self._holder["token"]:
-                    return  # lost: verify() will say so
+                    return  # lost: verify() reports it
                 storage.write_bytes(self._url, self._document())
-            except OSError:  # of the storage, perhaps a passing one: the next beat tries again
+            except OSError:  # perhaps a temporary fault of the storage: the next heartbeat tries again
                 continue
 
 
 def user_name() -> str:
-    """Who runs this process, for people; a number where the system knows no name."""
+    """The user of this process; a number where the system knows no name."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a user in a container may have no name
         return f"user {os.getuid()}"
 
 
 @contextmanager
-def claim_output(url: str) -> Iterator[Claim]:
-    """Holds the claim on the output at `url` for the time of a `with` block."""
-    claim = Claim(url)
+def claim_output(url: str, *, patience_s: float = PATIENCE_S) -> Iterator[Claim]:
+    """Holds the claim on the output at `url` for the time of a `with` block; `patience_s` as of `Claim`."""
+    claim = Claim(url, patience_s=patience_s)
     claim.take()
     try:
         yield claim
@@ -117,7 +127,7 @@ def claim_output(url: str) -> Iterator[Claim]:
 
 
 def _read_holder(url: str) -> dict[str, Any] | None:
-    """Who holds the claim; None where it is gone, damaged or not yet written out."""
+    """The holder of the claim; None where it is gone, damaged or not completely written yet."""
     try:
         holder = storage.read_json(url)
     except (FileNotFoundError, ValueError):
@@ -125,21 +135,21 @@ def _read_holder(url: str) -> dict[str, Any] | None:
     return holder if isinstance(holder, dict) and holder.keys() >= _KEYS else None
 
 
-def _wait_for_holder(url: str) -> dict[str, Any] | None:
+def _wait_for_holder(url: str, patience_s: float) -> dict[str, Any] | None:
     """As `_read_holder`, with some patience for a claim that is there and being written out at this moment."""
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while (holder := _read_holder(url)) is None and storage.exists(url) and time.monotonic() < deadline:
         time.sleep(0.1)
     return holder
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the holder's heart beats; on this host a process that is gone is known to be dead at once."""
+    """Whether the holder's heartbeat is recent; on this host, a process that has ended counts as dead at once."""
     if holder["host"] == socket.gethostname():
         try:
             os.kill(int(holder["pid"]), 0)
         except ProcessLookupError:
             return False
-        except PermissionError:  # somebody else's process
+        except PermissionError:  # another user's process
             pass
     return time.time() - float(holder["beat_at"]) < EXPIRY_S

@@ -1,4 +1,4 @@
-"""HDFS by hdfs-native, as fsspec sees it, with three faults mended. It is opened lazily, once in each process."""
+"""HDFS through hdfs-native and fsspec, with three faults fixed. Opened lazily, once in each process."""
 
 import ctypes
 import errno
@@ -13,13 +13,13 @@ from featurize.errors import first_line
 
 
 class ExactHdfsFileSystem(HdfsFileSystem):
-    """Takes every path as it is, and fails with OSError.
+    """Takes every path literally, and fails with OSError.
 
-    hdfs-native would cut a path off at its first ``#`` or ``?``, as if it were a web address, and raises RuntimeError for most of
-    what a NameNode refuses: no permission, safe mode, a quota.
+    hdfs-native would cut a path at its first ``#`` or ``?``, as in a web address, and raises RuntimeError for most refusals of a
+    NameNode: no permission, safe mode, a quota.
     """
 
-    cachable = False  # by fsspec, which lets go of what it has cached in every forked child: see `open_hdfs`
+    cachable = False  # for fsspec, which releases its cache in every forked child: see `open_hdfs`
 
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
@@ -50,7 +50,7 @@ _opened: dict[tuple[int, str | None, int | None], ExactHdfsFileSystem] = {}
 def open_hdfs(host: str | None, port: int | None) -> ExactHdfsFileSystem:
     """The file system of a NameNode; without a host, that of the Hadoop settings.
 
-    Its client lives as long as the process. To let go of one waits for its threads, and a forked child has inherited the client
+    Its client lives as long as the process. Releasing a client waits for its threads, and a forked child has inherited the client
     but not the threads: it would wait for ever, before Spark's gateway or a Horovod rank could even start in it.
     """
     key = (os.getpid(), host, port)

@@ -1,4 +1,4 @@
-"""URLs to file systems. Everything Firn reads or writes in Python goes through here, on local disks and `hdfs://` alike.
+"""URLs and file systems. Everything that Firn's Python code reads or writes goes through here, on local disks and `hdfs://`.
 
 A URL is `file:///absolute/path`, a plain path (relative to the working directory), or `hdfs://host:port/path`.
 """
@@ -27,7 +27,7 @@ from featurize.errors import JobError, UsageError, first_line
 
 _CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
-_HDFS_PAUSES_S = (0.5, 2.0, 5.0, 10.0, 20.0)  # before a write that failed is tried again
+_HDFS_PAUSES_S = (0.5, 2.0, 5.0, 10.0, 20.0)  # pauses before a failed write is tried again
 _PIECE_BYTES = 1 << 20
 _TEMPORARY = re.compile(r"\.[0-9a-f]{8}\.tmp$")
 
@@ -36,10 +36,10 @@ def absolute_url(url: str) -> str:
     """`url` with its scheme and an absolute path, without a trailing slash, as stored in manifests.
 
     Raises:
-        UsageError: the scheme is not one Firn reads.
+        UsageError: Firn does not support the scheme.
     """
     if "://" not in url and not url.startswith("file:/"):
-        # ".." is taken out and links are left alone, as Spark does it; Path.resolve would follow links.
+        # ".." is resolved but links are not, as in Spark; Path.resolve would follow links.
         return "file://" + os.path.abspath(Path(url).expanduser())  # noqa: PTH100
     scheme = url.split(":", 1)[0]
     if scheme not in SCHEMES:
@@ -52,7 +52,7 @@ def absolute_url(url: str) -> str:
 
 
 def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of `url` and the path of `url` inside it. HDFS is opened here, lazily: call it after forking."""
+    """The file system of `url` and the path inside it. HDFS is opened here, lazily: call it only after forking."""
     url = absolute_url(url)
     if url.startswith("file://"):
         return fsspec.filesystem("file"), url.removeprefix("file://")
@@ -67,7 +67,7 @@ def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
 
 @cache
 def _check_reachable(host: str, port: int) -> None:
-    """Fails at once where the HDFS client would go on trying for minutes."""
+    """Fails at once where the HDFS client would retry for minutes."""
     try:
         socket.create_connection((host, port), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
@@ -80,34 +80,34 @@ def join_url(url: str, *parts: str) -> str:
 
 
 def is_within(url: str, folder: str) -> bool:
-    """Whether an absolute URL is that of a folder, or of something below it."""
+    """Whether an absolute URL is a folder's own, or lies below it."""
     return f"{url}/".startswith(f"{folder}/")
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is at `url`."""
+    """Whether there is a file or folder at `url`."""
     filesystem, path = open_filesystem(url)
     return bool(filesystem.exists(path))
 
 
 def is_folder(url: str) -> bool:
-    """Whether a folder is at `url`."""
+    """Whether there is a folder at `url`."""
     filesystem, path = open_filesystem(url)
     return bool(filesystem.isdir(path))
 
 
 def list_files(url: str) -> list[str]:
-    """The URLs of all files under `url`, at any depth, sorted; none where there is no such folder."""
+    """The URLs of all files under `url`, at any depth, sorted; empty where there is no such folder."""
     if not exists(url):
         return []
     prefix = absolute_url(url)
     return sorted(
         f"{prefix}/{file.inner}" for file in walk_files(url)
-    )  # fsspec's `find` takes a failed listing for an empty one
+    )  # fsspec's `find` returns an empty list where listing fails
 
 
 def list_folders(url: str) -> list[str]:
-    """The URLs of the folders in the folder at `url`, not those within them, sorted; none where there is no such folder."""
+    """The URLs of the folders directly in the folder at `url`, sorted; empty where there is no such folder."""
     if not is_folder(url):
         return []
     filesystem, path = open_filesystem(url)
@@ -124,12 +124,12 @@ class WalkedFile(NamedTuple):
 
 
 def walk_files(url: str) -> Iterator[WalkedFile]:
-    """Every file in the folder at `url`, at any depth, links followed but for those that lead in a circle, in no certain order.
+    """Every file in the folder at `url`, at any depth, in any order; links are followed unless they lead in a circle.
 
-    Pipes, sockets and devices are passed over: who opened one would wait for ever.
+    Pipes, sockets and devices are skipped, as opening one would wait for ever.
 
     Raises:
-        OSError: a folder cannot be listed.
+        OSError: A folder cannot be listed.
     """
     filesystem, path = open_filesystem(url)
     if absolute_url(url).startswith("file://"):
@@ -147,10 +147,10 @@ def walk_files(url: str) -> Iterator[WalkedFile]:
 
 
 def find_file(url: str) -> WalkedFile | None:
-    """The file at `url`, as `walk_files` finds it in its folder, with no path below one; None where there is no file.
+    """The file at `url`, as `walk_files` would find it in its folder, with an empty inner path; None where there is no file.
 
     Raises:
-        OSError: the storage does not answer, or does not say.
+        OSError: The storage does not answer, or refuses to.
     """
     filesystem, path = open_filesystem(url)
     if absolute_url(url).startswith("file://"):
@@ -164,12 +164,12 @@ def find_file(url: str) -> WalkedFile | None:
 
 
 def _leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one that it lies in, so that to follow it would be to go in a circle."""
+    """Whether a folder is a link to one of its parents, so that following it would lead in a circle."""
     return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
 
 
 def _status(path: str) -> os.stat_result | None:
-    """Of a local file; of the link itself where it leads nowhere or in a circle; None where it was just removed or is no file."""
+    """Status of a local file; of the link itself where it leads nowhere or in a circle; None where there is no such file now."""
     for look in (os.stat, os.lstat):
         with suppress(OSError):
             status = look(path)
@@ -179,16 +179,16 @@ def _status(path: str) -> os.stat_result | None:
 
 @contextmanager
 def no_empty_folder(url: str) -> Iterator[None]:
-    """Takes the folder at `url` away if, after a `with` block, no file is in it: what came to nothing leaves nothing."""
+    """Removes the folder at `url` if, after a `with` block, there is no file in it: a failed job leaves nothing behind."""
     try:
         yield
     finally:
-        with suppress(OSError):  # of the storage: then nothing is taken away
+        with suppress(OSError):  # if the storage fails, nothing is removed
             remove_if_empty(url)
 
 
 def remove_if_empty(url: str) -> None:
-    """Removes the folder at `url` if no file is in it, at any depth."""
+    """Removes the folder at `url` if there is no file in it, at any depth."""
     if not list_files(url):
         remove(url)
 
@@ -211,7 +211,7 @@ def read_json(url: str) -> Any:
 
 @contextmanager
 def _storage_errors(url: str) -> Iterator[None]:
-    """Makes OSError of what hdfs-native raises when a DataNode is lost."""
+    """Turns the errors of hdfs-native for a lost DataNode into OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -222,7 +222,7 @@ def _storage_errors(url: str) -> Iterator[None]:
 
 @contextmanager
 def open_input(url: str) -> Iterator[IO[bytes]]:
-    """The binary file at `url`, to be read from anywhere in it."""
+    """The binary file at `url`, for reading at any position."""
     filesystem, path = open_filesystem(url)
     with _storage_errors(url), filesystem.open(path, "rb") as file:
         yield file
@@ -230,7 +230,7 @@ def open_input(url: str) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def open_output(url: str) -> Iterator[IO[bytes]]:
-    """A binary file at `url` to write to; its folder is made if it is missing. Closed, its content is on disk."""
+    """A binary file at `url` for writing; its folder is made if it is missing. After closing, its content is on disk."""
     filesystem, path = open_filesystem(url)
     filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
     with _storage_errors(url), filesystem.open(path, "wb") as file:
@@ -241,10 +241,11 @@ def open_output(url: str) -> Iterator[IO[bytes]]:
 
 
 def write_file(url: str, write: Callable[[IO[bytes]], object]) -> None:
-    """Writes the file at `url`, so that a reader of it sees all of it or what was there before.
+    """Writes the file at `url` so that readers see either its old content or all of the new.
 
     Args:
-        write: writes the content to the open file it gets. It is called again where HDFS fails, and begins anew then.
+        url: URL of the file.
+        write: Writes the content to the open file that it is given. It is called again, for a new file, where HDFS fails.
     """
     temporary = _write_temporary(url, write)
     try:
@@ -256,14 +257,14 @@ def write_file(url: str, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_bytes(url: str, content: bytes) -> None:
-    """Writes `content`, whole or not at all."""
+    """Writes `content`, completely or not at all."""
     write_file(url, lambda file: file.write(content))
 
 
 def _write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
-    """Writes what `url` is to hold beside it.
+    """Writes the content for `url` to a temporary file beside it.
 
-    On HDFS a write fails with the DataNode it goes to, and the NameNode offers that one for some seconds more.
+    On HDFS a write fails with its DataNode, and the NameNode offers that one for some seconds more.
     """
     pauses = iter(() if absolute_url(url).startswith("file://") else _HDFS_PAUSES_S)
     while True:
@@ -283,12 +284,12 @@ def _write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
 
 
 def _temporary_name(url: str) -> str:
-    """Where a file is written before it gets its name."""
+    """Name of the temporary file that is renamed when it is complete."""
     return f"{url}.{uuid4().hex[:8]}.tmp"
 
 
 def remove_temporaries(url: str) -> None:
-    """Removes what writers that were killed left in the folder at `url` itself."""
+    """Removes temporary files that killed writers left directly in the folder at `url`."""
     filesystem, path = open_filesystem(url)
     for name in filesystem.ls(path, detail=False):
         if _TEMPORARY.search(str(name)):
@@ -296,17 +297,17 @@ def remove_temporaries(url: str) -> None:
 
 
 def encode_json(document: Any) -> bytes:
-    """`document` as indented JSON, for people and programs."""
+    """`document` as indented JSON."""
     return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_json(url: str, document: Any) -> None:
-    """Writes `document` as indented JSON, whole or not at all."""
+    """Writes `document` as indented JSON, completely or not at all."""
     write_bytes(url, encode_json(document))
 
 
 def upload(local: str | Path, url: str) -> None:
-    """Copies a local file to `url`, whole or not at all, in pieces of 1 MiB."""
+    """Copies a local file to `url`, completely or not at all, in pieces of 1 MiB."""
 
     def copy(target: IO[bytes]) -> None:
         source.seek(0)
@@ -323,7 +324,7 @@ def download(url: str, local: str | Path) -> None:
 
 
 def replace(source: str, target: str) -> None:
-    """Renames the file `source` to `target`, over what is there."""
+    """Renames the file `source` to `target`, replacing a file there."""
     filesystem, source_path = open_filesystem(source)
     target_path = open_filesystem(target)[1]
     if absolute_url(target).startswith("file://"):
@@ -333,9 +334,9 @@ def replace(source: str, target: str) -> None:
 
 
 def create_exclusively(url: str, content: bytes) -> bool:
-    """Creates the file at `url` with `content` if none is there. Returns whether this call made it.
+    """Creates the file at `url` with `content` if there is none. Returns whether this call made it.
 
-    It is there with its content at once: an exclusive open would first show it empty, for ever if its writer dies.
+    It appears with its content: an exclusive open would first show an empty file, for ever if its writer dies.
     """
     temporary = _write_temporary(url, lambda file: file.write(content))
     filesystem, path = open_filesystem(url)
@@ -357,7 +358,7 @@ def _link_exclusively(temporary: str, path: str, content: bytes) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         with open(path, "xb") as file:
             file.write(content)
 

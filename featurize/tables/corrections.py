@@ -2,9 +2,9 @@
 
     <features>/corrections/<number>.parquet     one call of `finetune relabel`; see `CORRECTIONS_SCHEMA`
 
-Numbers count from 1 and a file is created exclusively, so that of two calls at once one comes after the other. Nothing there is
-ever changed or removed: the last correction of an image counts, and a label is put back by another correction. Files of the
-feature set itself stay as they are; `featurize.tables.row_edits` applies the log wherever rows are read.
+Numbers count from 1 and a file is created exclusively, so that two calls at once come one after the other. No file there is ever
+changed or removed: the last correction of an image is valid, and another correction restores a label. Files of the feature set
+itself stay unchanged; `featurize.tables.row_edits` applies the log wherever rows are read.
 """
 
 import io
@@ -32,7 +32,7 @@ CORRECTIONS_SCHEMA = pa.schema(
         ("reason", pa.string()),
     ]
 )
-"""The columns of a correction. An image that lies in the set under several labels has an entry for each of them."""
+"""The columns of a correction. An image with several labels in the set has an entry for each of them."""
 _FILE_NAME = re.compile(r"(\d{8})\.parquet")
 
 
@@ -41,15 +41,15 @@ class Corrections:
     """The log of a feature set.
 
     Attributes:
-        entries: as `CORRECTIONS_SCHEMA`, and `number`, that of the call; in the order in which they were made.
-        count: of the calls.
+        entries: Columns of `CORRECTIONS_SCHEMA` plus `number`, the number of the call; in the order in which they were made.
+        count: Number of calls.
     """
 
     entries: pa.Table
     count: int
 
     def last(self) -> pa.Table:
-        """The label that counts for each image that was ever corrected: `image_id` and `label`."""
+        """The valid label of each image that was ever corrected: `image_id` and `label`."""
         entries = self.entries
         backwards = pc.sort_indices(pa.table([pa.array(np.arange(len(entries)))], ["row"]), [("row", "descending")])
         ids, labels = (entries[name].take(backwards) for name in ("image_id", "new_label"))
@@ -63,7 +63,7 @@ def read_corrections(url: str) -> Corrections:
     """The log of the feature set at `url`; empty where nothing was ever corrected.
 
     Raises:
-        JobError: a file of it is damaged, or missing between others.
+        JobError: A file of the log is damaged, or missing between others.
     """
     folder = storage.join_url(url, CORRECTIONS_FOLDER)
     files = {file.rpartition("/")[2]: file for file in storage.list_files(folder)}
@@ -71,21 +71,22 @@ def read_corrections(url: str) -> Corrections:
     numbers = sorted(found)
     if numbers != list(range(1, len(numbers) + 1)):
         missing = min(set(range(1, numbers[-1])) - set(numbers), default=0)
-        raise JobError(f"{folder}: the corrections of number {missing} are missing; they are never to be removed.")
+        raise JobError(f"{folder}: the corrections of number {missing} are missing; they must never be removed.")
     tables = [_read_file(found[number], number) for number in numbers]
     empty = CORRECTIONS_SCHEMA.append(pa.field("number", pa.int32())).empty_table()
     return Corrections(pa.concat_tables([empty, *tables]), len(numbers))
 
 
 def append_corrections(url: str, make: Callable[[Corrections], pa.Table]) -> tuple[Corrections, pa.Table]:
-    """Adds to the log of the feature set at `url`.
+    """Adds entries to the log of the feature set at `url`.
 
     Args:
-        make: the new entries, as `CORRECTIONS_SCHEMA`, given the log that they come after. It is called again if another job
-            was faster. Where it gives none, nothing is written.
+        url: URL of the feature set.
+        make: Returns the new entries, in `CORRECTIONS_SCHEMA`, given the log that they follow. It is called again if another job
+            was faster. If it returns none, nothing is written.
 
     Returns:
-        The log that the entries came after, and the entries.
+        The log that the entries follow, and the entries.
     """
     while True:
         log = read_corrections(url)
@@ -111,5 +112,5 @@ def _read_file(url: str, number: int) -> pa.Table:
 
 
 def _first_of_each(indices: NDArray[np.int32]) -> NDArray[np.int64]:
-    """The first place of each index; the indices of a dictionary count up as they first occur."""
+    """The first position of each index; the indices of a dictionary count up in the order of first occurrence."""
     return np.unique(indices, return_index=True)[1].astype(np.int64)

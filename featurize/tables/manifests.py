@@ -1,7 +1,7 @@
-"""Manifests: the one small file that makes a table visible, and says all about it.
+"""Manifests: the one small file that makes a table visible and describes it completely.
 
-A table is a folder: `manifest.json`, and in Parquet `data/`, `rejects/` and `index/`, by which a later run knows what is there.
-What the manifest does not list is not there.
+A table is a folder: `manifest.json`, and in Parquet `data/`, `rejects/` and `index/`, from which a later run knows what is there.
+Files that the manifest does not list are not part of the table.
 """
 
 from collections.abc import Iterable, Mapping
@@ -35,9 +35,9 @@ class DataFile(BaseModel):
 
 
 class ShardRecord(BaseModel):
-    """What a task wrote: the files, the counts that enter the manifest, and where its time went.
+    """The output of a task: its files, the counts for the manifest, and where its time went.
 
-    `unread` counts the rejects that could not be read from storage; another day they may be.
+    `unread` counts the rejects that could not be read from storage; a later attempt may succeed.
     """
 
     files: list[DataFile]
@@ -48,8 +48,8 @@ class ShardRecord(BaseModel):
     unread: int
     content_digest: str
     timings: Timings
-    began_at: float = 0.0  # seconds since 1970, by the clock of the worker
-    memory_bytes: int = 0  # the most that the worker process has had in memory, its decoders not counted
+    began_at: float = 0.0  # seconds since 1970, by the worker's clock
+    memory_bytes: int = 0  # the most memory that the worker process used, without its decoders
 
     @property
     def all_files(self) -> list[DataFile]:
@@ -63,14 +63,14 @@ class ShardRecord(BaseModel):
 
     @property
     def reject_count(self) -> int:
-        """Images that gave no row."""
+        """Number of images that gave no row."""
         return sum(self.rejects.values())
 
 
 class Manifest(BaseModel):
-    """What is common to the manifests of all tables.
+    """The fields that the manifests of all tables share.
 
-    `identity` is the digest of `settings`, which holds all that determines the values in the table. `content_digest` is
+    `identity` is the digest of `settings`, which hold everything that determines the values in the table. `content_digest` is
     the multiset digest of the rows: two tables with equal identity and equal content digest hold the same rows.
     """
 
@@ -103,7 +103,7 @@ class Manifest(BaseModel):
 
     @property
     def index_files(self) -> list[DataFile]:
-        """The Parquet files by which a later run knows what is there."""
+        """The Parquet files from which a later run knows what is there."""
         return [shard.index_file for shard in self.shards]
 
     @property
@@ -113,7 +113,7 @@ class Manifest(BaseModel):
 
     @property
     def reject_count(self) -> int:
-        """Images that could not be read."""
+        """Number of images that could not be read."""
         return sum(self.rejects.values())
 
     @property
@@ -136,8 +136,8 @@ class ImagesManifest(Manifest):
 class FeaturesManifest(Manifest):
     """The manifest of a feature set.
 
-    `preparation_id` is the digest of what in `backbone` determines the features of an image: feature sets that share it can be
-    mixed, and a model trained on one may meet the other.
+    `preparation_id` is the digest of the parts of `backbone` that determine an image's features: feature sets that share it can
+    be mixed, and a model trained on one can be used on another.
     """
 
     kind: Literal["features"] = "features"
@@ -152,26 +152,26 @@ class FeaturesManifest(Manifest):
 
     @property
     def edits(self) -> "RowEdits | None":
-        """What is to be read otherwise than the files have it; `rows` are then those that are read. None: nothing."""
+        """The edits to apply when reading the files; `rows` then counts the edited rows. None: no edits."""
         edits: RowEdits | None = self._edits
         return edits
 
     def with_edits(self, edits: "RowEdits", rows: dict[str, dict[str, int]]) -> "FeaturesManifest":
-        """The same for readers who are to see `edits`, and so these numbers of rows. It is not to be written."""
+        """A copy for readers, with `edits` and the row counts that they lead to. It must not be written."""
         edited = self.model_copy(update={"rows": rows})
         edited._edits = edits
         return edited
 
 
 class PredictionsManifest(Manifest):
-    """The manifest of the predictions of one model: what the table at ``model_id=<model_id>`` holds.
+    """The manifest of one model's predictions: the table at ``model_id=<model_id>``.
 
     `rows` counts labels under the split `PREDICTED`; images without a label, as the model abstained, are under "".
 
     Attributes:
-        model: `model_id`, `url`, `name` as it was asked for, `network_sha256`, `backbone`.
-        threshold: below which probability there is no label, and where that comes from; None where every image has one.
-        source: what the last run predicted: `url`, and `kind`, "images" or "features".
+        model: `model_id`, `url`, `name` as the caller gave it, `network_sha256`, `backbone`.
+        threshold: The probability below which there is no label, and its origin; None where every image has a label.
+        source: The input of the last run: `url`, and `kind`, "images" or "features".
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -191,14 +191,14 @@ _MANIFESTS: dict[str, type[Manifest]] = {
     "predictions": PredictionsManifest,
 }
 NAMES = {"images": "an images table", "features": "a feature set", "predictions": "a table of predictions"}
-"""What users call the kinds of tables."""
+"""The kinds of tables in messages."""
 
 
 def read_manifest(url: str) -> Manifest | None:
     """The manifest of the table at `url`, or None where there is none.
 
     Raises:
-        JobError: what is there is no manifest, or one of a newer Firn.
+        JobError: The file is not a manifest, or was written by a newer Firn.
     """
     manifest_url = storage.join_url(url, MANIFEST_NAME)
     try:
@@ -208,7 +208,7 @@ def read_manifest(url: str) -> Manifest | None:
     except ValueError as error:
         raise JobError(f"{manifest_url} is not JSON: {error}.") from error
     if not isinstance(document, dict) or document.get("kind") not in _MANIFESTS:
-        raise JobError(f"{manifest_url} is not the manifest of one of Firn's tables.")
+        raise JobError(f"{manifest_url} is not a manifest of a Firn table.")
     if document.get("schema_version") != SCHEMA_VERSION:
         raise JobError(
             f"{manifest_url} has schema version {document.get('schema_version')!r}; this Firn reads {SCHEMA_VERSION}."
@@ -220,11 +220,11 @@ def read_manifest(url: str) -> Manifest | None:
 
 
 def read_features_manifest(url: str) -> FeaturesManifest:
-    """The manifest of the feature set at `url`, as its rows are to be read: by it every reader sees the corrected labels.
+    """The manifest of the feature set at `url` for reading rows: through it every reader sees the corrected labels.
 
     Raises:
-        UsageError: there is no feature set.
-        JobError: it, or its corrections, are damaged.
+        UsageError: There is no feature set.
+        JobError: It, or its corrections, are damaged.
     """
     from featurize.tables.row_edits import correct_rows
 
@@ -232,16 +232,18 @@ def read_features_manifest(url: str) -> FeaturesManifest:
 
 
 def read_published_features(url: str) -> FeaturesManifest:
-    """The manifest of the feature set at `url`, as it was published: for what takes no labels from it.
+    """The manifest of the feature set at `url` as it was published, for readers that take no labels from it.
 
     Raises:
-        UsageError: there is no feature set.
+        UsageError: There is no feature set.
     """
     manifest = read_manifest(url)
     if manifest is None:
         raise UsageError(f"{url} is not a feature set: it has no {MANIFEST_NAME}. Make one with `featurize run`.")
     if not isinstance(manifest, FeaturesManifest):
-        raise UsageError(f"{url} is {NAMES[manifest.kind]}, not a feature set. `featurize run` makes one of images.")
+        raise UsageError(
+            f"{url} is {NAMES[manifest.kind]}, not a feature set. Make one from images with `featurize run`."
+        )
     return manifest
 
 
@@ -249,10 +251,10 @@ def write_manifest(url: str, manifest: Manifest) -> None:
     """Publishes the table at `url`: from now on readers see what `manifest` lists.
 
     Raises:
-        ValueError: `manifest` has edits, and so does not say what is in the files.
+        ValueError: `manifest` has edits, and so does not describe the files.
     """
     if isinstance(manifest, FeaturesManifest) and manifest.edits is not None:
-        raise ValueError("a manifest with edits is for reading alone.")
+        raise ValueError("a manifest with edits must not be written.")
     storage.write_json(storage.join_url(url, MANIFEST_NAME), manifest.model_dump())
 
 
@@ -262,20 +264,20 @@ def differing_settings(there: Mapping[str, Any], asked: Mapping[str, Any]) -> li
         return []
     old, new = _flatten(there), _flatten(asked)
     differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [f"  - {key}: there {_shorten(old.get(key))}, asked {_shorten(new.get(key))}" for key in differing]
+    return [f"  - {key}: existing {_shorten(old.get(key))}, requested {_shorten(new.get(key))}" for key in differing]
 
 
 def library_versions() -> dict[str, str]:
     """Versions of the libraries that could change a result."""
     found = {}
     for name in _RECORDED_LIBRARIES:
-        with suppress(PackageNotFoundError):  # TensorFlow comes under two names
+        with suppress(PackageNotFoundError):  # TensorFlow is distributed under two names
             found[name] = version(name)
     return found
 
 
 def utc_now() -> str:
-    """The time, as ISO 8601 text in UTC, to the second."""
+    """The current time, as ISO 8601 text in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -302,6 +304,6 @@ def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 def _shorten(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8:
-        return f"{len(value)} of them"
+        return f"{len(value)} values"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"

@@ -1,8 +1,8 @@
-"""What readers of a feature set see otherwise than its files have it: labels that were corrected, rows that were not selected.
+"""Row edits: how rows of a feature set differ from its files, by corrected labels and by selection.
 
-An edit belongs to a row group, by the places of its rows, and is made once, where the manifest is read: `read_features_manifest`
-makes those of corrections. From there it goes with the manifest, to other processes as well, so that all read the same
-whatever is corrected meanwhile. `featurize.tables.row_groups` applies it; features stay where they are until then.
+An edit belongs to a row group and names rows by position. It is made once, where the manifest is read: `read_features_manifest`
+makes the edits of corrections. From there it travels with the manifest, also to other processes, so that all read the same rows
+whatever is corrected in the meantime. `featurize.tables.row_groups` applies it; features are not touched before.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,14 +28,14 @@ _TRAINED_ON = ("train", "validation")
 
 @dataclass(frozen=True, eq=False)
 class GroupEdit:
-    """What is read otherwise of one row group.
+    """The edits of one row group.
 
     Attributes:
-        key: `group_key` of the rows that the file has, by which a reader that does not know the row group finds the edit.
-        places: int32 ``(n_corrected,)``, rows whose label was corrected.
-        labels: int32 ``(n_corrected,)``, the index of their label.
-        kept: bool ``(n_rows,)``, which rows count; None: all.
-        classes: the label of every index.
+        key: `group_key` of the rows in the file, by which a reader that does not know the row group finds the edit.
+        places: int32 ``(n_corrected,)``, positions of the rows whose label was corrected.
+        labels: int32 ``(n_corrected,)``, their corrected label index.
+        kept: bool ``(n_rows,)``, which rows are selected; None: all.
+        classes: The class labels, in the order of `label_index`.
     """
 
     key: str
@@ -45,7 +45,7 @@ class GroupEdit:
     classes: tuple[str, ...]
 
     def apply(self, table: pa.Table) -> pa.Table:
-        """The rows that count of `table`, which has all rows of the row group and any columns; with their corrected labels."""
+        """The selected rows of `table`, which has all rows of the row group and any columns, with their corrected labels."""
         if len(self.places):
             for name in ("label_index", "label"):
                 if name in table.column_names:
@@ -54,7 +54,7 @@ class GroupEdit:
         return table if self.kept is None else table.filter(pa.array(self.kept))
 
     def apply_to_labels(self, label_index: NDArray[np.int32]) -> NDArray[np.int32]:
-        """A copy of the indices of all rows of the row group with the corrected ones put in; rows are not left out."""
+        """A copy of the label indices of all rows of the row group with corrections applied; no row is left out."""
         corrected = label_index.copy()
         corrected[self.places] = self.labels
         return corrected
@@ -74,12 +74,12 @@ class RowEdits:
     """The edits of a feature set.
 
     Attributes:
-        groups: by the path of a file in the manifest and the number of the row group in it; those without edits are not there.
-        corrected: rows of each split whose label is not that of the file, of those that count.
-        left_out: rows of each split that do not count.
-        corrections_digest: of the corrected labels in training and validation; None where there are none.
-        where: the query by which rows were selected; None: no selection was made.
-        selection_digest: of the rows of training and validation that count, in their order; None as well.
+        groups: Edits by the path of a file in the manifest and the number of the row group in it; only row groups with edits.
+        corrected: For each split the number of selected rows whose label differs from the file's.
+        left_out: For each split the number of rows that are not selected.
+        corrections_digest: Digest of the corrected labels in training and validation; None where there are none.
+        where: The query that selected the rows; None: all rows are selected.
+        selection_digest: Digest of the selected rows of training and validation, in order; None without a query.
     """
 
     groups: Mapping[tuple[str, int], GroupEdit]
@@ -91,17 +91,17 @@ class RowEdits:
 
 
 def group_key(image_ids: Sequence[str], paths: Sequence[str]) -> str:
-    """What the rows of a row group are known by: a path is in a feature set once."""
+    """A digest that identifies the rows of a row group, as a path occurs only once in a feature set."""
     return sha256_bytes("\0".join((*image_ids, *paths)).encode())
 
 
 def correct_rows(url: str, manifest: "FeaturesManifest") -> "FeaturesManifest":
-    """The manifest of the feature set at `url` as published, with the edits of its corrections; itself where there are none.
+    """The published manifest of the feature set at `url` with the edits of its corrections; unchanged where there are none.
 
-    Reads the ids of all rows where there are any, a few row groups at a time.
+    If there are corrections, it reads the ids of all rows, a few row groups at a time.
 
     Raises:
-        JobError: files are missing or damaged.
+        JobError: Files are missing or damaged.
     """
     from featurize.tables.corrections import read_corrections
 
@@ -120,11 +120,11 @@ def correct_rows(url: str, manifest: "FeaturesManifest") -> "FeaturesManifest":
 
 
 class EditedRows:
-    """Gathers the edits of a feature set, row group by row group, and what they come to.
+    """Collects the edits of a feature set, row group by row group, and their totals.
 
     Args:
-        manifest: whose edits are replaced.
-        where: the query that selected rows.
+        manifest: The manifest whose edits are replaced.
+        where: The query that selected rows.
     """
 
     def __init__(self, manifest: "FeaturesManifest", *, where: str | None = None) -> None:
@@ -136,15 +136,17 @@ class EditedRows:
 
     @property
     def has_edits(self) -> bool:
-        """Whether anything is read otherwise."""
+        """Whether any row differs from the files."""
         return bool(self._groups)
 
     def add(self, split: str, place: tuple[str, int], table: pa.Table, edit: GroupEdit | None) -> None:
-        """Takes in a row group; all are to be given.
+        """Adds a row group; every row group must be added.
 
         Args:
-            place: path of the file in the manifest, and number of the row group in it.
+            split: The row group's split.
+            place: Path of the file in the manifest, and number of the row group in it.
             table: `KEYS` and `label_index` of all its rows.
+            edit: The edits of the row group, or None.
         """
         counted = table if edit is None else edit.apply(table)
         counts = np.bincount(counted["label_index"].to_numpy(), minlength=len(self._manifest.classes))
@@ -161,7 +163,7 @@ class EditedRows:
             self._selected.append(_rows_digest(split, counted))
 
     def manifest(self) -> "FeaturesManifest":
-        """The manifest with these edits, and the numbers of rows that are read."""
+        """The manifest with these edits, and the numbers of edited rows."""
         edits = RowEdits(
             self._groups,
             self._corrected,
@@ -178,7 +180,7 @@ class EditedRows:
 def scan_rows(
     url: str, manifest: "FeaturesManifest", columns: Sequence[str]
 ) -> "Iterator[tuple[str, str, RowGroup, pa.Table]]":
-    """Some columns of all rows as `manifest` has them read: split, path of the file, row group and table of each row group."""
+    """Some columns of all rows, edited as `manifest` says: split, path of the file, row group and table of each row group."""
     from featurize.tables.row_groups import iterate_row_groups, list_row_groups
 
     for split in manifest.rows:
@@ -191,8 +193,10 @@ def keep_rows(edit: GroupEdit | None, kept: NDArray[np.bool_], *, table: pa.Tabl
     """An edit that also leaves rows out.
 
     Args:
-        kept: which of the rows of the row group count.
+        edit: The edit to extend, or None.
+        kept: bool ``(n_rows,)``, which rows of the row group are selected.
         table: `KEYS` of all its rows.
+        classes: The class labels, in the order of `label_index`.
     """
     if edit is not None:
         return replace(edit, kept=kept)
@@ -208,12 +212,12 @@ def _key_of(table: pa.Table) -> str:
 def _finder(
     log: "Corrections", classes: Sequence[str], url: str
 ) -> Callable[[pa.Table], tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    """A function that gives the places in a table of which the label is to be another, and the indices of that label."""
+    """A function that returns the positions in a table whose label must change, and the new label indices."""
     last = log.last()
     indices = {label: index for index, label in enumerate(classes)}
     unknown = sorted(set(last["label"].to_pylist()) - indices.keys())
     if unknown:
-        raise JobError(f"{url}: a correction gives the label {unknown[0]!r}, which is no class of the feature set.")
+        raise JobError(f"{url}: a correction gives the label {unknown[0]!r}, which is not a class of the feature set.")
     order = pc.sort_indices(last["image_id"])
     ids = np.array(last["image_id"].take(order).to_pylist(), dtype="S")
     labels = np.array([indices[label] for label in last["label"].take(order).to_pylist()], np.int32)
@@ -229,7 +233,7 @@ def _finder(
 
 
 def _changed_lines(edit: GroupEdit, table: pa.Table) -> list[str]:
-    """What was corrected of a row group, of the rows that count: a line each."""
+    """A line for each corrected and selected row of a row group."""
     ids, paths = (table[name] for name in KEYS)
     return [
         f"{ids[place].as_py()}\0{paths[place].as_py()}\0{edit.classes[label]}"

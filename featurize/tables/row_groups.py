@@ -1,4 +1,4 @@
-"""The Parquet of a feature set, row group by row group, by the files that its manifest lists, on any storage that Firn knows."""
+"""The Parquet files of a feature set, row group by row group, as its manifest lists them, on any storage that Firn knows."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -26,11 +26,11 @@ class RowGroup:
     """A row group of a data file.
 
     Attributes:
-        url: of the file.
-        index: in the file.
-        footer: of the file, which need not be read again.
-        path: of the file, as the manifest has it.
-        edit: what is to be read otherwise than the file has it.
+        url: URL of the file.
+        index: Number of the row group in the file.
+        footer: The file's footer, so that it need not be read again.
+        path: Path of the file in the manifest.
+        edit: How rows differ from the file; None: not at all.
     """
 
     url: str
@@ -41,7 +41,7 @@ class RowGroup:
 
     @property
     def rows(self) -> int:
-        """Number of images that count."""
+        """Number of selected images."""
         if self.edit is not None and self.edit.kept is not None:
             return int(self.edit.kept.sum())
         return self.stored_rows
@@ -55,10 +55,10 @@ class RowGroup:
 def list_row_groups(url: str, manifest: FeaturesManifest, split: str) -> list[RowGroup]:
     """The row groups of one split, in the order of the files in the manifest. Reads the footers, in threads.
 
-    Those of which a selection leaves nothing are among them, as numbers of row groups count them.
+    Row groups without any selected row are included, so that numbers of row groups stay the same.
 
     Raises:
-        JobError: a file is missing, damaged, or has other rows than the manifest says.
+        JobError: A file is missing, damaged, or has other rows than the manifest says.
     """
     files = [file for file in manifest.files if file.split == split]
     urls = [storage.join_url(url, file.path) for file in files]
@@ -80,10 +80,10 @@ def list_row_groups(url: str, manifest: FeaturesManifest, split: str) -> list[Ro
 
 
 def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a row group: the rows that count, with their corrected labels.
+    """Some columns of a row group: the selected rows, with their corrected labels.
 
     Raises:
-        JobError: the file is missing or damaged, or lacks a column.
+        JobError: The file is missing or damaged, or lacks a column.
     """
     with open_parquet(group.url, group.footer) as file:
         table = file.read_row_group(group.index, columns=list(columns), use_threads=False)
@@ -93,7 +93,7 @@ def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
 
 
 def iterate_row_groups(groups: Sequence[RowGroup], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Each of `groups`, in their order, a few read ahead in threads. An iterator left early leaves no thread behind."""
+    """Some columns of each of `groups`, in order, a few read ahead in threads. Leaving the iterator early ends the threads."""
     pool = ThreadPoolExecutor(READING_THREADS)
     ahead: deque[Future[pa.Table]] = deque()
     try:
@@ -111,7 +111,7 @@ def read_table(url: str, manifest: FeaturesManifest, split: str, columns: Sequen
     """The rows of one split, from the files that the manifest lists, in their order.
 
     Raises:
-        JobError: a file is missing, damaged, or has other rows than the manifest says.
+        JobError: A file is missing, damaged, or has other rows than the manifest says.
     """
     tables = list(iterate_row_groups(list_row_groups(url, manifest, split), columns))
     return pa.concat_tables(tables) if tables else pa.table({name: pa.array([]) for name in columns})
@@ -121,7 +121,7 @@ def read_footer(url: str) -> pq.FileMetaData:
     """The footer of a data file.
 
     Raises:
-        JobError: the file is missing or damaged.
+        JobError: The file is missing or damaged.
     """
     with open_parquet(url) as file:
         return file.metadata
@@ -129,23 +129,24 @@ def read_footer(url: str) -> pq.FileMetaData:
 
 @contextmanager
 def open_parquet(url: str, footer: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
-    """A file that the manifest lists; what fails in a `with` block is the fault of this file.
+    """Opens a file that the manifest lists; errors inside the `with` block are attributed to this file.
 
     Args:
-        footer: of the file, which need not be read again.
+        url: URL of the file.
+        footer: The file's footer, if it was read already.
 
     Raises:
-        JobError: it is missing or damaged.
+        JobError: It is missing or damaged.
     """
     try:
         with open_source(url) as source:
             yield pq.ParquetFile(source, metadata=footer)
-    except (OSError, pa.ArrowException, RuntimeError) as error:  # RuntimeError: what hdfs-native raises
-        raise JobError(f"{url} is listed in the manifest and cannot be read: {first_line(error)}") from error
+    except (OSError, pa.ArrowException, RuntimeError) as error:  # hdfs-native raises RuntimeError
+        raise JobError(f"{url} is listed in the manifest but cannot be read: {first_line(error)}") from error
 
 
 def open_source(url: str) -> pa.NativeFile:
-    """The file at `url` for pyarrow to read; a local one without a way through Python."""
+    """The file at `url` for pyarrow to read; pyarrow reads a local file without going through Python."""
     filesystem, inner = storage.open_filesystem(url)
     if storage.absolute_url(url).startswith("file://"):
         return pa.OSFile(inner)
@@ -153,16 +154,16 @@ def open_source(url: str) -> pa.NativeFile:
 
 
 def row_shape(manifest: FeaturesManifest) -> tuple[int, ...]:
-    """Of the features of one image: ``(height, width, channels)`` of pixels, ``(feature_dim,)`` of a network's."""
+    """The shape of one image's features: ``(height, width, channels)`` for pixels, ``(feature_dim,)`` for a network's."""
     size = int(np.prod(manifest.feature_shape))
     return tuple(manifest.feature_shape) if manifest.feature_dtype == "uint8" else (size,)
 
 
 def features_of(table: pa.Table, manifest: FeaturesManifest, *, origin: str) -> NDArray[Any]:
-    """The column `features` as ``(n_images, *row_shape)``: a view of the table where it can be.
+    """The column `features` as ``(n_images, *row_shape)``: a view of the table where possible.
 
     Raises:
-        JobError: a row has another number of features than the manifest says.
+        JobError: A row has another number of features than the manifest says.
     """
     column, shape = as_array(table["features"]), row_shape(manifest)
     size, pixels = int(np.prod(shape)), manifest.feature_dtype == "uint8"
@@ -174,12 +175,12 @@ def features_of(table: pa.Table, manifest: FeaturesManifest, *, origin: str) -> 
 
 
 def wrong_features(origin: str, size: int) -> JobError:
-    """What is raised for rows with another number of features than the manifest says."""
-    return JobError(f"{origin}: not all rows have {size} features, as the manifest says.")
+    """The error for rows with another number of features than the manifest says."""
+    return JobError(f"{origin}: some rows do not have {size} features, as the manifest says.")
 
 
 def as_array(column: pa.ChunkedArray) -> pa.Array:
-    """A column in one piece; without a copy where it is in one already."""
+    """A column in one piece; without a copy where it is in one piece already."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
 
 

@@ -1,4 +1,4 @@
-"""The Arrow schemas of the published tables. That of a feature set depends on its backbone: `jobs.run_task.features_schema`."""
+"""The Arrow schemas of the published tables. A feature set's depends on its backbone: see `jobs.run_task.features_schema`."""
 
 import pyarrow as pa
 
@@ -41,7 +41,7 @@ REJECTS_SCHEMA = pa.schema(
 )
 """Images that could not be read or decoded, of every kind of table."""
 INDEX_SCHEMA = pa.schema([(name, pa.large_string()) for name in ("path", "image_id", "stamp")])
-"""What a later run needs to know of the images in a shard, rows and rejects alike: one small file for each shard."""
+"""Facts about the images in a shard, rows and rejects, that a later run needs: one small file for each shard."""
 PREDICTIONS_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -55,7 +55,7 @@ PREDICTIONS_SCHEMA = pa.schema(
         ("projection", pa.list_(pa.float32())),
     ]
 )
-"""The columns of predictions. `model_id` is the name of the folder that they are in: ``model_id=<model_id>``.
+"""The columns of predictions. `model_id` is in the name of their folder: ``model_id=<model_id>``.
 
-`projection` is what `finetune drift` knows the image by: random features of what the model sees of it, or null.
+`projection` serves `finetune drift`: random features of the model's view of the image, or null.
 """

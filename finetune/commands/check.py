@@ -30,15 +30,14 @@ def check_command(
 ) -> None:
     """Lists probable label errors, and duplicates within and across splits."""
     with reported_errors():
-        from finetune.evaluation.data_quality import check_data, write_findings
+        from finetune.api.checking import check_data
 
-        quality = check_data(features, seed=seed, threshold=threshold)
-        files = write_findings(quality, output or features)
+        found = check_data(features, seed=seed, threshold=threshold, output=output or features)
         screen = Console(stderr=as_json)
-        print_quality(quality, screen)
-        for url in files.values():
+        print_quality(found.quality, screen)
+        for url in found.files.values():
             screen.print(url, markup=False, highlight=False, soft_wrap=True)
-        print_result({**quality.as_dict(), "files": files}, as_json=as_json)
+        print_result({**found.quality.as_dict(), "files": dict(found.files)}, as_json=as_json)
 
 
 def print_quality(quality: "DataQuality", screen: Console) -> None:

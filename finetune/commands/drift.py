@@ -43,31 +43,24 @@ def drift_command(
 ) -> None:
     """Tells whether images have changed since training: labels, confidence and features of predictions."""
     with reported_errors():
-        from finetune.drift.read import Selection, parse_time
-
-        selection = Selection(
-            since=None if since is None else parse_time(since, "--since"),
-            until=None if until is None else parse_time(until, "--until"),
-            last=last,
-        )
+        times: dict[str, Any] = {"since": since, "until": until, "last": last}
         if compare is not None:
             if model != "latest" or window is not None or report is not None:
                 raise UsageError("`--compare` names two models and makes one window of them: give no other model.")
-            alarm = _compare(output, compare, selection, false_alarm_rate, as_json=as_json)
+            alarm = _compare(output, compare, times, false_alarm_rate, as_json=as_json)
         else:
-            alarm = _check(output, model, selection, window, false_alarm_rate, report, as_json=as_json)
+            from finetune.api.checking import check_drift
+
+            found = check_drift(
+                output, model=model, window=window, false_alarm_rate=false_alarm_rate, output=report, **times
+            ).report
+            _print_check(found, as_json=as_json)
+            alarm = found.alarms > 0
     if alarm and fail_on_drift:
         raise typer.Exit(DRIFT_STATUS)
 
 
-def _check(
-    output: str, model: str, selection: Any, window: int | None, rate: float, report: str | None, *, as_json: bool
-) -> bool:
-    from finetune.drift.check import check_predictions
-
-    found = check_predictions(
-        output, model=model, selection=selection, window=window, false_alarm_rate=rate, report=report
-    )
+def _print_check(found: "DriftReport", *, as_json: bool) -> None:
     _report_windows(found)
     numbers = {
         "model_id": found.model_id,
@@ -81,13 +74,13 @@ def _check(
         "table": found.table,
     }
     print_result(numbers, as_json=as_json)
-    return found.alarms > 0
 
 
-def _compare(output: str, names: tuple[str, str], selection: Any, rate: float, *, as_json: bool) -> bool:
+def _compare(output: str, names: tuple[str, str], times: dict[str, Any], rate: float, *, as_json: bool) -> bool:
+    from finetune.api.checking import select_predictions
     from finetune.drift.compare import compare_predictions
 
-    found = compare_predictions(output, *names, selection=selection, false_alarm_rate=rate)
+    found = compare_predictions(output, *names, selection=select_predictions(**times), false_alarm_rate=rate)
     _report_comparison(found)
     print_result(found.as_dict(), as_json=as_json)
     return found.first.result.alarm or found.second.result.alarm

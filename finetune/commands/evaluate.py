@@ -21,12 +21,11 @@ def evaluate_command(
 ) -> None:
     """Evaluates a model: accuracy, precision, recall, F1, confusion matrix as table and plot."""
     with reported_errors():
-        from finetune.evaluation.evaluate import evaluate_model, print_evaluation
-        from finetune.registry.log_model import log_evaluation
-        from finetune.registry.resolve import resolve_model
+        from finetune.api.evaluating import evaluate
+        from finetune.evaluation.evaluate import print_evaluation
 
-        folder = resolve_model(model)
-        result = evaluate_model(folder, features, split, output, all_rows=all_rows)
+        found = evaluate(model, features, split=split, output=output, all_rows=all_rows)
+        result = {**found.result, "files": found.files}
         print_evaluation(result, Console(stderr=as_json))
         print_result(result, as_json=as_json)
-        report_logged(log_evaluation(folder, result))
+        report_logged(found.logged)

@@ -1,26 +1,18 @@
 """The command `finetune fit`."""
 
-import os
-from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
-from featurize.console import say, warn
+from featurize.console import say, show_logs, warn
 from featurize.errors import UsageError
 from featurize.progress import shown_progress
-from featurize.recipes.recipe import lower_half, read_recipe
-from featurize.storage import absolute_url
 from finetune.commands.epoch_progress import epoch_progress
 from finetune.commands.models import report_logged
-from finetune.models.folder import ModelCard, read_model_card
-from finetune.networks.user_functions import see_working_folder
-from finetune.rows.disk_rows import N_STREAMS
-from finetune.rows.row_query import describe_selection
-from finetune.training.checkpoints import has_checkpoint
-from finetune.training.plan import TrainingPlan, find_trained, plan_training
-from finetune.training.train import train
+
+if TYPE_CHECKING:
+    from finetune.models.folder import ModelCard
 
 
 def fit_command(
@@ -37,61 +29,29 @@ def fit_command(
 ) -> None:
     """Trains a model on a feature set: in this process, on Spark (--num-proc), or as the ranks of horovodrun."""
     with reported_errors(), shown_progress(as_json=as_json):
-        from finetune.ranks.horovod_ranks import launched_by_horovodrun, run_on_spark
+        from finetune.api.training import train_recipe
+        from finetune.networks.user_functions import see_working_folder
+        from finetune.training.launch import launched_ranks
 
-        under_horovodrun = launched_by_horovodrun()
-        if under_horovodrun and num_proc != 1:
+        launched = launched_ranks()
+        if launched is not None and num_proc != 1:
             raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
         see_working_folder()
-        ranks = int(os.environ["HOROVOD_SIZE"]) if under_horovodrun else num_proc
-        plan = plan_training(lower_half(read_recipe(recipe, overrides or ()), origin=recipe), ranks=ranks)
-        card = find_trained(plan, overwrite=overwrite)
-        reused, is_rank_0 = card is not None, os.environ.get("HOROVOD_RANK", "0") == "0"
-        if is_rank_0 and (selection := describe_selection(plan.manifest)):
-            say(selection)
-        if card is None and is_rank_0 and not resume and has_checkpoint(plan.recipe.model.url):
-            warn("a training that was cut short has left its checkpoint; this one starts afresh. To go on: --resume.")
-        run = partial(
-            _train_as_rank, plan, distributed=ranks > 1 or under_horovodrun, overwrite=overwrite, resume=resume
+        show_logs("finetune")
+        model = train_recipe(
+            recipe,
+            ranks=num_proc,
+            overrides=overrides or (),
+            overwrite=overwrite,
+            resume=resume,
+            on_epoch=lambda plan: epoch_progress(plan.recipe.training.epochs),
         )
-        if card is None and num_proc > 1:
-            run_on_spark(
-                lambda: run(on_spark=True) is not None,
-                num_proc,
-                timeout_s=plan.recipe.training.timeout_s,
-                on_told=epoch_progress(plan.recipe.training.epochs),
-            )
-            card = read_model_card(plan.recipe.model.url)
-        elif card is None:
-            card = run()
-        if card is not None and is_rank_0:
-            _report(card, absolute_url(plan.recipe.model.url), reused=reused, as_json=as_json)
-            from finetune.registry.log_model import log_fit
-
-            report_logged(log_fit(plan.recipe.model.url, plan.recipe.registry))
+        if model is not None:
+            _report(model.card, model.url, reused=model.is_reused, as_json=as_json)
+            report_logged(model.logged)
 
 
-def _train_as_rank(
-    plan: TrainingPlan, *, distributed: bool, overwrite: bool, resume: bool, on_spark: bool = False
-) -> ModelCard | None:
-    """Trains in this process, as one of the ranks; rank 0 shows the progress, or has the driver show it, and returns the card."""
-    from finetune.ranks.horovod_ranks import open_ranks
-    from finetune.ranks.signals import stop_on_sigterm
-
-    settings = plan.recipe.training
-    with (
-        open_ranks(distributed=distributed, timeout_s=settings.timeout_s) as ranks,
-        stop_on_sigterm() as is_asked_to_stop,
-    ):
-        on_epoch = None
-        if ranks.rank == 0:
-            on_epoch = ranks.tell if on_spark else epoch_progress(settings.epochs)
-        return train(
-            plan, ranks, overwrite=overwrite, resume=resume, on_epoch=on_epoch, is_asked_to_stop=is_asked_to_stop
-        )
-
-
-def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
+def _report(card: "ModelCard", url: str, *, reused: bool, as_json: bool) -> None:
     epochs = len(card.history)
     if reused:
         say(f"{url}: trained already, with these settings on these features; nothing to do.")
@@ -120,7 +80,7 @@ def _report(card: ModelCard, url: str, *, reused: bool, as_json: bool) -> None:
     print_result(result, as_json=as_json)
 
 
-def _report_memory(card: ModelCard) -> None:
+def _report_memory(card: "ModelCard") -> None:
     """Says what a rank takes in memory: that of the one that has taken most."""
     if card.memory_of_ranks:
         features, peak = (max(rank[key] for rank in card.memory_of_ranks) for key in ("feature_bytes", "peak_bytes"))
@@ -128,8 +88,10 @@ def _report_memory(card: ModelCard) -> None:
         say(f"memory of a rank: {held} {features / 1e6:,.1f} MB; {peak / 1e6:,.0f} MB in all at most.")
 
 
-def _report_cost_of_ranks(card: ModelCard) -> None:
+def _report_cost_of_ranks(card: "ModelCard") -> None:
     """Says so where ranks had nothing to do, or took longer to agree than they saved each other."""
+    from finetune.rows.disk_rows import N_STREAMS
+
     if card.ranks == 1 or not card.seconds_of_ranks:
         return
     if card.cache == "stream" and card.ranks > N_STREAMS:

@@ -13,7 +13,6 @@ from rich.table import Table
 from featurize.commands.options import JsonOption, print_result, reported_errors
 from featurize.console import say, warn
 from featurize.errors import UsageError
-from featurize.recipes.recipe import RegistrySettings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -120,6 +119,7 @@ def report_logged(logged: "LoggedModel | None") -> None:
 @contextmanager
 def _registry(url: str | None, *, create: bool = False) -> "Iterator[tuple[MlflowClient, str]]":
     """The registry, and its URL as it may be shown."""
+    from featurize.recipes.recipe import RegistrySettings
     from finetune.registry.client import open_registry, registry_at, registry_errors, shown
 
     absolute = str(registry_at(RegistrySettings(url=url)).url)
@@ -130,6 +130,7 @@ def _registry(url: str | None, *, create: bool = False) -> "Iterator[tuple[Mlflo
 
 def _run_of(client: "MlflowClient", model: str, registry: str | None, url: str) -> "Run":
     """The run of a model, which is logged first if it is a folder that was not."""
+    from featurize.recipes.recipe import RegistrySettings
     from finetune.registry.client import registry_at
     from finetune.registry.log_model import log_to
     from finetune.registry.resolve import find_model

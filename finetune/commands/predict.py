@@ -14,7 +14,6 @@ from featurize.commands.options import (
 from featurize.console import say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.progress import shown_progress
-from featurize.tables.manifests import PREDICTED
 from finetune.commands.views import report_views
 
 if TYPE_CHECKING:
@@ -23,12 +22,24 @@ if TYPE_CHECKING:
 
 ModelArgument = Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")]
 PredictionsOption = Annotated[str, typer.Option(help="URL of the predictions, of this model and of others.")]
-PrecisionOption = Annotated[
+TargetPrecisionOption = Annotated[
     float | None,
     typer.Option(
-        min=0, max=1, help="Wanted of the labels, by the validation split; below its threshold there is none."
+        min=0,
+        max=1,
+        help="The share of right labels to reach, judged by the validation split; less certain images get no label. "
+        "Default: every image gets one.",
     ),
 ]
+
+
+def _refuse_precision(given: str | None) -> None:
+    """The option had this name in Firn 0.1, where it could be taken for the number format of a recipe."""
+    if given is not None:
+        raise typer.BadParameter("it is called `--target-precision` now.", param_hint="'--precision'")
+
+
+OldPrecisionOption = Annotated[str | None, typer.Option("--precision", hidden=True, callback=_refuse_precision)]
 
 
 def predict_command(
@@ -38,26 +49,31 @@ def predict_command(
         str | None, typer.Option(help="A folder with images at whatever depth, an images table, or a card.")
     ] = None,
     features: Annotated[str | None, typer.Option(help="A feature set, in place of images.")] = None,
-    precision: PrecisionOption = None,
+    target_precision: TargetPrecisionOption = None,
+    precision: OldPrecisionOption = None,
     max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
     """Labels images that nobody has labelled, or ready features; run again, it adds what is missing."""
     with reported_errors(), shown_progress(as_json=as_json):
-        from featurize.building.session import open_session
-        from finetune.prediction.predict import plan_prediction, predict
+        from finetune.api.predicting import predict
 
-        plan = plan_prediction(model, output, images=images, features=features, precision=precision)
-        with open_session("firn predict") as session:
-            predicted = predict(
-                session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
-            )
-        _report(plan, predicted, as_json=as_json)
+        found = predict(
+            model,
+            images,
+            features=features,
+            output=output,
+            target_precision=target_precision,
+            max_reject_fraction=max_reject_fraction,
+            decode_timeout_s=decode_timeout_s,
+        )
+        _report(found.plan, found.predicted, as_json=as_json)
 
 
 def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) -> None:
     from featurize.commands.build_report import build_numbers, report_build
+    from featurize.tables.manifests import PREDICTED
 
     report_build(predicted.result, plan.url, is_whole_source=False)
     threshold = predicted.threshold

@@ -37,7 +37,7 @@ def relabel_command(
             return
         if table is None or reason is None:
             raise UsageError("a table and `--reason` are wanted, or `--list`.")
-        from finetune.evaluation.relabel import relabel
+        from finetune.api.checking import relabel
 
         done = relabel(table, features, reason=reason, by=by)
         if done.number is None:

@@ -41,36 +41,17 @@ def report_command(
 ) -> None:
     """Writes a report that opens without a network: verdict, curves, confusion, mistakes with their images, lineage."""
     with reported_errors():
-        from finetune.registry.resolve import resolve_model
-        from finetune.reports.judge import find_target, judge
+        from finetune.api.reporting import report
 
-        found = find_target(resolve_model(target), [resolve_model(other) for other in compare or ()])
-        judged = judge(found, split)
-        url = None
+        file = None if plain else output
+        made = report(target, file, split=split, compare=compare or (), title=title, check_data=check_data)
         if plain:
-            _print_plain(judged, to_stderr=as_json)
+            typer.echo(made.text, nl=False, err=as_json)
         else:
-            url = _write(found, judged, output, title=title, check_data=check_data)
-            say(f"{url}: {judged.models[0].accuracy:.1%} of {len(judged.label_index):,} images of {split} are right.")
-        print_result(_result(found, judged, url), as_json=as_json)
-
-
-def _write(target: "Target", judged: "Judgement", output: str, *, title: str | None, check_data: bool | None) -> str:
-    """Writes the HTML; returns its URL."""
-    from featurize import storage
-    from finetune.reports.context import report_context
-    from finetune.reports.page import render_report
-
-    url = storage.absolute_url(output)
-    html = render_report(report_context(target, judged, title=title, check_data=check_data))
-    storage.write_bytes(url, html.encode())
-    return url
-
-
-def _print_plain(judged: "Judgement", *, to_stderr: bool) -> None:
-    from finetune.reports.plain import plain_report
-
-    typer.echo(plain_report(judged), nl=False, err=to_stderr)
+            judged = made.judged
+            right = f"{judged.models[0].accuracy:.1%} of {len(judged.label_index):,}"
+            say(f"{made.url}: {right} images of {split} are right.")
+        print_result(_result(made.target, made.judged, made.url), as_json=as_json)
 
 
 def _result(target: "Target", judged: "Judgement", url: str | None) -> dict[str, Any]:

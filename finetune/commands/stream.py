@@ -1,11 +1,7 @@
 """The command `finetune stream`."""
 
 import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from time import perf_counter
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +12,8 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import JobError
 from featurize.progress import shown_progress
 from finetune.commands.drift import describe
-from finetune.commands.predict import ModelArgument, PrecisionOption, PredictionsOption
+from finetune.commands.predict import ModelArgument, OldPrecisionOption, PredictionsOption, TargetPrecisionOption
+from finetune.ranks.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from finetune.streams.stream import LabelledBatch, Streamed, StreamPlan
@@ -43,7 +40,8 @@ def stream_command(
     kafka_options: Annotated[
         str | None, typer.Option(help="Of a topic: a file of name=value lines for Spark's connector.")
     ] = None,
-    precision: PrecisionOption = None,
+    target_precision: TargetPrecisionOption = None,
+    precision: OldPrecisionOption = None,
     max_reject_fraction: Annotated[
         float, typer.Option(min=0, max=1, help="Of a batch; if more cannot be read, a warning says so.")
     ] = MAX_REJECT_FRACTION,
@@ -71,10 +69,11 @@ def stream_command(
             checkpoint,
             messages=messages,
             kafka_options=kafka_options,
-            precision=precision,
+            target_precision=target_precision,
             windows=windows,
         )
-        with open_session("firn stream") as session, asked_to_stop() as is_asked_to_stop:
+        stopped = stop_on_signals(signal.SIGTERM, signal.SIGINT, second_ends=True)
+        with open_session("firn stream") as session, stopped as is_asked_to_stop:
             until = "" if once else f", every {trigger_s:g} s; Ctrl-C ends it after the batch under way"
             say(f"{plan.arriving.url}: labelled by {model}, {plan.first.card.model_id[:16]}, to {plan.output}{until}.")
             done = run_stream(
@@ -111,26 +110,6 @@ def report_batch(batch: "LabelledBatch", *, max_reject_fraction: float) -> None:
         (warn if window.result.alarm else say)(text)
     if batch.drift_fault is not None:
         warn(f"drift: nothing was tested after batch {batch.batch_id}, its images wait: {batch.drift_fault}")
-
-
-@contextmanager
-def asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether this process has got SIGTERM or SIGINT; after the first of them both end it at once."""
-    received = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-
-    def receive(_: int, __: FrameType | None) -> None:
-        received.set()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    for number in before:
-        signal.signal(number, receive)
-    try:
-        yield received.is_set
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _report(plan: "StreamPlan", done: "Streamed", *, as_json: bool, seconds: float) -> None:

@@ -1,30 +1,21 @@
 """`finetune sweep`: the command."""
 
-import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from featurize.backbones.backbone import set_threads
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say
 from featurize.errors import JobError
-from featurize.recipes.recipe import read_recipe
-from finetune.networks.user_functions import see_working_folder
-from finetune.registry.client import shown
-from finetune.sweeps.folder import Setting, SweepCard, rank_settings
-from finetune.sweeps.setting_names import as_text, short_names
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
-
-    from finetune.sweeps.plan import SweepPlan
-    from finetune.sweeps.run import SweepResult
+    from finetune.api.sweeping import OnTrials
+    from finetune.sweeps.folder import Setting, SweepCard, Trial
 
 _SETTINGS_SHOWN = 10
 
@@ -39,61 +30,41 @@ def sweep_command(
 ) -> None:
     """Trains a model for every setting and seed of a sweep, many at once, and ranks the settings. What is done is kept."""
     with reported_errors():
+        from finetune.api.sweeping import sweep
+        from finetune.networks.user_functions import see_working_folder
+        from finetune.sweeps.folder import rank_settings
+
         see_working_folder()
-        from finetune.sweeps.plan import plan_sweep
 
-        plan = plan_sweep(read_recipe(recipe, overrides or ()), origin=recipe)
-        result = _run(plan, tasks)
-        ranked = rank_settings(result.card)
-        say(f"{plan.url}: {result.trained} models trained, {result.reused} there already, {result.failed} failed.")
-        Console(stderr=True).print(_table(result.card, ranked))
-        print_result(_as_json(plan.url, result.card, ranked, result.trained, result.reused), as_json=as_json)
-        _log(plan, result.card)
-        if result.failed:
-            raise JobError(_failures(result.card))
+        with _progress_bar() as on_trials:
+            found = sweep(recipe, tasks=tasks, overrides=overrides or (), on_trials=on_trials)
+        ranked = rank_settings(found.card)
+        say(f"{found.url}: {found.trained} models trained, {found.reused} there already, {found.failed} failed.")
+        Console(stderr=True).print(_table(found.card, ranked))
+        print_result(_as_json(found.url, found.card, ranked, found.trained, found.reused), as_json=as_json)
+        if found.registered is not None:
+            logged = found.registered
+            say(f"logged: {logged.logged} models, {logged.there} there already, in {logged.registry}")
+        if found.failed:
+            raise JobError(_failures(found.card))
 
 
-def _run(plan: "SweepPlan", tasks: int | None) -> "SweepResult":
-    from finetune.sweeps.run import run_sweep
-    from finetune.sweeps.trials import InProcess, TrialRunner
-
+@contextmanager
+def _progress_bar() -> "Iterator[OnTrials]":
+    """A function that moves a bar by the trials that are done."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with ExitStack() as opened:
-        runner: TrialRunner
-        if tasks is None:
-            cores = len(os.sched_getaffinity(0))
-            at_once = min(cores, plan.most_models)
-            set_threads(cores // at_once, at_once=at_once)
-            runner = InProcess(at_once=at_once)
-        else:
-            from featurize.building.session import open_session
-            from finetune.sweeps.spark_tasks import OnSpark
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("models", total=None)
 
-            def start() -> "SparkContext":
-                return opened.enter_context(open_session("firn sweep", slots=tasks)).sparkContext
+        def advance(trials: "Sequence[Trial]", most_models: int) -> None:
+            progress.update(bar, total=most_models, advance=len(trials))
 
-            runner = OnSpark(start, tasks=tasks)
-        progress = opened.enter_context(Progress(*columns, console=Console(stderr=True), transient=True))
-        bar = progress.add_task("models", total=plan.most_models)
-        return run_sweep(plan, runner=runner, on_trials=lambda trials: progress.advance(bar, len(trials)))
+        yield advance
 
 
-def _log(plan: "SweepPlan", card: SweepCard) -> None:
-    """Logs the models of the sweep that are not in the registry, if one is named."""
-    from finetune.registry.client import used_registry
-    from finetune.registry.log_model import is_logged, log_fit
+def _table(card: "SweepCard", ranked: "Sequence[Setting]") -> Table:
+    from finetune.sweeps.setting_names import as_text, short_names
 
-    registry = used_registry(plan.recipe.registry)
-    if registry is None:
-        return
-    done = [trial for trial in card.trials if trial.state == "done"]
-    todo = [trial for trial in done if not is_logged(trial.url, registry, model_id=trial.model_id)]
-    for trial in track(todo, "to the registry", console=Console(stderr=True), transient=True):
-        log_fit(trial.url, registry)
-    say(f"logged: {len(todo)} models, {len(done) - len(todo)} there already, in {shown(registry.url)}")
-
-
-def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:
     names = short_names(card.keys)
     table = Table(box=None, padding=(0, 1))
     for name in (*names.values(), card.metric, "sd", "95 % interval", "models"):
@@ -108,7 +79,7 @@ def _table(card: SweepCard, ranked: Sequence[Setting]) -> Table:
     return table
 
 
-def _as_json(url: str, card: SweepCard, ranked: Sequence[Setting], trained: int, reused: int) -> dict[str, Any]:
+def _as_json(url: str, card: "SweepCard", ranked: "Sequence[Setting]", trained: int, reused: int) -> dict[str, Any]:
     return {
         "sweep": url,
         "metric": card.metric,
@@ -128,7 +99,7 @@ def _as_json(url: str, card: SweepCard, ranked: Sequence[Setting], trained: int,
     }
 
 
-def _failures(card: SweepCard) -> str:
+def _failures(card: "SweepCard") -> str:
     from finetune.sweeps.plan import in_words
 
     failed = [trial for trial in card.trials if trial.state == "failed"]

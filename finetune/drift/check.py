@@ -1,6 +1,6 @@
-"""Drift: published predictions of a model, window by window, against what the model says of its own validation split.
+"""Drift: compares a model's published predictions, window by window, with its predictions on its own validation split.
 
-`finetune drift` runs `check_predictions`; `finetune.streams.drift_windows` makes and keeps windows of a stream.
+`finetune drift` runs `check_predictions`; `finetune.streams.drift_windows` makes and keeps the windows of a stream.
 """
 
 from collections.abc import Sequence
@@ -65,12 +65,12 @@ WINDOWS_SCHEMA = pa.schema(
         ("retrain", pa.bool_()),
     ]
 )
-"""The columns of the table of windows; those of a test that could not be made are null."""
+"""The columns of the table of windows; the columns of a test that could not be made are null."""
 
 
 @dataclass(frozen=True)
 class CheckedWindow:
-    """A window: its number, from 0; the times of its first and last prediction; what was found."""
+    """A window: its number, counted from 0; the times of its first and last prediction; the results of its tests."""
 
     number: int
     first: datetime
@@ -80,13 +80,13 @@ class CheckedWindow:
 
 @dataclass(frozen=True)
 class DriftReport:
-    """What `check_predictions` found.
+    """The result of `check_predictions`.
 
     Attributes:
-        images: that were selected.
-        left_over: of these, those that fill no window.
-        needed: see `images_needed`.
-        table: URL of the file with a row for each window; None where there was no window.
+        images: Number of images selected.
+        left_over: Number of these that fill no complete window.
+        needed: Images that each test needs in a window; see `images_needed`.
+        table: URL of the file with one row for each window; None where there was no window.
     """
 
     model_id: str
@@ -100,7 +100,7 @@ class DriftReport:
 
     @property
     def alarms(self) -> int:
-        """Windows that gave alarm."""
+        """Number of windows that raised an alarm."""
         return sum(window.result.alarm for window in self.windows)
 
 
@@ -113,19 +113,19 @@ def check_predictions(
     false_alarm_rate: float = FALSE_ALARM_RATE,
     report: str | None = None,
 ) -> DriftReport:
-    """Tests published predictions against the model's reference, and keeps what was found. Needs no Spark.
+    """Tests published predictions against the model's reference, and writes the results. Needs no Spark.
 
     Args:
-        output: URL of predictions.
-        model: a view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
-        window: images in one, in the order in which they were labelled; what is left over at the end is not tested. None: all
-            that are selected are one.
-        false_alarm_rate: of one window.
+        output: URL of the predictions.
+        model: A view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
+        window: Images in a window, in the order in which they were labelled; the rest at the end is not tested. None: all
+            selected images form one window.
+        false_alarm_rate: Chance of a false alarm for each window.
         report: URL of the folder for the table of windows; default: ``<output>/drift/windows``.
 
     Raises:
-        UsageError: no predictions, no such model, or no reference.
-        JobError: files are damaged.
+        UsageError: There are no predictions, no such model, or no reference.
+        JobError: Files are damaged.
     """
     check_rate(false_alarm_rate)
     if window is not None and window < LEAST_IMAGES:
@@ -156,28 +156,28 @@ def check_predictions(
 
 
 def reference_of(output: str, manifest: PredictionsManifest) -> Reference:
-    """The reference for published predictions; made now, of the model's feature set, where `finetune predict` left none.
+    """The reference for published predictions; made now from the model's feature set where `finetune predict` left none.
 
     Raises:
-        UsageError: there is none, and the model or its validation split is gone.
-        JobError: it is damaged, or of another network.
+        UsageError: There is none, and the model or its validation split is gone.
+        JobError: It is damaged, or belongs to another network.
     """
     kept = read_reference(output, manifest.model_id)
     if kept is not None and kept.origin["network_sha256"] == manifest.model["network_sha256"]:
         return kept
     if kept is not None:
-        raise UsageError(f"{reference_url(output, manifest.model_id)} is of another network than the predictions.")
+        raise UsageError(f"{reference_url(output, manifest.model_id)} belongs to another network than the predictions.")
     url = str(manifest.model["url"])
     card = read_folder(url)
     if card.network_sha256 != manifest.model["network_sha256"]:
-        raise UsageError(f"{url} holds another model than the one that predicted: no reference can be made.")
+        raise UsageError(f"{url} now holds another model than the one that predicted, so no reference can be made.")
     return find_reference(output, url, card)
 
 
 def write_windows(
     url: str, model_id: str, reference: Reference, windows: Sequence[CheckedWindow], *, false_alarm_rate: float
 ) -> None:
-    """Writes a file of the table of windows, with a row for each of `windows`; it is there whole or not at all."""
+    """Writes a file of the table of windows, with a row for each window; the file appears complete or not at all."""
     common = {
         "checked_at": datetime.fromisoformat(utc_now()),
         "model_id": model_id,
@@ -189,14 +189,14 @@ def write_windows(
 
 
 def check_rows(number: int, rows: pa.Table, reference: Reference, *, false_alarm_rate: float) -> CheckedWindow:
-    """Tests rows of `read_rows` as one window; for errors see `check_window`. Its seed is the id of the first image."""
+    """Tests rows of `read_rows` as one window, seeded by the id of its first image; raises what `check_window` raises."""
     times, seed = pc.min_max(rows["predicted_at"]).as_py(), int(rows["image_id"][0].as_py()[:8], 16)
     result = check_window(reference, window_of(rows), false_alarm_rate=false_alarm_rate, seed=seed)
     return CheckedWindow(number, times["min"], times["max"], result)
 
 
 def _new_url(folder: str) -> str:
-    """Of a file in `folder` that is not there yet."""
+    """URL of a new file in `folder`."""
     stamp = utc_now()[:19].replace(":", "").replace("-", "")
     return storage.join_url(folder, f"windows-{stamp}-{uuid4().hex[:8]}.parquet")
 

@@ -1,4 +1,4 @@
-"""Two models on the same images: how often they agree, where they do not, and which of them the images have drifted from."""
+"""Two models on the same images: how often they agree, where they differ, and from which model's reference the images drift."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -19,13 +19,13 @@ _MOST_PAIRS = 10
 
 @dataclass(frozen=True)
 class Side:
-    """One of two models.
+    """One of the two models.
 
     Attributes:
-        name: as it was asked for.
-        images: that it has labelled, of those selected.
-        confidence_where_they_differ: its mean probability there; None where they never do.
-        result: of all images that both have labelled, against the model's own reference.
+        name: The model as the caller named it.
+        images: Number of selected images that it has labelled.
+        confidence_where_they_differ: Its mean probability on images where the models differ; None where they never do.
+        result: The tests of all images that both have labelled, against this model's own reference.
     """
 
     name: str
@@ -37,13 +37,13 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare_predictions` found.
+    """The result of `compare_predictions`.
 
     Attributes:
-        images: that both have labelled.
-        agreement: the share to which both give the same most probable class, whether they abstain or not.
-        interval: of it, 95 % (Wilson).
-        differences: most frequent first, at most ten: (label of the first, label of the second, images).
+        images: Number of images that both have labelled.
+        agreement: Share of them for which both have the same most probable class, whether they abstain or not.
+        interval: 95 % interval of the agreement (Wilson).
+        differences: Pairs of labels that differ, most frequent first, at most ten: (first's label, second's label, images).
     """
 
     first: Side
@@ -54,7 +54,7 @@ class Comparison:
     differences: tuple[tuple[str, str, int], ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The comparison as a JSON-ready dict."""
         sides = {
             side: {**asdict(value), "result": value.result.as_dict()}
             for side, value in (("first", self.first), ("second", self.second))
@@ -70,15 +70,16 @@ def compare_predictions(
     selection: Selection = EVERYTHING,
     false_alarm_rate: float = FALSE_ALARM_RATE,
 ) -> Comparison:
-    """Compares what two models say of the same images, as the champion and a challenger. Needs no Spark.
+    """Compares the answers of two models for the same images, such as the champion and a challenger. Needs no Spark.
 
     Args:
-        first: a view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``; and so `second`.
-        selection: of the first model's predictions; the second's may have been made at any time.
+        first: A view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
+        second: The other model, named in the same way.
+        selection: Which of the first model's predictions to compare; the second's may have been made at any time.
 
     Raises:
-        UsageError: no predictions, no such models, too few images in common, or no reference.
-        JobError: files are damaged.
+        UsageError: There are no predictions, no such models, too few images in common, or no reference.
+        JobError: Files are damaged.
     """
     check_rate(false_alarm_rate)
     published = read_views(output)
@@ -90,8 +91,8 @@ def compare_predictions(
     rows, other_rows = match(selected, others)
     if rows.num_rows < LEAST_IMAGES:
         raise UsageError(
-            f"{first} and {second} have labelled {rows.num_rows} images in common at {published.url}; a comparison takes "
-            f"{LEAST_IMAGES}. Run `finetune predict` with both on the same images."
+            f"{first} and {second} have labelled {rows.num_rows} images in common at {published.url}; a comparison needs "
+            f"{LEAST_IMAGES}. Run `finetune predict` with both models on the same images."
         )
     pairs = list(zip(rows["label"].to_pylist(), other_rows["label"].to_pylist(), strict=True))
     differs = [one != other for one, other in pairs]

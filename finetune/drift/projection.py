@@ -1,10 +1,10 @@
-"""Projections: a few random Fourier features of what a model sees of an image, kept with its prediction to see drift by.
+"""Projections: a few random Fourier features of a model's view of an image, kept with its prediction to detect drift.
 
-They are of what the model makes its logits of: the input of its last Dense layer, or of the head where a backbone was unfrozen.
-Distances of means of such features are those of a Gaussian kernel, up to what is left to chance.
+They are computed from the input of the model's last Dense layer (of the head's, where a backbone was unfrozen). Distances between
+means of such features approximate the distances that a Gaussian kernel gives.
 
-Source: A. Rahimi, B. Recht, "Random features for large-scale kernel machines", 2007; in pairs of cosine and sine, which vary
-less: D. J. Sutherland, J. Schneider, "On the error of random Fourier features", 2015.
+Sources: A. Rahimi, B. Recht, "Random features for large-scale kernel machines", 2007; pairs of cosine and sine, which have
+less variance: D. J. Sutherland, J. Schneider, "On the error of random Fourier features", 2015.
 """
 
 from dataclasses import asdict, dataclass
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     import keras
 
 SIZE = 64
-"""Numbers in a projection: 32 frequencies, 256 bytes a row."""
-_ROWS = 4096  # a slice, as in `predict_probabilities`
-_PAIRS_OF = 1024  # images between which distances are taken
+"""Length of a projection: 32 frequencies, 256 bytes a row."""
+_ROWS = 4096  # rows in a slice, as in `predict_probabilities`
+_PAIRS_OF = 1024  # images whose pairwise distances are computed
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Projection:
     """The random features of one model.
 
     Attributes:
-        seed: of the frequencies; follows from the model's id.
-        size: numbers in a projection, even.
-        bandwidth: of the Gaussian kernel, in the unit of the features.
+        seed: Seed of the frequencies; follows from the model's id.
+        size: Length of a projection; even.
+        bandwidth: Bandwidth of the Gaussian kernel, in the unit of the embeddings.
     """
 
     seed: int
@@ -40,11 +40,11 @@ class Projection:
     bandwidth: float
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The projection as a JSON-ready dict."""
         return asdict(self)
 
     def apply(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Projections, ``float32 (n_images, size)`` of length 1, of ``float32 (n_images, dim)``."""
+        """Projections, ``float32 (n_images, size)`` with norm 1, of embeddings, ``float32 (n_images, dim)``."""
         phases = embeddings @ (
             _frequencies(self.seed, embeddings.shape[1], self.size // 2) / np.float32(self.bandwidth)
         )
@@ -59,7 +59,7 @@ def seed_of(model_id: str) -> int:
 
 
 def median_distance(embeddings: NDArray[np.float32]) -> float:
-    """The bandwidth: the median distance between two of the first 1,024 images; 1 where they are all alike.
+    """The bandwidth: the median distance between two of the first 1,024 images; 1 where they are all equal.
 
     Source: A. Gretton et al., "A kernel two-sample test", 2012, section 8.
     """
@@ -71,14 +71,14 @@ def median_distance(embeddings: NDArray[np.float32]) -> float:
 
 
 def embedding_model(model: "keras.Model") -> "keras.Model":
-    """`model` with a second output, what goes into the layer that makes its logits: one pass gives both.
+    """`model` with a second output, the input of the layer that computes its logits: one pass gives both.
 
     Output shape: ``float32 (n_images, n_classes)``, as before, and ``(n_images, dim)``.
     """
     import keras
 
     made_by, node, _ = model.get_layer(PROBABILITIES).input._keras_history
-    # Of a head within a model `input` would be its own; what it was called on is with the call.
+    # A head within a model has an `input` of its own; the tensors it was called on are kept with the call.
     inputs = made_by._inbound_nodes[node].input_tensors
     flat = [tensor if len(tensor.shape) == 2 else keras.layers.Flatten()(tensor) for tensor in inputs]
     embedding = flat[0] if len(flat) == 1 else keras.layers.Concatenate()(flat)
@@ -86,7 +86,7 @@ def embedding_model(model: "keras.Model") -> "keras.Model":
 
 
 def embed(model: "keras.Model", features: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probabilities and embeddings by an `embedding_model`, computed in slices of 4,096 rows."""
+    """Probabilities and embeddings from an `embedding_model`, computed in slices of 4,096 rows."""
     slices = (features[start : start + _ROWS] for start in range(0, len(features), _ROWS))
     parts = [tuple(np.asarray(output) for output in model(part, training=False)) for part in slices]
     if not parts:
@@ -97,8 +97,8 @@ def embed(model: "keras.Model", features: NDArray[Any]) -> tuple[NDArray[np.floa
 
 @lru_cache(maxsize=4)
 def _frequencies(seed: int, dim: int, count: int) -> NDArray[np.float32]:
-    """Standard normal, ``float32 (dim, count)``: equal for equal arguments, in every process and every version of NumPy.
+    """Standard normal, ``float32 (dim, count)``: equal arguments give equal values in every process and NumPy version.
 
-    RandomState is the generator of which NumPy promises that (NEP 19); of others the numbers may change with the version.
+    NumPy promises this only for RandomState (NEP 19); other generators may change with the version.
     """
     return np.random.RandomState(seed).standard_normal((dim, count)).astype(np.float32)

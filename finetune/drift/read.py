@@ -1,4 +1,4 @@
-"""Which predictions are looked at for drift: by model, by time, the last so many; in the order in which they were made."""
+"""Reading the predictions to check for drift: chosen by model, by time or by number; in the order in which they were made."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,12 +23,12 @@ _EMPTY = pa.schema([("image_id", pa.string()), ("predicted_at", pa.timestamp("us
 
 @dataclass(frozen=True)
 class Selection:
-    """Which predictions of a model.
+    """Which of a model's predictions to read.
 
     Attributes:
-        since: those made then or later.
-        until: those made before.
-        last: of these, so many, those made last.
+        since: Only predictions made at this time or later.
+        until: Only predictions made before this time.
+        last: Only so many of these, those made last.
     """
 
     since: datetime | None = None
@@ -40,25 +40,25 @@ EVERYTHING = Selection()
 
 
 def parse_time(text: str, name: str) -> datetime:
-    """A time as ISO 8601; UTC where it does not say otherwise.
+    """A time in ISO 8601; UTC where it names no time zone.
 
     Raises:
-        UsageError: it is none; `name` is that of the option.
+        UsageError: `text` is not a time; `name` is the option's name for the message.
     """
     try:
         found = datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(
-            f"`{name}` takes a date or a time, as in 2026-11-21 or 2026-11-21T08:00. Got {text!r}."
+            f"`{name}` must be a date or a time, as in 2026-11-21 or 2026-11-21T08:00. Got {text!r}."
         ) from error
     return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
 
 
 def find_predictions(published: PublishedViews, name: str) -> PredictionsManifest:
-    """The predictions of the model that `name` means: a view, a model_id or its first digits, or a model by any other name.
+    """The predictions of the model that `name` means: a view, a model_id or its first digits, or a model named in another way.
 
     Raises:
-        UsageError: it means none that has predicted here.
+        UsageError: No model of that name has predicted here.
     """
     views, manifests = published.views.by_name(), published.manifests
     if name in views:
@@ -69,21 +69,21 @@ def find_predictions(published: PublishedViews, name: str) -> PredictionsManifes
     known = f"Views: {', '.join(views)}. Models: {', '.join(model_id[:16] for model_id in manifests)}."
     model_id = _named_elsewhere(name)
     if model_id is None:
-        raise UsageError(f"{published.url} has no view, and there is no model, of the name {name!r}. {known}")
+        raise UsageError(f"{published.url} has no view {name!r}, and there is no model of that name. {known}")
     if model_id not in manifests:
         raise UsageError(f"the model {name} has predicted nothing at {published.url}. {known}")
     return manifests[model_id]
 
 
 def read_rows(output: str, manifest: PredictionsManifest, selection: Selection) -> pa.Table:
-    """The predictions of one model that `selection` means, by `predicted_at`, then `image_id`; equal images count once.
+    """The predictions of one model that match `selection`, by `predicted_at`, then `image_id`; duplicates count once.
 
     Returns:
-        `image_id`, `predicted_at`, `label` (the most probable class, also where the model abstained), `probability`,
-        `projection`.
+        A table with `image_id`, `predicted_at`, `label` (the most probable class, even where the model abstained),
+        `probability`, `projection`.
 
     Raises:
-        JobError: a file is missing or damaged.
+        JobError: A file is missing or damaged.
     """
     folder = partition_url(output, manifest.model_id)
     urls = [storage.join_url(folder, file.path) for file in manifest.files if file.rows]
@@ -98,7 +98,7 @@ def read_rows(output: str, manifest: PredictionsManifest, selection: Selection) 
 
 
 def match(rows: pa.Table, others: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The rows of both that are of the same images, in the order of the first."""
+    """The rows of both tables whose images are in both, in the order of the first."""
     place = {image_id: number for number, image_id in enumerate(others["image_id"].to_pylist())}
     pairs = [
         (number, place[image_id]) for number, image_id in enumerate(rows["image_id"].to_pylist()) if image_id in place
@@ -108,7 +108,7 @@ def match(rows: pa.Table, others: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def window_of(rows: pa.Table) -> Window:
-    """Rows of `read_rows` as `check_window` takes them."""
+    """Rows of `read_rows` as the `Window` that `check_window` takes."""
     projected = rows["projection"].combine_chunks().drop_null()
     flat = projected.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
     return Window(
@@ -131,7 +131,7 @@ def _select(keys: pa.Table, selection: Selection) -> pa.Table:
 
 
 def _with_values(keys: pa.Table, urls: Sequence[str]) -> pa.Table:
-    """What else is known of the rows that `keys` names; of each file only these are kept in memory."""
+    """The other columns of the rows in `keys`; of each file only these rows are kept in memory."""
     if not keys.num_rows:
         return (
             _EMPTY.append_column("label", pa.array([], pa.string()))
@@ -156,7 +156,7 @@ def _with_values(keys: pa.Table, urls: Sequence[str]) -> pa.Table:
 
 
 def _read(url: str, names: Iterable[str]) -> pa.Table:
-    """Some columns of a file of predictions; `projection` is null in those of older versions."""
+    """Some columns of a file of predictions; `projection` is null in files of older versions."""
     with open_parquet(url) as file:
         there = [name for name in names if name in file.schema_arrow.names]
         table = file.read(columns=there)
@@ -166,7 +166,7 @@ def _read(url: str, names: Iterable[str]) -> pa.Table:
 
 
 def _named_elsewhere(name: str) -> str | None:
-    """The `model_id` of a folder, the id of a run, or name@alias; None where there is no such model."""
+    """The `model_id` behind a folder, the id of a run, or name@alias; None where there is no such model."""
     from finetune.registry.resolve import read_folder, resolve_model
 
     try:

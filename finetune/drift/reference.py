@@ -1,9 +1,9 @@
-"""The reference of a model: what it says of its own validation split, kept once beside its predictions.
+"""The reference of a model: its predictions on its own validation split, kept once beside its other predictions.
 
     <output>/drift/references/<model_id>.parquet    one row per image: label, probability, projection
 
-It is of the validation split since on the training split a model is surer than it will ever be. Read as plain Parquet; nothing is
-unpickled.
+The training split would not do: a model is more confident on images that it was trained on. The file is plain Parquet; reading it
+unpickles nothing.
 """
 
 import io
@@ -31,9 +31,9 @@ from finetune.rows.splits import iterate_split
 
 SPLIT = "validation"
 MOST_IMAGES = 4096
-"""Of a larger validation split so many are drawn, by their ids: more would not make the tests much sharper."""
+"""Images drawn, by their ids, from a larger validation split: more would hardly make the tests more sensitive."""
 LEAST_IMAGES = 50
-"""With fewer there is no reference: no test would see anything."""
+"""Fewest images for a reference: with fewer, no test would detect anything."""
 _SCHEMA = pa.schema([("label", pa.string()), ("probability", pa.float32()), ("projection", pa.list_(pa.float32()))])
 _KEY = b"firn.reference"
 _ROW_ID_BITS = 60
@@ -41,14 +41,14 @@ _ROW_ID_BITS = 60
 
 @dataclass(frozen=True)
 class Reference:
-    """What a model says of images of which nothing has drifted.
+    """A model's predictions on images without drift.
 
     Attributes:
-        labels: the most probable class of each image, also where the model would abstain.
-        probabilities: float32 ``(n_images,)``, of this class.
+        labels: The most probable class of each image, even where the model would abstain.
+        probabilities: float32 ``(n_images,)``, the probability of that class.
         projections: float32 ``(n_images, size)``.
-        projection: what made them, and makes those of predictions.
-        origin: JSON-ready: `model_id`, `network_sha256`, `features`, `features_identity`, `split`, `rows` of the split.
+        projection: How projections are computed, here and for new predictions.
+        origin: JSON-ready: `model_id`, `network_sha256`, `features`, `features_identity`, `split`, and `rows` in the split.
     """
 
     labels: tuple[str, ...]
@@ -64,35 +64,35 @@ class Reference:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Images by label."""
+        """Number of images for each label."""
         return dict(Counter(self.labels))
 
     @property
     def confidence(self) -> float:
-        """The mean probability."""
+        """Mean probability of the most probable class."""
         return float(self.probabilities.mean(dtype=np.float64))
 
 
 def reference_url(output: str, model_id: str) -> str:
-    """Where the reference of a model is kept, beside the predictions at `output`."""
+    """URL of a model's reference, beside the predictions at `output`."""
     return storage.join_url(output, DRIFT, "references", f"{model_id}.parquet")
 
 
 def find_reference(output: str, url: str, card: ModelCard) -> Reference:
-    """The reference of the model at `url` beside the predictions at `output`; it is made and kept if there is none.
+    """The reference of the model at `url`, beside the predictions at `output`; made and kept if there is none.
 
     Raises:
-        UsageError: there is none, and the validation split that it would be made of is gone or too small.
-        JobError: it is damaged, or of another network.
+        UsageError: There is none, and the validation split to make it from is gone or too small.
+        JobError: It is damaged, or belongs to another network.
     """
     kept = read_reference(output, card.model_id)
     if kept is None:
         made = make_reference(url, card)
         storage.create_exclusively(reference_url(output, card.model_id), encode(made))
-        kept = read_reference(output, card.model_id) or made  # that of whoever was first
+        kept = read_reference(output, card.model_id) or made  # another process may have been first
     if kept.origin["network_sha256"] != card.network_sha256:
         raise JobError(
-            f"{reference_url(output, card.model_id)} is of another network than the model's. Remove it and all "
+            f"{reference_url(output, card.model_id)} belongs to another network than the model's. Remove it and all "
             "predictions of the model."
         )
     return kept
@@ -102,10 +102,10 @@ def find_reference(output: str, url: str, card: ModelCard) -> Reference:
 def reference_of_run(
     output: str, url: str, card: ModelCard, *, has_begun: Callable[[], bool]
 ) -> Iterator["Reference | str"]:
-    """The reference for a run that labels, or why there is none; one that was made for a run that came to nothing goes.
+    """The reference for a prediction run, or why there is none; one made for a run that left nothing is removed again.
 
     Args:
-        has_begun: called afterwards: whether anything of the run is left.
+        has_begun: Called at the end: whether the run left anything behind.
     """
     was_there = storage.exists(reference_url(output, card.model_id))
     try:
@@ -117,7 +117,7 @@ def reference_of_run(
 
 
 def _reference_or_fault(output: str, url: str, card: ModelCard) -> "Reference | str":
-    """As `find_reference`, or why there is none: without it images are labelled all the same, but keep no projection."""
+    """The result of `find_reference`, or the reason where it fails: images are then labelled without projections."""
     try:
         return find_reference(output, url, card)
     except UsageError as error:
@@ -128,7 +128,7 @@ def make_reference(url: str, card: ModelCard) -> Reference:
     """Runs the model at `url` on the validation split that it was trained with.
 
     Raises:
-        UsageError: the feature set is gone, is another one now, or has too small a validation split.
+        UsageError: The feature set is gone, has changed, or has too small a validation split.
     """
     features = card.features.url
     manifest = read_selected_by_model(card, features)
@@ -136,7 +136,7 @@ def make_reference(url: str, card: ModelCard) -> Reference:
     rows = manifest.split_rows(SPLIT)
     if rows < LEAST_IMAGES:
         raise UsageError(
-            f"{features} has {rows} images in its validation split; a reference for drift takes {LEAST_IMAGES}."
+            f"{features} has {rows} images in its validation split; a reference for drift needs {LEAST_IMAGES}."
         )
     probabilities, embeddings = _run(url, features, manifest)
     projection = Projection(seed_of(card.model_id), SIZE, median_distance(embeddings))
@@ -158,10 +158,10 @@ def make_reference(url: str, card: ModelCard) -> Reference:
 
 
 def read_reference(output: str, model_id: str) -> Reference | None:
-    """The reference that is kept, or None.
+    """The reference that is stored, or None.
 
     Raises:
-        JobError: it is damaged.
+        JobError: It is damaged.
     """
     url = reference_url(output, model_id)
     try:
@@ -172,12 +172,12 @@ def read_reference(output: str, model_id: str) -> Reference | None:
         return decode(content)
     except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
         raise JobError(
-            f"{url} is no reference, or damaged: {first_line(error)}. Remove it to have it made anew."
+            f"{url} is not a reference, or is damaged: {first_line(error)}. Remove it, and it will be made again."
         ) from error
 
 
 def encode(reference: Reference) -> bytes:
-    """A reference as a Parquet file; where it comes from is in the metadata of its schema."""
+    """A reference as a Parquet file; its origin is in the metadata of the schema."""
     about = {"origin": dict(reference.origin), "projection": reference.projection.as_dict()}
     flat = pa.array(reference.projections.ravel(), pa.float32())
     ends = pa.array(np.arange(reference.rows + 1, dtype=np.int32) * reference.projection.size)
@@ -193,7 +193,7 @@ def encode(reference: Reference) -> bytes:
 
 
 def decode(content: bytes) -> Reference:
-    """What `encode` wrote. Raises ArrowException, ValueError, KeyError or TypeError where it is something else."""
+    """Reads what `encode` wrote. Raises ArrowException, ValueError, KeyError or TypeError for anything else."""
     table = pq.read_table(io.BytesIO(content))
     about = json.loads((table.schema.metadata or {})[_KEY])
     projection = Projection(**about["projection"])
@@ -208,7 +208,7 @@ def decode(content: bytes) -> Reference:
 
 
 def _run(url: str, features: str, manifest: FeaturesManifest) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Probabilities and embeddings of at most `MOST_IMAGES`, in the order of their ids, wherever they lie."""
+    """Probabilities and embeddings of at most `MOST_IMAGES` images, in the order of their ids, whatever file they are in."""
     network, _ = load_model(url)
     model = embedding_model(network)
     below = (1 << _ROW_ID_BITS) * min(1.0, MOST_IMAGES / manifest.split_rows(SPLIT))

@@ -1,4 +1,4 @@
-"""How many images a window must have, so that a test would notice a change of a stated size."""
+"""The number of images that a window needs for a test to detect a change of a stated size."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,13 +9,13 @@ from numpy.typing import NDArray
 from finetune.drift.statistics import weighted
 
 POWER = 0.8
-"""The chance with which the change is noticed."""
+"""The chance of detecting the change."""
 STABILITY_INDEX = 0.2
-"""Of predicted labels: between what is called a small and a large shift."""
+"""Population stability index of the predicted labels: between a shift called small and one called large."""
 CONFIDENCE_DISTANCE = 0.15
-"""The largest distance of the distribution functions of confidence: 15 % of all images become unsure, for instance."""
+"""Largest distance between the distribution functions of confidence: for instance, 15 % of the images become unsure."""
 FEATURE_SHIFT = 0.5
-"""Distance of the means of features, in standard deviations: a medium effect.
+"""Distance between the means of features, in standard deviations: a medium effect.
 
 Source: J. Cohen, Statistical Power Analysis for the Behavioral Sciences, 1988.
 """
@@ -25,17 +25,19 @@ _MOST = 10_000_000
 def images_for_labels(
     groups: int, reference: int, *, rate: float, index: float = STABILITY_INDEX, power: float = POWER
 ) -> int | None:
-    """Images for chi-square to notice a population stability index of `index`.
+    """Images that chi-square needs to detect a population stability index of `index`.
 
-    The index over (1/n + 1/m) is about the non-centrality of chi-square (see `expected_stability_index`).
+    The index divided by (1/n + 1/m) is about the non-centrality of chi-square (see `expected_stability_index`).
 
     Args:
-        groups: of classes.
-        reference: images in the reference, m.
-        rate: of false alarms, of this test.
+        groups: Number of groups of classes.
+        reference: Images in the reference, m.
+        rate: False alarm rate of this test.
+        index: The index to detect.
+        power: The chance of detecting it.
 
     Returns:
-        The least n; None where no window would do, as the reference is too small.
+        The least n; None where the reference is too small for any window.
     """
     from scipy.stats import chi2, ncx2
 
@@ -48,10 +50,10 @@ def images_for_labels(
 def images_for_confidence(
     reference: int, *, rate: float, distance: float = CONFIDENCE_DISTANCE, power: float = POWER
 ) -> int | None:
-    """Images for Kolmogorov-Smirnov to notice distribution functions that are `distance` apart somewhere.
+    """Images that Kolmogorov-Smirnov needs to detect distribution functions that are `distance` apart somewhere.
 
-    A bound: the distance found there alone is about normal, of a variance of at most (1/n + 1/m) / 4, and must exceed the
-    critical distance sqrt(-ln(rate / 2) / 2 (1/n + 1/m)). Source of the latter: N. Smirnov, 1939.
+    An upper bound: the distance at that point alone is about normal, with a variance of at most (1/n + 1/m) / 4, and must exceed
+    the critical distance sqrt(-ln(rate / 2) / 2 (1/n + 1/m)). Source of the critical distance: N. Smirnov, 1939.
     """
     from scipy.stats import norm
 
@@ -62,14 +64,14 @@ def images_for_confidence(
 def images_for_features(
     projections: NDArray[np.floating[Any]], *, rate: float, shift: float = FEATURE_SHIFT, power: float = POWER
 ) -> int | None:
-    """Images for the test on features to notice means that are `shift` standard deviations apart in some direction.
+    """Images that the test on features needs to detect means that are `shift` standard deviations apart in some direction.
 
-    Without a change the squared distance is about a chi-square variable, scaled, of the same mean and variance (Source:
-    G. E. P. Box, "Some theorems on quadratic forms", 1954); with one it is taken for normal. The direction is that in which
-    images differ most.
+    Without a change, the squared distance is about a scaled chi-square variable with the same mean and variance (Source:
+    G. E. P. Box, "Some theorems on quadratic forms", 1954); with a change it is treated as normal. The direction is the one in
+    which images differ most.
 
     Args:
-        projections: of the reference, ``(n_reference, n_features)``; they are weighted as the test does.
+        projections: Projections of the reference, ``(n_reference, n_features)``; weighted here as in the test.
     """
     from scipy.stats import chi2, norm
 
@@ -90,7 +92,7 @@ def images_for_features(
 
 
 def _least(suffices: Callable[[int], bool]) -> int | None:
-    """The least number that suffices, where every larger one does too; None where there is none."""
+    """The least number that suffices, given that every larger one does too; None where there is none."""
     if not suffices(_MOST):
         return None
     too_few, enough = 1, _MOST

@@ -1,6 +1,6 @@
-"""Two samples against each other: counts of labels, confidences, random features; and the correction for several tests at once.
+"""Two-sample tests for counts of labels, confidences and random features; and the correction for several tests at once.
 
-Each test takes the reference first. Its p is that of "both come from one distribution"; the images are taken for independent.
+Each test takes the reference first. Its p-value is for "both samples come from one distribution"; images count as independent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating[Any]]
 LEAST_EXPECTED = 5.0
-"""Images that a cell of the table must be expected to have. Source: W. G. Cochran, "Some methods for strengthening the common
-chi-square tests", 1954."""
+"""Images that each cell of the table must be expected to have. Source: W. G. Cochran, "Some methods for strengthening the
+common chi-square tests", 1954."""
 RIDGE = 0.1
-"""Added to the variance of every direction when directions are weighted: a tenth of the mean variance."""
-_MASK_CELLS = 1 << 21  # of the mask of permutations that is in memory at a time
+"""Ridge added to the variance of every direction when directions are weighted: a tenth of the mean variance."""
+_MASK_CELLS = 1 << 21  # cells of the mask of permutations in memory at a time
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Test:
     """The outcome of one test.
 
     Attributes:
-        statistic: the larger, the more the samples differ.
-        p: that they differ so much if nothing has changed, in [0, 1].
+        statistic: The test statistic: the larger, the more the samples differ.
+        p: Chance of a difference this large if nothing has changed, in [0, 1].
     """
 
-    __test__ = False  # pytest would take it for a class of tests
+    __test__ = False  # or pytest takes it for a class of tests
 
     statistic: float
     p: float
@@ -37,10 +37,10 @@ class Test:
 def count_together(
     reference: Mapping[str, int], window: Mapping[str, int], *, least: float = LEAST_EXPECTED
 ) -> NDArray[np.int64]:
-    """Counts of both samples, rare classes put together until each cell is expected to hold `least` images.
+    """Counts of both samples, with rare classes merged until each cell is expected to hold `least` images.
 
-    Classes go together from the most frequent to the rarest of both samples taken as one, so that who joins whom does not depend
-    on how they differ. Classes that neither has are left out.
+    Classes are merged from the most frequent to the rarest in both samples together, so that the grouping does not depend on how
+    the samples differ. Classes that neither sample has are left out.
 
     Returns:
         int64 ``(2, n_groups)``; one group where there are too few images for more.
@@ -64,9 +64,9 @@ def count_together(
 
 
 def chi_square(counts: NDArray[np.int64]) -> Test:
-    """Pearson's test that the two rows of ``(2, n_groups)`` counts have the same shares; p is 1 where there is one group.
+    """Pearson's test that the two rows of ``(2, n_groups)`` counts have the same shares; p is 1 if there is only one group.
 
-    Source: K. Pearson, 1900; for two samples R. A. Fisher, 1922. No correction for continuity.
+    Sources: K. Pearson, 1900; for two samples R. A. Fisher, 1922. Without correction for continuity.
     """
     from scipy.stats import chi2
 
@@ -81,7 +81,7 @@ def chi_square(counts: NDArray[np.int64]) -> Test:
 def stability_index(counts: NDArray[np.int64]) -> float:
     """The population stability index of ``(2, n_groups)`` counts: the sum over groups of (p - q) ln(p / q).
 
-    Half an image is added to every cell, so that an empty one does not make it infinite.
+    Half an image is added to every cell, so that an empty cell does not make it infinite.
     Sources: N. Siddiqi, Credit Risk Scorecards, 2006, which calls 0.1 to 0.25 a small shift and more a large one; the sum is the
     divergence J of H. Jeffreys, 1946.
     """
@@ -90,19 +90,19 @@ def stability_index(counts: NDArray[np.int64]) -> float:
 
 
 def expected_stability_index(counts: NDArray[np.int64]) -> float:
-    """The index that samples of these sizes have on average where nothing has changed: (groups - 1) (1/n + 1/m).
+    """The average index of samples of these sizes where nothing has changed: (groups - 1) (1/n + 1/m).
 
-    Source: B. Yurdakul, J. Naranjo, "Statistical properties of the population stability index", 2020: over (1/n + 1/m) it has
-    the chi-square distribution with groups - 1 degrees of freedom.
+    Source: B. Yurdakul, J. Naranjo, "Statistical properties of the population stability index", 2020: the index divided by
+    (1/n + 1/m) has the chi-square distribution with groups - 1 degrees of freedom.
     """
     totals = counts.sum(axis=1)
     return float((counts.shape[1] - 1) * (1 / totals).sum()) if totals.all() else 0.0
 
 
 def kolmogorov_smirnov(reference: Floats, window: Floats) -> Test:
-    """The two-sample test: the largest distance of the empirical distribution functions, with its asymptotic p.
+    """The two-sample test: the largest distance between the empirical distribution functions, with its asymptotic p.
 
-    Equal values, as of probabilities that are 1 in float32, make it careful: p is then too large.
+    Ties, such as probabilities that are 1 in float32, make the test conservative: p is then too large.
     """
     from scipy.stats import ks_2samp
 
@@ -111,11 +111,11 @@ def kolmogorov_smirnov(reference: Floats, window: Floats) -> Test:
 
 
 def mean_discrepancy(reference: Floats, window: Floats, *, permutations: int, seed: int) -> Test:
-    """Maximum mean discrepancy on explicit features, weighted: the squared distance of the means of the two samples.
+    """Maximum mean discrepancy on explicit, weighted features: the squared distance between the means of the two samples.
 
-    Without weights the classes, which differ most, would drown everything else: see `weighted`. Weights are those of all images
-    together. Its p is that of the permutation test: all images are dealt anew into two samples of the same sizes, and it is
-    counted how often these are as far apart. It is exact for samples of any size, and never below 1 / (permutations + 1).
+    Without weights, the differences between classes would drown everything else; see `weighted`. Weights come from all images
+    together. The p-value is that of the permutation test: all images are dealt anew into two samples of the same sizes, counting
+    how often these are at least as far apart. It is exact for samples of any size, and never below 1 / (permutations + 1).
     Sources: A. Gretton et al., "A kernel two-sample test", 2012; with weights Z. Harchaoui, F. Bach, E. Moulines, "Testing for
     homogeneity with kernel Fisher discriminant analysis", 2008; on random features J. Zhao, D. Meng, "FastMMD", 2015; p:
     B. Phipson, G. K. Smyth, "Permutation p-values should never be zero", 2010.
@@ -126,7 +126,7 @@ def mean_discrepancy(reference: Floats, window: Floats, *, permutations: int, se
     """
     rows = weighted(np.concatenate([reference, window]))
     n, m = len(window), len(reference)
-    # All rows sum to 0, so the mean of the others follows from the sum of the window.
+    # All rows sum to 0, so the reference's mean follows from the window's sum.
     scale = (1 / n + 1 / m) ** 2
     found = scale * float((rows[m:].sum(axis=0) ** 2).sum())
     random = np.random.default_rng(seed)
@@ -143,26 +143,26 @@ def mean_discrepancy(reference: Floats, window: Floats, *, permutations: int, se
 
 
 def weighted(rows: Floats) -> NDArray[np.float64]:
-    """Rows around their mean, in the directions of their covariance, each divided by the root of its variance and a ridge.
+    """Centred rows along the eigenvectors of their covariance, each divided by the root of its variance plus a ridge.
 
     Args:
         rows: float ``(n_images, n_features)``.
 
     Returns:
-        ``(n_images, n_features)``, of means 0 and of variances below 1, and near it where images differ much.
+        ``(n_images, n_features)``, with means 0 and variances below 1, near 1 where images differ much.
     """
     centred = rows.astype(np.float64) - rows.mean(axis=0, dtype=np.float64)
     variances, directions = np.linalg.eigh(centred.T @ centred / len(rows))
-    variances = np.maximum(variances, 0.0)  # of directions in which all are alike: 0, but for rounding
+    variances = np.maximum(variances, 0.0)  # a direction without variance may come out below 0 by rounding
     ridge = max(RIDGE * float(variances.mean()), np.finfo(np.float64).tiny)
     result: NDArray[np.float64] = centred @ directions / np.sqrt(variances + ridge)
     return result
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """The p of several tests, each corrected so that one below a rate occurs by chance no more often than at that rate.
+    """The p-values of several tests, corrected so that the chance of any one below a rate by accident is at most that rate.
 
-    Whether the tests depend on each other does not matter. Source: S. Holm, "A simple sequentially rejective multiple test
+    It holds whether or not the tests depend on each other. Source: S. Holm, "A simple sequentially rejective multiple test
     procedure", 1979.
     """
     corrected = [0.0] * len(values)

@@ -1,4 +1,4 @@
-"""One window of predictions against the reference of its model: the tests, whether they give alarm, what they can see."""
+"""One window of predictions against the model's reference: the tests, the alarm, and the changes that could be detected."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,9 +27,10 @@ LABELS, CONFIDENCE, FEATURES = TESTS = ("labels", "confidence", "features")
 FALSE_ALARM_RATE = 0.01
 LEAST_RATE, MOST_RATE = 0.001, 0.2
 LEAST_IMAGES = 20
-"""In a window: below, p by its asymptotic distribution means little."""
+"""Fewest images in a window: below, p-values from asymptotic distributions mean little."""
 _LEAST_PERMUTATIONS = 2000
 _PERMUTATIONS_PER_RATE = 20.0
+_DIGITS = 5  # of a probability; two processors agree on them, and of a very sure model not on the seventh
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class Window:
     """Predictions of one model, in any order.
 
     Attributes:
-        labels: the most probable class of each image, also where the model abstained: the first of `top_labels`.
-        probabilities: float ``(n_images,)``, of this class.
-        projections: float ``(n_projected, size)``, of the images that have one; they may be fewer, or none.
+        labels: The most probable class of each image, the first of `top_labels`, even where the model abstained.
+        probabilities: float ``(n_images,)``, the probability of that class.
+        projections: float ``(n_projected, size)``, for the images that have one; n_projected may be below n_images, or 0.
     """
 
     labels: Sequence[str]
@@ -54,7 +55,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TestResult:
-    """Attributes: `statistic`, `p`, `corrected`: p by Holm's correction for the tests on this window."""
+    """One test of a window: its `statistic`, its `p`, and `corrected`, p after Holm's correction for the window's tests."""
 
     __test__ = False
 
@@ -65,17 +66,18 @@ class TestResult:
 
 @dataclass(frozen=True)
 class WindowResult:
-    """What is known of a window.
+    """The result of checking a window.
 
     Attributes:
-        images: in it.
-        projected: of these, how many have a projection.
-        tests: by the names `TESTS`; a test that could not be made is missing.
-        stability_index: of labels; see `drift_statistics.stability_index`.
-        stability_index_without_drift: what it would be on average for as many images if nothing had changed.
-        confidence, reference_confidence: mean probability of the most probable class.
-        fired: names of the tests whose corrected p is at most the rate of false alarms.
-        retrain: labels or features have changed, confidence too, and it has fallen.
+        images: Number of images in the window.
+        projected: Number of these that have a projection.
+        tests: Results by the names in `TESTS`; a test that could not be made is missing.
+        stability_index: Population stability index of the labels; see `drift.statistics.stability_index`.
+        stability_index_without_drift: Its average for as many images if nothing had changed.
+        confidence: Mean probability of the most probable class in the window.
+        reference_confidence: Mean probability of the most probable class in the reference.
+        fired: Names of the tests whose corrected p is at most the false alarm rate.
+        retrain: Whether labels or features have changed, and confidence has changed and fallen.
     """
 
     images: int
@@ -90,33 +92,35 @@ class WindowResult:
 
     @property
     def alarm(self) -> bool:
-        """Whether any test gave alarm."""
+        """Whether any test raised an alarm."""
         return bool(self.fired)
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The result as a JSON-ready dict."""
         return {**asdict(self), "fired": list(self.fired), "alarm": self.alarm}
 
 
 def check_window(
     reference: Reference, window: Window, *, false_alarm_rate: float = FALSE_ALARM_RATE, seed: int = 0
 ) -> WindowResult:
-    """Tests whether the images of `window` are as those of the reference. Takes well under a second for 500 images.
+    """Tests whether the images in `window` look like the reference's. Takes well under a second for 500 images.
 
     Args:
-        false_alarm_rate: of the whole window, all tests together: the chance of an alarm where nothing has changed.
-        seed: of the permutations.
+        false_alarm_rate: Chance of an alarm where nothing has changed, for the whole window with all its tests.
+        seed: Seed of the permutations.
 
     Raises:
-        UsageError: the rate is none, or there are too few images.
+        UsageError: The rate is out of range, or there are too few images.
     """
     check_rate(false_alarm_rate)
     if window.rows < LEAST_IMAGES:
-        raise UsageError(f"a window takes at least {LEAST_IMAGES} images. Got {window.rows}.")
+        raise UsageError(f"a window needs at least {LEAST_IMAGES} images. Got {window.rows}.")
     counts = count_together(reference.counts, Counter(window.labels))
     tests = {
         LABELS: chi_square(counts),
-        CONFIDENCE: kolmogorov_smirnov(reference.probabilities, window.probabilities),
+        CONFIDENCE: kolmogorov_smirnov(
+            np.round(reference.probabilities, _DIGITS), np.round(window.probabilities, _DIGITS)
+        ),
     }
     if len(window.projections) >= LEAST_IMAGES:
         permutations = max(_LEAST_PERMUTATIONS, ceil(_PERMUTATIONS_PER_RATE / false_alarm_rate)) - 1
@@ -140,12 +144,12 @@ def check_window(
 
 
 def images_needed(reference: Reference, *, false_alarm_rate: float = FALSE_ALARM_RATE) -> dict[str, int | None]:
-    """How many images a window must have for each test to notice the changes of `drift_power` with its power.
+    """Images that a window needs for each test to detect the changes of `drift.sample_size` with its power.
 
-    Each is taken at a third of the rate, which is what Holm's correction asks of the first of three.
+    Each test is given a third of the rate, as Holm's correction demands of the first of three.
 
     Returns:
-        By the names `TESTS`; None where the reference is too small for any window to do.
+        Numbers of images by the names in `TESTS`; None where the reference is too small for any window.
     """
     rate = false_alarm_rate / len(TESTS)
     groups = count_together(reference.counts, reference.counts).shape[1]
@@ -157,16 +161,18 @@ def images_needed(reference: Reference, *, false_alarm_rate: float = FALSE_ALARM
 
 
 def too_small(needed: Mapping[str, int | None], images: int | None) -> list[str]:
-    """A line for people on each test that cannot be sure of anything in windows of so many images.
+    """A line of text for each test that cannot reliably detect a moderate change in a window of `images`.
 
     Args:
-        needed: see `images_needed`.
-        images: None: there is no window.
+        needed: The result of `images_needed`.
+        images: Images in a window; None: there is no window.
     """
     lines = []
     for test, least in needed.items():
         if least is None:
-            lines.append(f"{test}: the reference is too small to be sure of a moderate change, whatever the window.")
+            lines.append(
+                f"{test}: the reference is too small to detect a moderate change reliably, in a window of any size."
+            )
         elif images is not None and images < least:
             lines.append(
                 f"{test}: to be 80 % sure of a moderate change a window needs about {least:,} images, not {images:,}."
@@ -175,10 +181,10 @@ def too_small(needed: Mapping[str, int | None], images: int | None) -> list[str]
 
 
 def check_rate(false_alarm_rate: float) -> None:
-    """Raises UsageError where a rate of false alarms is none that the tests can keep."""
+    """Raises UsageError where the false alarm rate is out of the range that the tests can keep."""
     if not LEAST_RATE <= false_alarm_rate <= MOST_RATE:
         raise UsageError(
-            f"`--false-alarm-rate` must be in [{LEAST_RATE:g}, {MOST_RATE:g}], of one window. Got {false_alarm_rate:g}."
+            f"`--false-alarm-rate` must be in [{LEAST_RATE:g}, {MOST_RATE:g}] for each window. Got {false_alarm_rate:g}."
         )
 
 
@@ -191,5 +197,5 @@ def _corrected(tests: dict[str, Test]) -> dict[str, TestResult]:
 
 
 def _should_retrain(fired: Sequence[str], *, fallen: bool) -> bool:
-    """Where other images come, and the model knows them less: one alone may be harmless."""
+    """Whether other images arrive and the model is less sure of them; either alone may be harmless."""
     return fallen and CONFIDENCE in fired and (LABELS in fired or FEATURES in fired)

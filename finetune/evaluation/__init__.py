@@ -1,4 +1,4 @@
-"""How good a model and its data are: scores on a split, wrong labels, duplicates, and corrections.
+"""The quality of a model and of its data: scores on a split, wrong labels, duplicates, and corrections.
 
 Import `evaluate`, `data_quality`, `relabel`.
 """

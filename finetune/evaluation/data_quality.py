@@ -17,7 +17,7 @@ from finetune.evaluation.out_of_fold import N_FOLDS, out_of_fold_probabilities
 from finetune.rows.splits import SplitData, read_split
 
 JUDGED_SPLITS = ("train", "validation")
-"""Whose labels are judged. The labels of test are left alone: who corrects them by a model favours that model."""
+"""Splits whose labels are judged. The test labels are left alone: correcting them by a model would favour that model."""
 LABEL_ERRORS_NAME = "label-errors.csv"
 DUPLICATES_NAME = "duplicates.csv"
 
@@ -26,7 +26,13 @@ class LabelError(NamedTuple):
     """An image whose label is probably wrong; see `label_errors.LabelErrors`.
 
     Attributes:
-        score: in [0, 1], 0 being the most suspicious: the probability of the given label.
+        path: Path of the image.
+        split: The image's split.
+        given: The given label.
+        suggested: The most probable label.
+        given_probability: Probability of the given label, in [0, 1].
+        suggested_probability: Probability of the suggested label, in [0, 1].
+        score: In [0, 1], 0 being the most suspicious: the probability of the given label.
     """
 
     path: str
@@ -40,16 +46,17 @@ class LabelError(NamedTuple):
 
 @dataclass(frozen=True)
 class DataQuality:
-    """What was found in a feature set.
+    """The findings about a feature set.
 
     Attributes:
-        url: of the feature set.
-        rows: of each split.
-        rows_judged: whose labels were judged; 0 where training and validation have fewer rows than folds, or one class.
-        label_errors: the most suspicious first.
-        label_error_share: of the judged rows the share that is mislabelled, as confident learning estimates it, in [0, 1].
-        out_of_fold_accuracy: of the judged rows the share whose given label is the one most probable; 0 where none is judged.
-        duplicates: over all splits.
+        url: URL of the feature set.
+        rows: Number of rows by split.
+        rows_judged: Number of rows whose labels were judged; 0 where training and validation have fewer rows than folds, or one
+            class.
+        label_errors: Probable label errors, the most suspicious first.
+        label_error_share: Share of the judged rows that is mislabelled, as confident learning estimates it, in [0, 1].
+        out_of_fold_accuracy: Share of the judged rows whose given label is the most probable one; 0 where none is judged.
+        duplicates: Duplicates within and across all splits.
     """
 
     url: str
@@ -61,7 +68,7 @@ class DataQuality:
     duplicates: Duplicates
 
     def as_dict(self) -> dict[str, Any]:
-        """The figures, without the lists, ready for `json.dumps`."""
+        """The figures, without the lists, as a JSON-ready dict."""
         return {
             "features": self.url,
             "rows": self.rows,
@@ -84,19 +91,20 @@ def check_data(
     max_pairs: int = MAX_PAIRS,
     manifest: FeaturesManifest | None = None,
 ) -> DataQuality:
-    """Looks for label errors in training and validation, and for duplicates in all splits of the feature set at `url`.
+    """Finds label errors in training and validation, and duplicates in all splits, of the feature set at `url`.
 
     The features of all splits are held in memory, and those of training and validation up to three times.
 
     Args:
-        seed: of the folds and of the heads.
-        threshold: of the similarity of near duplicates; default: `duplicates.choose_threshold`.
-        max_pairs: as for `find_duplicates`.
-        manifest: that of the feature set, if only the rows that it selects are to be looked at.
+        url: URL of the feature set.
+        seed: Seed of the folds and the heads.
+        threshold: Smallest cosine similarity of near duplicates; default: `duplicates.choose_threshold`.
+        max_pairs: Most pairs to list, as for `find_duplicates`.
+        manifest: The feature set's manifest, where only the rows that it selects are to be checked.
 
     Raises:
-        UsageError: there is no feature set.
-        JobError: files are missing or damaged, or features are not finite.
+        UsageError: There is no feature set.
+        JobError: Files are missing or damaged, or features are not finite.
     """
     manifest = manifest or read_features_manifest(url)
     names = [*SPLITS, *(name for name in manifest.rows if name not in SPLITS)]
@@ -125,7 +133,7 @@ def write_findings(quality: DataQuality, folder: str) -> dict[str, str]:
 
 
 def _judged(splits: Mapping[str, SplitData]) -> dict[str, SplitData]:
-    """The splits whose labels are judged; none, if there are too few rows or classes in them."""
+    """The splits whose labels are judged; none if they have too few rows or classes."""
     parts = {name: part for name, part in splits.items() if name in JUDGED_SPLITS}
     classes = {int(index) for part in parts.values() for index in np.unique(part.label_index)}
     return parts if len(classes) > 1 and sum(part.rows for part in parts.values()) >= N_FOLDS else {}
@@ -134,7 +142,7 @@ def _judged(splits: Mapping[str, SplitData]) -> dict[str, SplitData]:
 def _judge_labels(
     splits: Mapping[str, SplitData], manifest: FeaturesManifest, *, seed: int
 ) -> tuple[list[LabelError], float, float]:
-    """The probable label errors, the share of them that is estimated, and the accuracy out of fold."""
+    """The probable label errors, their estimated share, and the accuracy out of fold."""
     parts = _judged(splits)
     if not parts:
         return [], 0.0, 0.0

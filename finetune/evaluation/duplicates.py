@@ -1,7 +1,7 @@
-"""Exact and near duplicates in a feature set: images that a model has learnt and is then examined on.
+"""Exact and near duplicates in a feature set: images that a model is trained on and then tested on.
 
-Exact duplicates have equal bytes, by their image ids. Near duplicates (copies encoded anew, resized, cropped a little) have
-almost the same features: the cosine of the angle between them is close to 1.
+Exact duplicates have equal bytes, by their image ids. Near duplicates (re-encoded, resized or slightly cropped copies) have
+almost equal features: the cosine of the angle between them is close to 1.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +16,24 @@ from numpy.typing import NDArray
 from finetune.rows.splits import SplitData
 
 MAX_PAIRS = 10_000
-_BLOCK_ROWS = 2048
+BLOCK_ROWS = 2048
+"""Rows that are compared at a time; fewer where they are long."""
 _BLOCK_VALUES = 1 << 25  # 128 MiB of float32: of two blocks at a time, however long a row is
 _SAMPLE_ROWS = 2000  # by which the threshold is chosen
 _ALIKE = 0.05  # the share of the rows that may have near duplicates in another class without moving the threshold
 _CLOSER = 4.0
-_NO_THRESHOLD = 0.99  # where no split has another class than another split
-_DIGITS = 6  # what float32 leaves of a similarity; so that rounding orders no pairs
+_NO_THRESHOLD = 0.99  # where no two splits have rows of different classes
+_DIGITS = 6  # the digits of a similarity that float32 keeps; so that rounding does not order pairs
 
 Floats = NDArray[np.float32]
 
 
 class DuplicatePair(NamedTuple):
-    """Two images; the first is in the split that comes first, or has the lower path.
+    """Two images; the first is in the earlier split, or has the lower path.
 
     Attributes:
-        similarity: in [-1, 1]; 1 for exact duplicates.
-        is_exact: whether the image files are equal, byte by byte.
+        similarity: Cosine similarity in [-1, 1]; 1 for exact duplicates.
+        is_exact: Whether the image files are equal, byte by byte.
     """
 
     path: str
@@ -47,15 +48,15 @@ class DuplicatePair(NamedTuple):
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found in a feature set.
+    """The duplicates in a feature set.
 
     Attributes:
-        pairs: exact duplicates within and across splits, then near duplicates across splits; each by falling similarity, then by
-            paths. At most `max_pairs` of either.
-        n_exact: exact pairs, listed or not.
-        n_near: near pairs, listed or not; an exact one is not near.
-        threshold: the similarity from which on two images counted as near duplicates.
-        leaks: for each split and each other one the rows of the first that have a duplicate in the second, exact or near.
+        pairs: Exact duplicates within and across splits, then near duplicates across splits; each by falling similarity, then by
+            paths. At most `max_pairs` of each kind.
+        n_exact: Number of exact pairs, listed or not.
+        n_near: Number of near pairs, listed or not, without the exact ones.
+        threshold: The smallest similarity of near duplicates.
+        leaks: For each split and each other split, the number of rows of the first with an exact or near duplicate in the second.
     """
 
     pairs: list[DuplicatePair]
@@ -66,7 +67,7 @@ class Duplicates:
 
     @property
     def conflicts(self) -> list[DuplicatePair]:
-        """The listed pairs whose two labels differ: one of them is wrong."""
+        """The listed pairs whose two labels differ: one of the labels is wrong."""
         return [pair for pair in self.pairs if pair.label != pair.other_label]
 
 
@@ -76,10 +77,11 @@ def find_duplicates(
     *,
     threshold: float | None = None,
     max_pairs: int = MAX_PAIRS,
+    block_rows: int = BLOCK_ROWS,
 ) -> Duplicates:
-    """Finds exact duplicates in and across splits and classes, and near duplicates across splits.
+    """Finds exact duplicates within and across splits and classes, and near duplicates across splits.
 
-    Memory beside the features: two blocks of 2,048 rows (fewer, if these are longer than 16,384 values) in float32 and their
+    Memory besides the features: two blocks of 2,048 rows (fewer if these are longer than 16,384 values) in float32 and their
     products, and the pairs. 30,000 rows of 4,096 values in three splits took 12 s on two cores (`benchmarks/duplicates.py`).
 
     Args:
@@ -87,9 +89,10 @@ def find_duplicates(
         classes: the label of every index.
         threshold: of similarity; default: `choose_threshold`.
         max_pairs: exact and near pairs that are listed, each.
+        block_rows: rows that are compared at a time.
     """
     if threshold is None:
-        threshold = choose_threshold(splits)
+        threshold = choose_threshold(splits, block_rows=block_rows)
     names, parts = list(splits), list(splits.values())
     first_rows = np.cumsum([0, *(part.rows for part in parts)])
     split_index = np.repeat(np.arange(len(parts)), [part.rows for part in parts])
@@ -97,7 +100,7 @@ def find_duplicates(
     has_copy = _splits_with_copies(row_ids, split_index, len(parts))
     near = _Closest(max_pairs)
     for one, other in combinations(range(len(parts)), 2):
-        for rows, other_rows, similarity in _near_pairs(parts[one], parts[other], threshold):
+        for rows, other_rows, similarity in _near_pairs(parts[one], parts[other], threshold, block_rows):
             rows, other_rows = rows + first_rows[one], other_rows + first_rows[other]
             has_copy[rows, other] = has_copy[other_rows, one] = True
             near.add(rows, other_rows, similarity)
@@ -118,24 +121,25 @@ def find_duplicates(
     )
 
 
-def choose_threshold(splits: Mapping[str, SplitData]) -> float:
+def choose_threshold(splits: Mapping[str, SplitData], *, block_rows: int = BLOCK_ROWS) -> float:
     """From which similarity on two images count as near duplicates, by how similar different images of this feature set get.
 
-    Images of different classes are different images, and the nearest one of another class in another split is as alike as
-    different images get: in ReLU features, which have no negative values, a cosine of 0.7 means little. The distance (1 - cosine)
-    that all but one in twenty images keep from it, divided by 4, is the threshold. One in twenty may have a duplicate in a
-    wrong class without any effect.
+    Images of different classes are different images, and the nearest image of another class in another split is as similar as
+    different images get: in ReLU features, which have no negative values, a cosine of 0.7 means little. The threshold is a
+    quarter of the distance (1 - cosine) that all but one in twenty images keep from that image. So one in twenty may have a
+    duplicate in a wrong class without any effect.
 
-    The divisor was chosen on the 102 classes of `configs/objects_mobilenet.toml`, where the threshold comes to 0.94 and no two
-    images of different classes are above 0.90. Of 300 images that were encoded anew (JPEG, quality 50 to 90), resized to 80 %,
-    cropped by 2 % on each side or mirrored it finds 99 to 100 %; cropped by 5 %, 93 %; resized to 50 %, 78 %. The 21 pairs
-    that it finds in the data themselves are the same photograph, drawing or symbol each, looked at one by one.
+    The divisor 4 was chosen on the 102 classes of `configs/objects_mobilenet.toml`, where the threshold comes to 0.94 and no two
+    images of different classes are above 0.90. Of 300 images that were re-encoded (JPEG, quality 50 to 90), resized to 80 %,
+    cropped by 2 % on each side or mirrored, it finds 99 to 100 %; cropped by 5 %, 93 %; resized to 50 %, 78 %. All 21 pairs
+    that it finds in the data themselves were inspected: each shows the same photograph, drawing or symbol.
 
-    It fails a class whose different images hardly differ: of the 510 pairs that it finds among the 10,000 test digits of MNIST,
-    as pixels, 505 are ones. Set a threshold of your own there.
+    It fails for a class whose different images hardly differ: of the 510 pairs that it finds among the 10,000 test digits of
+    MNIST, as pixels, 505 are ones. Set a threshold of your own for such data.
 
     Args:
         splits: by name, as those of `find_duplicates`. At most 2,000 of their rows are compared, chosen by their ids.
+        block_rows: rows that are compared at a time.
     """
     parts = list(splits.values())
     if not any(part.rows for part in parts):
@@ -144,7 +148,14 @@ def choose_threshold(splits: Mapping[str, SplitData]) -> float:
     counts = np.minimum(sizes, np.ceil(sizes * (_SAMPLE_ROWS / sizes.sum())).astype(int))
     samples = [_sample(part, count) for part, count in zip(parts, counts, strict=True)]
     nearest = [
-        np.max([_nearest_of_another_class(sample, part) for other, part in enumerate(parts) if other != number], axis=0)
+        np.max(
+            [
+                _nearest_of_another_class(sample, part, block_rows)
+                for other, part in enumerate(parts)
+                if other != number
+            ],
+            axis=0,
+        )
         for number, sample in enumerate(samples)
         if len(parts) > 1
     ]
@@ -157,17 +168,17 @@ def choose_threshold(splits: Mapping[str, SplitData]) -> float:
 
 
 def unit_rows(features: NDArray[Any]) -> Floats:
-    """Rows whose products are similarities: each scaled to length 1; of pixels the mean of each channel is taken off first.
+    """Rows whose dot products are similarities: each scaled to length 1, for pixels after subtracting each channel's mean.
 
-    Without their mean, which is most of them, pixels give a coefficient of correlation: brightness, colour of the light and
-    contrast do not count, and what is left is what is where. A row that is constant (pixels), zero or not finite becomes
-    zero, and is similar to none.
+    Without the mean, which dominates pixels, the product is a correlation coefficient: brightness, colour of the light and
+    contrast do not count, only the layout does. A row that is constant (pixels), zero or not finite becomes zero, and is
+    similar to no other.
 
     Args:
-        features: float32 (n_rows, feature_dim) or uint8 (n_rows, height, width, channels).
+        features: float32 ``(n_rows, feature_dim)`` or uint8 ``(n_rows, height, width, channels)``.
 
     Returns:
-        float32 (n_rows, values of a row).
+        float32 ``(n_rows, values in a row)``.
     """
     values = features.astype(np.float32)
     if features.dtype == np.uint8:
@@ -182,11 +193,11 @@ def unit_rows(features: NDArray[Any]) -> Floats:
 
 
 def _near_pairs(
-    one: SplitData, other: SplitData, threshold: float
+    one: SplitData, other: SplitData, threshold: float, block_rows: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], Floats]]:
     """Rows of two splits that are similar but not equal, and how much, block by block."""
-    for start, left in _unit_blocks(one):
-        for other_start, right in _unit_blocks(other):
+    for start, left in _unit_blocks(one, block_rows):
+        for other_start, right in _unit_blocks(other, block_rows):
             similarity = left @ right.T
             rows, other_rows = np.nonzero(similarity >= threshold)
             values = similarity[rows, other_rows]
@@ -195,12 +206,12 @@ def _near_pairs(
             yield rows[near], other_rows[near], values[near]
 
 
-def _nearest_of_another_class(sample: SplitData, part: SplitData) -> NDArray[np.float64]:
+def _nearest_of_another_class(sample: SplitData, part: SplitData, block_rows: int) -> NDArray[np.float64]:
     """For each row of `sample` the largest similarity with one of `part` of another class and other bytes; -inf where none is."""
     nearest = np.full(sample.rows, -np.inf)
-    for start, left in _unit_blocks(sample):
+    for start, left in _unit_blocks(sample, block_rows):
         rows = slice(start, start + len(left))
-        for other_start, right in _unit_blocks(part):
+        for other_start, right in _unit_blocks(part, block_rows):
             others = slice(other_start, other_start + len(right))
             similarity = left @ right.T
             same = sample.label_index[rows, None] == part.label_index[None, others]
@@ -210,14 +221,14 @@ def _nearest_of_another_class(sample: SplitData, part: SplitData) -> NDArray[np.
     return nearest
 
 
-def _unit_blocks(part: SplitData) -> Iterator[tuple[int, Floats]]:
+def _unit_blocks(part: SplitData, block_rows: int) -> Iterator[tuple[int, Floats]]:
     """The first row of each block, and its `unit_rows`."""
-    size = max(1, min(_BLOCK_ROWS, _BLOCK_VALUES // max(1, int(np.prod(part.features.shape[1:])))))
+    size = max(1, min(block_rows, _BLOCK_VALUES // max(1, int(np.prod(part.features.shape[1:])))))
     return ((start, unit_rows(part.features[start : start + size])) for start in range(0, part.rows, size))
 
 
 def _sample(part: SplitData, count: int) -> SplitData:
-    """`count` rows: those of the lowest ids, which are hashes."""
+    """The `count` rows with the lowest ids, which are hashes."""
     rows = np.sort(np.argsort(part.row_ids, kind="stable")[:count])
     return SplitData(part.features[rows], part.label_index[rows], part.paths.take(pa.array(rows)), part.row_ids[rows])
 
@@ -236,7 +247,7 @@ def _count_exact_pairs(row_ids: NDArray[np.int64]) -> int:
 
 
 def _splits_with_copies(row_ids: NDArray[np.int64], split_index: NDArray[np.int64], n_splits: int) -> NDArray[np.bool_]:
-    """Whether each row has an exact copy in each split, itself not counted: bool (n_rows, n_splits)."""
+    """Whether each row has an exact copy, other than itself, in each split: bool ``(n_rows, n_splits)``."""
     ids, places = np.unique(row_ids, return_inverse=True)
     counts = np.zeros((len(ids), n_splits), np.int64)
     np.add.at(counts, (places, split_index), 1)
@@ -246,7 +257,7 @@ def _splits_with_copies(row_ids: NDArray[np.int64], split_index: NDArray[np.int6
 
 
 class _Closest:
-    """The most similar pairs that it is given, and how many it was given."""
+    """Collects the most similar pairs, and counts all."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -267,7 +278,7 @@ class _Closest:
 
 
 class _Describer:
-    """Makes pairs of images of pairs of rows, counted over all splits."""
+    """Turns pairs of rows, numbered over all splits, into pairs of images."""
 
     def __init__(
         self, names: Sequence[str], parts: Sequence[SplitData], first_rows: NDArray[Any], classes: Sequence[str]

@@ -28,23 +28,25 @@ def evaluate_model(
     """Evaluates a model and writes `evaluation-<split>.json`, `confusion-<split>.csv` and `confusion-<split>.png`.
 
     Args:
-        features_url: default: the feature set that the model was trained on.
-        output: folder for the three files; default: the model's.
-        all_rows: whether to judge by all rows; else by those that the query of the model selects, if it has one.
+        model_url: URL of the model's folder.
+        features_url: URL of the feature set; default: the one that the model was trained on.
+        split: Name of the split.
+        output: URL of the folder for the three files; default: the model's.
+        all_rows: Whether to evaluate on all rows; otherwise on those that the model's `where` selects, if it has one.
 
     Returns:
-        The scores as `Evaluation.as_dict` has them, `most_confused`, the paths of what was written, how many rows of the split
-        were `left_out` by the query, and how many have `corrected_labels`.
+        The scores as in `Evaluation.as_dict`, `most_confused`, the paths of the written files, the number of rows of the split
+        that were `left_out` by the `where`, and the number that have `corrected_labels`.
 
     Raises:
-        UsageError: no model, no feature set, features of another backbone, no rows in the split.
+        UsageError: There is no model or feature set, the features come from another backbone, or the split has no rows.
     """
     network, card = load_model(model_url)
     url = features_url or card.features.url
     manifest = read_selected_by_model(card, url, all_rows=all_rows)
     check_features(card, url, manifest)
     _check_split(url, manifest, split)
-    parts = [  # file by file: only the probabilities of all rows are in memory together
+    parts = [  # file by file: only the probabilities of all rows are in memory at once
         (predict_probabilities(network, part.features), part.label_index)
         for part in iterate_split(url, manifest, split)
     ]
@@ -84,7 +86,7 @@ def confusion_csv(evaluation: Evaluation) -> str:
 
 
 def print_evaluation(result: dict[str, Any], console: Console) -> None:
-    """Prints what `evaluate_model` returned, for people."""
+    """Prints the result of `evaluate_model` as text."""
     scores = Table.grid(padding=(0, 2))
     for key in ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss"):
         scores.add_row(f"[bold]{key}", f"{result[key]:.4f}")

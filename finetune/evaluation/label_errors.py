@@ -1,7 +1,7 @@
-"""Probable label errors, by confident learning: rows that a head which has not seen them is sure to be of another class.
+"""Probable label errors, by confident learning: rows that a head which has not seen them puts confidently in another class.
 
 Source: Northcutt, Jiang, Chuang, "Confident Learning: Estimating Uncertainty in Dataset Labels", Journal of Artificial
-Intelligence Research 70, 2021. Pure NumPy, whichever model made the probabilities; `finetune.evaluation.out_of_fold` makes them.
+Intelligence Research 70, 2021. Pure NumPy, for probabilities of any model; `finetune.evaluation.out_of_fold` makes them.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Score = Literal["normalized_margin", "self_confidence"]
 
 @dataclass(frozen=True, eq=False)
 class LabelErrors:
-    """Rows whose labels are probably wrong, the most suspicious first; each (n_errors,).
+    """Rows whose labels are probably wrong, the most suspicious first; each array is ``(n_errors,)``.
 
     Attributes:
-        rows: int64, their places in what was looked at.
-        given: int64, the class index they have.
-        suggested: int64, the class index that is most probable for them; never the given one.
+        rows: int64, positions in the input rows.
+        given: int64, the given class index.
+        suggested: int64, the most probable class index; never the given one.
         given_probability: float64 in [0, 1].
         suggested_probability: float64 in [0, 1], above the given one.
         score: float64 in [0, 1], 0 being the most suspicious.
-        confident_joint: int64 (n_classes, n_classes), of all rows, see `confident_joint`.
-        estimated_share: Of all rows the share that is mislabelled, as the calibrated joint estimates it, in [0, 1].
+        confident_joint: int64 ``(n_classes, n_classes)`` for all rows, see `confident_joint`.
+        estimated_share: Share of all rows that is mislabelled, as the calibrated joint estimates it, in [0, 1].
     """
 
     rows: NDArray[np.int64]
@@ -50,29 +50,29 @@ def find_label_errors(
     pruning: Pruning = "class",
     score: Score = "self_confidence",
 ) -> LabelErrors:
-    """The rows whose given label is probably wrong.
+    """Finds the rows whose given label is probably wrong.
 
-    How many there are of each kind, given class i and true class j, says the calibrated joint. Which rows they are is said
+    The calibrated joint gives their number for each given class i and true class j. `pruning` decides which rows they are:
 
-    - by "noise_rate": for each i and j the rows of class i with the largest margin of j over i (the paper's PBNR);
-    - by "class": for each i the rows with the least probability of i, as many as all j together (the paper's PBC).
+    - "noise_rate": for each i and j, the rows of class i with the largest margin of j over i (the paper's PBNR);
+    - "class": for each i, the rows with the lowest probability of i, as many as for all j together (the paper's PBC).
 
     The defaults found most on the 102 classes of `configs/objects_mobilenet.toml` with 5 % of the labels changed at random:
-    recall 0.82 and precision 0.53 by "class", 0.76 and 0.51 by "noise_rate"; among the first rows, half as many as were changed,
-    precision 0.97 by self-confidence and 0.94 by margin. With no label changed, 66 of 2,246 rows are named.
+    recall 0.82 and precision 0.53 with "class", 0.76 and 0.51 with "noise_rate"; among the first rows, half as many as were
+    changed, precision 0.97 with self-confidence and 0.94 with margin. With no label changed, 66 of 2,246 rows are named.
 
     A row whose most probable class is the given one is never named. The only row of a class is not judged: no model has
     learnt the class without it.
 
     Args:
-        probabilities: float (n_rows, n_classes), each row out of a model that was not trained on it.
-        label_index: int (n_rows,) in [0, n_classes), the given labels.
-        pruning: see above.
-        score: what orders the rows: "self_confidence", the probability of the given class, or "normalized_margin", that less
-            the largest other probability, brought from [-1, 1] to [0, 1]. Source: section 3.2 of the paper.
+        probabilities: float ``(n_rows, n_classes)``, each row predicted by a model that was not trained on it.
+        label_index: int ``(n_rows,)`` in [0, n_classes), the given labels.
+        pruning: How the rows are chosen, see above.
+        score: How the rows are ordered: "self_confidence", the probability of the given class; or "normalized_margin", that
+            minus the largest other probability, mapped from [-1, 1] to [0, 1]. Source: section 3.2 of the paper.
 
     Raises:
-        ValueError: the shapes differ, there are no rows, a probability is outside [0, 1] or an index is out of range.
+        ValueError: The shapes differ, there are no rows, a probability is outside [0, 1] or an index is out of range.
     """
     _check(probabilities, label_index)
     joint = confident_joint(probabilities, label_index)
@@ -98,16 +98,16 @@ def find_label_errors(
 
 
 def class_thresholds(probabilities: FloatArray, label_index: IntArray) -> NDArray[np.float64]:
-    """From where on a row counts as of a class: the mean probability of the class over the rows with its label.
+    """The thresholds above which a row counts as a class's: the mean probability of the class over the rows with its label.
 
     Source: section 3.1 of the paper, t_j.
 
     Args:
-        probabilities: float (n_rows, n_classes).
-        label_index: int (n_rows,) in [0, n_classes).
+        probabilities: float ``(n_rows, n_classes)``.
+        label_index: int ``(n_rows,)`` in [0, n_classes).
 
     Returns:
-        float64 (n_classes,); infinite for a class without rows, which no row then counts as.
+        float64 ``(n_classes,)``; infinite for a class without rows, so that no row counts as that class.
     """
     n_rows, n_classes = probabilities.shape
     of_label = probabilities[np.arange(n_rows), label_index].astype(np.float64)
@@ -119,17 +119,18 @@ def class_thresholds(probabilities: FloatArray, label_index: IntArray) -> NDArra
 
 
 def confident_joint(probabilities: FloatArray, label_index: IntArray) -> NDArray[np.int64]:
-    """Counts rows by their given class and by the class that they are confidently of.
+    """Counts rows by their given class and by their confident class.
 
-    Of the classes whose threshold a row reaches, it counts as of the most probable one; a row that reaches none counts nowhere.
+    A row's confident class is the most probable of the classes whose thresholds it reaches; a row that reaches none is not
+    counted.
     Source: section 3.1 of the paper, C.
 
     Args:
-        probabilities: float (n_rows, n_classes).
-        label_index: int (n_rows,) in [0, n_classes).
+        probabilities: float ``(n_rows, n_classes)``.
+        label_index: int ``(n_rows,)`` in [0, n_classes).
 
     Returns:
-        int64 (n_classes, n_classes), rows = given, columns = confidently of.
+        int64 ``(n_classes, n_classes)``, rows = given class, columns = confident class.
     """
     n_classes = probabilities.shape[1]
     reached = probabilities >= class_thresholds(probabilities, label_index)
@@ -140,16 +141,16 @@ def confident_joint(probabilities: FloatArray, label_index: IntArray) -> NDArray
 
 
 def calibrated_joint(joint: IntArray, label_index: IntArray) -> NDArray[np.float64]:
-    """The confident joint scaled so that each given class has as many rows as it has: how many rows are of each kind.
+    """The confident joint scaled to the true number of rows of each given class: an estimate of how many rows are of each kind.
 
-    Source: section 3.1 of the paper, Q, times n_rows. A class of which no row is counted is taken to have no errors.
+    Source: section 3.1 of the paper, Q, times n_rows. A class without any counted row is assumed to have no errors.
 
     Args:
-        joint: int (n_classes, n_classes), by `confident_joint`.
-        label_index: int (n_rows,) in [0, n_classes).
+        joint: int ``(n_classes, n_classes)``, from `confident_joint`.
+        label_index: int ``(n_rows,)`` in [0, n_classes).
 
     Returns:
-        float64 (n_classes, n_classes), rows = given, columns = true; it sums to n_rows.
+        float64 ``(n_classes, n_classes)``, rows = given class, columns = true class; the sum is n_rows.
     """
     rows = np.bincount(label_index, minlength=len(joint))
     counted = joint.sum(axis=1)
@@ -160,7 +161,7 @@ def calibrated_joint(joint: IntArray, label_index: IntArray) -> NDArray[np.float
 
 
 def score_labels(probabilities: FloatArray, label_index: IntArray, *, score: Score) -> NDArray[np.float64]:
-    """How well each label fits: float64 (n_rows,) in [0, 1], 0 being the worst; see `find_label_errors`."""
+    """How well each label fits: float64 ``(n_rows,)`` in [0, 1], 0 being the worst; see `find_label_errors`."""
     own: NDArray[np.float64] = probabilities[np.arange(len(label_index)), label_index].astype(np.float64)
     if score == "self_confidence":
         return own
@@ -176,7 +177,7 @@ def _largest_other(probabilities: FloatArray, label_index: IntArray) -> NDArray[
 
 
 def _errors_only(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The calibrated joint off its diagonal."""
+    """The calibrated joint with a zero diagonal."""
     return counts - np.diag(np.diag(counts))
 
 
@@ -210,5 +211,5 @@ def _check(probabilities: FloatArray, label_index: IntArray) -> None:
     if label_index.min() < 0 or label_index.max() >= probabilities.shape[1]:
         span = f"{label_index.min()} to {label_index.max()}"
         raise ValueError(f"`label_index` must be in [0, {probabilities.shape[1]}). Got {span}.")
-    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():  # nan fails too
+    if not ((probabilities >= 0) & (probabilities <= 1 + 1e-3)).all():  # NaN fails too
         raise ValueError("`probabilities` must be in [0, 1].")

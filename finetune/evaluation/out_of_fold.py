@@ -1,4 +1,4 @@
-"""Probabilities of each row out of a head that was not trained on it: five heads, each on four fifths of the rows."""
+"""Out-of-fold probabilities: each row is judged by a head not trained on it, one of five trained on four fifths of the rows."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import keras
 
 N_FOLDS = 5
-_STEPS = 1000  # about so many of each head
+_STEPS = 1000  # approximate number of steps for each head
 _BATCHES = (8, 64)  # the smallest and the largest batch
-_EPOCHS = (5, 30)  # the fewest and the most: an epoch takes a while to begin, however few rows it has
+_EPOCHS = (5, 30)  # the fewest and the most: beginning an epoch takes a while, however few rows it has
 _SLICE_ROWS = 4096
 
 
@@ -31,26 +31,26 @@ def out_of_fold_probabilities(
     n_folds: int = N_FOLDS,
     training: TrainingSettings | None = None,
 ) -> NDArray[np.float32]:
-    """What a softmax head says of each row that was trained on the other folds, on standardised features.
+    """The probabilities that a softmax head, trained on the other folds, gives each row, on standardised features.
 
-    The result is a function of the rows, not of their order. A fold's training rows are copied: beside `features` there is as
-    much memory in use again.
+    The result depends on the rows, not on their order. A fold's training rows are copied, so that the memory in use is twice that
+    of `features`.
 
     Args:
-        features: float32 (n_rows, feature_dim), or uint8 (n_rows, height, width, channels) of `pixels`.
-        label_index: int (n_rows,) in [0, n_classes).
+        features: float32 ``(n_rows, feature_dim)``, or uint8 ``(n_rows, height, width, channels)`` for `pixels`.
+        label_index: int ``(n_rows,)`` in [0, n_classes).
         n_classes: 2 or more.
-        row_ids: int64 (n_rows,), equal for equal images only; see `assign_folds`.
-        seed: of folds and training.
+        row_ids: int64 ``(n_rows,)``, equal for equal images only; see `assign_folds`.
+        seed: Seed of the folds and the training.
         n_folds: 2 or more.
-        training: how the heads are trained; default: `default_training`. Its seed is not used.
+        training: How the heads are trained; default: `default_training`. Its own seed is not used.
 
     Returns:
-        float32 (n_rows, n_classes), each row summing to 1.
+        float32 ``(n_rows, n_classes)``, each row summing to 1.
 
     Raises:
-        JobError: features are not finite.
-        ValueError: there are fewer rows than folds.
+        JobError: Features are not finite.
+        ValueError: There are fewer rows than folds.
     """
     if len(label_index) < n_folds:
         raise ValueError(f"there must be at least {n_folds} rows, one for each fold. Got {len(label_index)}.")
@@ -77,12 +77,12 @@ def out_of_fold_probabilities(
 
 
 def default_training(rows: int, values: int) -> TrainingSettings:
-    """How the heads of `rows` rows of `values` features each are trained: in 5 to 30 epochs, with batches of 8 to 64 rows.
+    """The training settings of the heads for `rows` rows of `values` features: 5 to 30 epochs, batches of 8 to 64 rows.
 
     The penalty was chosen on the 102 classes of `configs/objects_mobilenet.toml`, 1,024 features, with 5 % of the labels changed:
-    of 0.001, 0.01 and 0.03 the last had the most rows right by their true labels (0.866; 0.826 with the first). Without it a head
-    learns the wrong labels by heart. Fewer standardised features make shorter rows and need larger weights: the penalty falls
-    with their number, and the learning rate rises.
+    of 0.001, 0.01 and 0.03, the last classified most rows right by their true labels (0.866; the first 0.826). Without a penalty
+    a head memorises the wrong labels. Fewer standardised features make shorter rows and need larger weights: with fewer features,
+    the penalty falls and the learning rate rises.
     """
     return TrainingSettings(
         optimizer="adam",
@@ -101,16 +101,18 @@ def _clip(value: int, span: tuple[int, int]) -> int:
 def assign_folds(
     row_ids: NDArray[np.int64], label_index: IntArray, *, seed: int, n_folds: int = N_FOLDS
 ) -> NDArray[np.int64]:
-    """A fold for each row, by a hash of its id: each class is dealt out evenly, and equal images fall into one fold.
+    """A fold for each row, by a hash of its id: each class is dealt out evenly, and equal images share a fold.
 
-    Were they in two, a head would have learnt the label of the one by heart, and confirm that of the other.
+    Were equal images in two folds, a head would have memorised the label of one and confirm that of the other.
 
     Args:
-        row_ids: int64 (n_rows,), in any order.
-        label_index: int (n_rows,). An image that has several labels is dealt with those of the lowest.
+        row_ids: int64 ``(n_rows,)``, in any order.
+        label_index: int ``(n_rows,)``. An image with several labels is dealt with the rows of the lowest one.
+        seed: Seed of the hash.
+        n_folds: Number of folds.
 
     Returns:
-        int64 (n_rows,) in [0, n_folds); with n rows of different images, each fold has n / n_folds, rounded either way.
+        int64 ``(n_rows,)`` in [0, n_folds); with n different images, each fold has n / n_folds rows, rounded up or down.
     """
     ids, places = np.unique(row_ids, return_inverse=True)
     labels = np.full(len(ids), np.iinfo(np.int64).max)
@@ -122,7 +124,7 @@ def assign_folds(
 
 
 def _train_head(data: SplitData, n_classes: int, training: TrainingSettings) -> "keras.Model":
-    """A softmax head on all rows of `data`, after its last epoch."""
+    """A softmax head trained on all rows of `data`, after its last epoch."""
     from finetune.networks.build import build_model
     from finetune.networks.input_statistics import collect_statistics
     from finetune.rows.loader import MemoryData
@@ -144,7 +146,7 @@ def _train_head(data: SplitData, n_classes: int, training: TrainingSettings) -> 
 
 
 def _hash(ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """A hash of each id and the seed."""
+    """A hash of each id together with the seed."""
     import tensorflow as tf
 
     from finetune.networks.row_random import row_keys

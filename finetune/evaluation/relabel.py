@@ -1,10 +1,11 @@
-"""Relabelling: a table of labels becomes corrections of a feature set, all of them or none."""
+"""Relabelling: turns a table of labels into corrections of a feature set, all or none."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,12 +23,13 @@ _MOST_NAMED = 5
 
 @dataclass(frozen=True)
 class Relabelled:
-    """What a call did.
+    """The result of `relabel`.
 
     Attributes:
-        number: of the corrections in the log; None where there was nothing to correct.
-        corrected: images that got another label.
-        unchanged: images that had the label already.
+        features: URL of the feature set.
+        number: Number of the new corrections in the log; None where there was nothing to correct.
+        corrected: Number of images with a new label.
+        unchanged: Number of images that had the label already.
     """
 
     features: str
@@ -40,23 +42,42 @@ def relabel(table_url: str, features_url: str, *, reason: str, by: str | None = 
     """Corrects labels of the feature set at `features_url` as the table at `table_url` says.
 
     Args:
-        table_url: of a CSV file with the columns `image_id` and `label`; others may be there.
-        reason: why; kept with each correction.
-        by: who; default: the user who runs this.
+        table_url: URL of a CSV file with the columns `image_id` and `label`; other columns are ignored.
+        features_url: URL of the feature set.
+        reason: Why the labels are corrected; kept with each correction.
+        by: Who corrects them; default: the current user.
 
     Raises:
-        UsageError: the table is empty, or names an image twice, one that is not in the set, or a label that is no class.
+        UsageError: The table is empty, names an image twice, an image that is not in the feature set, or an unknown label.
+        JobError: Files are damaged.
+    """
+    return correct_labels(read_labels(table_url).items(), features_url, reason=reason, by=by, origin=table_url)
+
+
+def correct_labels(
+    pairs: Iterable[tuple[Any, Any]], features_url: str, *, reason: str, by: str | None = None, origin: str
+) -> Relabelled:
+    """Corrects labels of the feature set at `features_url`: all of `pairs`, or none.
+
+    Args:
+        pairs: the id of each image with its label.
+        reason: why; kept with each correction.
+        by: who; default: the user who runs this.
+        origin: what messages call the pairs.
+
+    Raises:
+        UsageError: there are no pairs; one names an image twice, one that is not in the set, or a label that is no class.
         JobError: files are damaged.
     """
     if not reason.strip():
-        raise UsageError("`--reason` must say why. Got an empty one.")
-    labels = read_labels(table_url)
+        raise UsageError("`reason` is required and must not be empty.")
+    labels = _check_pairs(pairs, origin=origin)
     url = storage.absolute_url(features_url)
     manifest = read_published_features(url)
-    _check_labels(labels, manifest.classes, origin=table_url, url=url)
+    _check_labels(labels, manifest.classes, origin=origin, url=url)
     found = _find_images(url, manifest, list(labels))
     if unknown := [image_id for image_id in labels if image_id not in found]:
-        raise UsageError(f"{table_url}: {url} has no image {_some(unknown)}.")
+        raise UsageError(f"{origin}: {url} has no image {_some(unknown)}.")
     now = datetime.now(UTC)
 
     def make(log: Corrections) -> pa.Table:
@@ -83,10 +104,10 @@ def relabel(table_url: str, features_url: str, *, reason: str, by: str | None = 
 
 
 def read_labels(url: str) -> dict[str, str]:
-    """The label of each image in a CSV file with the columns `image_id` and `label`, in its order.
+    """The label of each image in a CSV file with the columns `image_id` and `label`, in the file's order.
 
     Raises:
-        UsageError: there is no such table, or it is not one.
+        UsageError: There is no such file, or it is no such table.
     """
     try:
         text = storage.read_bytes(url).decode("utf-8-sig")
@@ -95,35 +116,58 @@ def read_labels(url: str) -> dict[str, str]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{url} is not text in UTF-8.") from error
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    labels: dict[str, str] = {}
-    twice = list[str]()
+    pairs = list[tuple[str, str]]()
     try:
         if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
-            raise UsageError(f"{url} has no column {missing[0]}. Wanted: {', '.join(_COLUMNS)}.")
+            raise UsageError(f"{url} has no column {missing[0]}. Required columns: {', '.join(_COLUMNS)}.")
         for row in reader:
             image_id, label = row["image_id"], row["label"]
             if not image_id or not label:
                 raise UsageError(f"{url}: line {reader.line_num} lacks an image_id or a label.")
-            twice += [image_id] if image_id in labels else []
-            labels[image_id] = label
+            pairs.append((image_id, label))
     except csv.Error as error:
         raise UsageError(f"{url}: line {reader.line_num} is not CSV: {error}.") from error
+    return _check_pairs(pairs, origin=url)
+
+
+def labels_of_columns(frame: Any, *, origin: str) -> list[tuple[Any, Any]]:
+    """The pairs of image id and label in a pandas or Spark DataFrame with the columns `image_id` and `label`.
+
+    Raises:
+        UsageError: a column is missing.
+    """
+    if missing := [name for name in _COLUMNS if name not in frame.columns]:
+        raise UsageError(f"{origin} must have the columns {' and '.join(_COLUMNS)}. Got no {missing[0]}.")
+    rows = frame[list(_COLUMNS)]
+    rows = rows.toPandas() if hasattr(rows, "toPandas") else rows
+    return list(rows.itertuples(index=False, name=None))
+
+
+def _check_pairs(pairs: Iterable[tuple[Any, Any]], *, origin: str) -> dict[str, str]:
+    """The label of each image, in the order of `pairs`."""
+    labels: dict[str, str] = {}
+    twice = list[str]()
+    for image_id, label in pairs:
+        if not (isinstance(image_id, str) and isinstance(label, str) and image_id and label):
+            raise UsageError(f"{origin}: an image id and its label must be text. Got {image_id!r} and {label!r}.")
+        twice += [image_id] if image_id in labels else []
+        labels[image_id] = label
     if twice:
-        raise UsageError(f"{url} names an image more than once: {_some(list(dict.fromkeys(twice)))}.")
+        raise UsageError(f"{origin} names an image more than once: {_some(list(dict.fromkeys(twice)))}.")
     if not labels:
-        raise UsageError(f"{url} has no rows.")
+        raise UsageError(f"{origin} has no rows.")
     return labels
 
 
 def _check_labels(labels: Mapping[str, str], classes: Sequence[str], *, origin: str, url: str) -> None:
     if unknown := sorted(set(labels.values()) - set(classes)):
         raise UsageError(
-            f"{origin}: {_some([repr(label) for label in unknown])} is no class of {url}. Its classes: {_some(classes, 20)}."
+            f"{origin}: {_some([repr(label) for label in unknown])} is not a class of {url}. Its classes: {_some(classes, 20)}."
         )
 
 
 def _find_images(url: str, manifest: FeaturesManifest, image_ids: Sequence[str]) -> dict[str, list[str]]:
-    """The labels in the files of those of the images that are in the set, sorted: an image may lie there several times."""
+    """The sorted labels that the files give each of the images that are in the set; one image may have several rows."""
     wanted = pa.array(image_ids, pa.string())
     found: dict[str, set[str]] = {}
     for *_, table in scan_rows(url, manifest, ("image_id", "label")):

@@ -1,4 +1,4 @@
-"""What a model sees of images: the backbone whose features it was trained on, or the size of its pixels."""
+"""The step before a model that is given images: the backbone whose features it was trained on, or the size of its pixels."""
 
 from dataclasses import dataclass
 from math import prod
@@ -15,25 +15,25 @@ _LEAST_ROWS, _MOST_ROWS, _BATCH_BYTES = 32, 512, 4 << 20
 
 @dataclass(frozen=True)
 class ModelBackbone:
-    """A backbone, prepared, and how many images go through it at a time."""
+    """A prepared backbone, and the number of images that pass through it at a time."""
 
     prepared: PreparedBackbone
     batch_size: int
 
 
 def prepare_model_backbone(card: ModelCard, folder: str | Path) -> ModelBackbone:
-    """What makes features of images for the model of `card`, as it was when the model was trained; its file is in `folder`.
+    """The backbone of the model of `card`, as it was when the model was trained; its file is written to `folder`.
 
     Raises:
-        UsageError: it cannot be had any more, or is another one now.
-        JobError: its weights cannot be read.
+        UsageError: It is no longer available, or has changed.
+        JobError: Its weights cannot be read.
     """
     reference = card.features
     if reference.feature_dtype == "uint8":
         return ModelBackbone(PreparedBackbone(BackboneSpec.from_dict(reference.backbone)), rows_at_a_time(reference))
     manifest = read_features_manifest(reference.url)
     if manifest.preparation_id != reference.preparation_id:
-        raise UsageError(f"{reference.url} holds features of another backbone now.")
+        raise UsageError(f"{reference.url} now holds features of another backbone.")
     settings = backbone_settings(reference.url, manifest)
     prepared = prepare_again(
         settings,
@@ -46,6 +46,6 @@ def prepare_model_backbone(card: ModelCard, folder: str | Path) -> ModelBackbone
 
 
 def rows_at_a_time(reference: FeaturesReference) -> int:
-    """How many rows of features, or of small images, a model is given at a time."""
+    """The number of rows of features, or of small images, that a model is given at a time."""
     row_bytes = prod(reference.feature_shape) * (1 if reference.feature_dtype == "uint8" else 4)
     return max(_LEAST_ROWS, min(_MOST_ROWS, _BATCH_BYTES // row_bytes))

@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 CARD_NAME = "model.json"
-NETWORK_NAME = "model.keras"  # of the best epoch
-LAST_NETWORK_NAME = "last.keras"  # after the last epoch
-_ONLY_DESCRIBE = ("weights", "weights_file_sha256", "bfloat16_cosine")  # where the weights came from, not what they are
+NETWORK_NAME = "model.keras"  # the network after the best epoch
+LAST_NETWORK_NAME = "last.keras"  # the network after the last epoch
+_ONLY_DESCRIBE = (
+    "weights",
+    "weights_file_sha256",
+    "bfloat16_cosine",
+)  # the weights' origin, which does not change features
 
 
 class FeaturesReference(BaseModel):
@@ -37,12 +41,12 @@ class FeaturesReference(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """`model.json`. `model_id` is the digest of every setting that could change the result.
+    """The content of `model.json`. `model_id` is the digest of every setting that could change the result.
 
     Attributes:
-        read_as: the query, and the digests of what it selected and of corrected labels.
-        memory_of_ranks: for each rank `feature_bytes`, about the most that features take in it, and `peak_bytes`, the most that
-            its process has had in memory, TensorFlow included.
+        read_as: The query, and the digests of the rows that it selected and of corrected labels.
+        memory_of_ranks: For each rank `feature_bytes`, about the most that features take in it, and `peak_bytes`, the most memory
+            that its process has used, TensorFlow included.
     """
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
@@ -72,7 +76,7 @@ class ModelCard(BaseModel):
 
 
 def refer_to_features(url: str, manifest: FeaturesManifest) -> FeaturesReference:
-    """What a model keeps of the feature set at `url`."""
+    """The facts about the feature set at `url` that a model keeps."""
     return FeaturesReference(
         url=storage.absolute_url(url),
         identity=manifest.identity,
@@ -85,10 +89,10 @@ def refer_to_features(url: str, manifest: FeaturesManifest) -> FeaturesReference
 
 
 def read_model_card(url: str) -> ModelCard | None:
-    """The card of the model at `url`, or None where there is none.
+    """The description of the model at `url`, or None where there is none.
 
     Raises:
-        JobError: it is damaged, or of a newer Firn.
+        JobError: It is damaged, or was written by a newer Firn.
     """
     card_url = storage.join_url(url, CARD_NAME)
     try:
@@ -99,17 +103,18 @@ def read_model_card(url: str) -> ModelCard | None:
         return ModelCard.model_validate(document)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:  # of json and of pydantic
+    except ValueError as error:  # raised by json and by pydantic
         raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
 
 
 def save_model(url: str, network: "keras.Model", *, last_weights: Sequence[NDArray[Any]], **fields: Any) -> ModelCard:
-    """Writes the model folder at `url`; the card comes last and makes the model visible.
+    """Writes the model folder at `url`; `model.json` comes last and makes the model visible.
 
     Args:
-        network: the model of the best epoch.
-        last_weights: of its trainable variables, after the last epoch.
-        fields: those of `ModelCard`, without the digests of the networks.
+        url: URL of the folder.
+        network: The model after the best epoch.
+        last_weights: Its trainable variables after the last epoch.
+        fields: The fields of `ModelCard`, without the digests of the networks.
     """
     best_weights = network.get_weights()
     best = _save_network(url, NETWORK_NAME, network)
@@ -132,11 +137,11 @@ def _save_network(url: str, name: str, network: "keras.Model") -> str:
 
 
 def load_model(url: str) -> tuple["keras.Model", ModelCard]:
-    """The model at `url`, loaded without running any code it might hold, and its card.
+    """The model at `url`, loaded without running any code that it might contain, and its description.
 
     Raises:
-        UsageError: there is no model.
-        JobError: the files are damaged or do not belong together.
+        UsageError: There is no model.
+        JobError: The files are damaged or do not belong together.
     """
     card = read_model_card(url)
     if card is None:
@@ -146,10 +151,10 @@ def load_model(url: str) -> tuple["keras.Model", ModelCard]:
 
 
 def copy_network(url: str, card: ModelCard, folder: str | Path) -> Path:
-    """Copies the network of the model at `url` into the local `folder`, under a name that no other network has.
+    """Copies the network of the model at `url` into the local `folder`, under a unique name.
 
     Raises:
-        JobError: it is missing, or not the one that `card` describes.
+        JobError: It is missing, or not the one that `card` describes.
     """
     network_url = storage.join_url(url, NETWORK_NAME)
     local = Path(folder) / f"network-{card.network_sha256[:16]}.keras"
@@ -163,13 +168,14 @@ def copy_network(url: str, card: ModelCard, folder: str | Path) -> Path:
 
 
 def load_network(path: str | Path, *, origin: str) -> "keras.Model":
-    """Loads the network in a local file without running any code it might hold.
+    """Loads the network in a local file without running any code that it might contain.
 
     Args:
-        origin: where the file comes from, for the message.
+        path: Local path of the file.
+        origin: The file's origin, for the message.
 
     Raises:
-        JobError: it is damaged.
+        JobError: It is damaged.
     """
     from keras import saving
 
@@ -180,10 +186,10 @@ def load_network(path: str | Path, *, origin: str) -> "keras.Model":
 
 
 def check_preparation(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
-    """Checks that the features at `url` were made as those that the model was trained on, of whatever images.
+    """Checks that the features at `url` were made in the same way as the model's training features, from any images.
 
     Raises:
-        UsageError: naming what differs.
+        UsageError: They were not; the message names the differences.
     """
     if manifest.preparation_id != card.features.preparation_id:
         differing = (key for key in manifest.backbone if manifest.backbone[key] != card.features.backbone.get(key))
@@ -195,10 +201,10 @@ def check_preparation(card: ModelCard, url: str, manifest: FeaturesManifest) -> 
 
 
 def check_features(card: ModelCard, url: str, manifest: FeaturesManifest) -> None:
-    """Checks that the feature set at `url` was prepared as the one that the model was trained on, and has its classes.
+    """Checks that the feature set at `url` was made in the same way as the model's, and has the model's classes.
 
     Raises:
-        UsageError: naming what differs.
+        UsageError: It was not; the message names the differences.
     """
     check_preparation(card, url, manifest)
     if manifest.classes != card.classes and sorted(manifest.classes) == sorted(card.classes):

@@ -1,4 +1,4 @@
-"""Random changes to training images. Each is a function of the seed, the epoch and the image: see `row_random`."""
+"""Random changes to training images. Each depends only on the seed, the epoch and the image; see `row_random`."""
 
 import math
 from typing import TYPE_CHECKING
@@ -12,26 +12,26 @@ from finetune.networks.row_random import uniforms
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_STREAM = 0  # dropout's streams are the others
+_STREAM = 0  # dropout uses the other streams
 _DRAWS = 6
 _ANGLES = 4096
 
 
 def augment(images: "tf.Tensor", keys: "tf.Tensor", settings: AugmentationSettings) -> "tf.Tensor":
-    """`images`, each changed in its own way: flipped, then turned, then shifted, then made brighter or darker.
+    """`images`, each randomly flipped, then rotated, then shifted, then made brighter or darker.
 
-    What comes in from beyond an edge is the image reflected there. A change that is off alters nothing of the others.
+    Pixels from beyond an edge are the image reflected there. Turning one change off does not alter the others.
 
     Args:
         images: ``uint8 (n_images, height, width, channels)``.
-        keys: of the images, by `row_random.row_keys`: ``uint64 (n_images,)``.
-        settings: flip: one way or both, each with probability 1/2; shift, rotation, brightness: uniform between their limits.
+        keys: Keys of the images from `row_random.row_keys`: ``uint64 (n_images,)``.
+        settings: The changes. Flips have probability 1/2 each; shift, rotation and brightness are uniform within their limits.
 
     Returns:
         ``uint8``, of the shape of `images`.
 
     Raises:
-        UsageError: `images` are none.
+        UsageError: `images` are not images.
     """
     import tensorflow as tf
 
@@ -59,14 +59,14 @@ def _flipped(images: "tf.Tensor", draws: "tf.Tensor", *, axis: int) -> "tf.Tenso
     """`images`, half of them reversed along an axis."""
     import tensorflow as tf
 
-    # Select copies whole images; tf.where, which broadcasts, goes pixel by pixel.
+    # `select` copies whole images; tf.where, which broadcasts, goes pixel by pixel.
     return tf.raw_ops.Select(condition=draws < 0.5, x=tf.reverse(images, [axis]), y=images)
 
 
 def _moved(pixels: "tf.Tensor", draws: list["tf.Tensor"], settings: AugmentationSettings) -> "tf.Tensor":
-    """``float32`` images, turned and shifted in one step, so that they are interpolated once, bilinearly.
+    """``float32`` images, rotated and shifted in one step, so that they are interpolated once, bilinearly.
 
-    A point p of a new image is taken from c + R^-1 (p - c - s) of the old one: c the centre, R the rotation, s the shift.
+    A point p of the new image is taken from c + R^-1 (p - c - s) of the old one: c the centre, R the rotation, s the shift.
     """
     import tensorflow as tf
 
@@ -89,15 +89,15 @@ def _moved(pixels: "tf.Tensor", draws: list["tf.Tensor"], settings: Augmentation
 
 
 def _signed(draws: "tf.Tensor") -> "tf.Tensor":
-    """Numbers in [0, 1) made numbers in [-1, 1)."""
+    """Numbers in [0, 1) mapped to [-1, 1)."""
     return 2 * draws - 1
 
 
 def _direction(draws: "tf.Tensor", degrees: float) -> tuple["tf.Tensor", "tf.Tensor"]:
-    """Cosine and sine of one of 4,096 angles, evenly spaced within `degrees` either way.
+    """Cosine and sine of one of 4,096 angles, evenly spaced from -`degrees` to `degrees`.
 
-    They are read from a table: TensorFlow's own may differ in the last bit with an image's place in a batch, as those at its
-    end are not computed in vectors.
+    They are read from a table: TensorFlow's own functions may differ in the last bit with an image's position in a batch, as
+    the last ones are not computed in vectors.
     """
     import tensorflow as tf
 

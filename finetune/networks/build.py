@@ -1,4 +1,4 @@
-"""The networks that are trained on features. Each ends in a softmax, `probabilities`, over what is trained, the logits."""
+"""The networks that are trained on features. Each ends in `probabilities`, a softmax over the logits, which are trained."""
 
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 LOGITS = "logits"
 PROBABILITIES = "probabilities"
 DEFAULT_HIDDEN = (256,)
-"""Units of the hidden layers of `mlp_head` where the recipe leaves them out."""
+"""Units of the hidden layers of `mlp_head` where the recipe names none."""
 _MNIST_HIDDEN = (500, 100)
 
 
 def model_faults(settings: ModelSettings, *, feature_shape: Sequence[int], feature_dtype: str) -> list[str]:
-    """Why the model that `settings` name cannot be trained on such features, a line for each fault. Needs no TensorFlow.
+    """Why the model in `settings` cannot be trained on such features, a line for each fault. Needs no TensorFlow.
 
     Raises:
-        UsageError: the user's own function cannot be found or called.
+        UsageError: The user's own function cannot be found or called.
     """
     faults = input_faults(settings, feature_dtype)
     if settings.name in CONVNETS and feature_dtype == "uint8":
@@ -47,18 +47,22 @@ def build_model(
     seed: int,
     statistics: Statistics | None = None,
 ) -> "keras.Model":
-    """The untrained model that `settings` name.
+    """The untrained model that `settings` describe.
 
     Input shape: features as the feature set stores them: ``float32 (n_images, feature_dim)``, or
-    ``uint8 (n_images, height, width, channels)`` of `pixels`.
+    ``uint8 (n_images, height, width, channels)`` for `pixels`.
     Output shape: probabilities, ``float32 (n_images, n_classes)``.
 
     Args:
-        seed: of the initial weights, which are Glorot-uniform, each layer's drawn by a seed of its own.
-        statistics: of the training split, where `feature_statistics.needs_statistics`; ignored elsewhere.
+        settings: The recipe's `[model]` section.
+        feature_shape: Shape of one image's features.
+        feature_dtype: "float32" or "uint8".
+        n_classes: Number of classes.
+        seed: Seed of the initial weights, which are Glorot-uniform; each layer has a seed of its own.
+        statistics: Statistics of the training split, where `input_statistics.needs_statistics`; otherwise ignored.
 
     Raises:
-        UsageError: there are `model_faults`; or the network of the user's own function cannot be trained exactly, or saved.
+        UsageError: There are `model_faults`; or the network of the user's function cannot be trained exactly, or saved.
     """
     import keras
 
@@ -84,7 +88,7 @@ def build_model(
 
 
 def logits_of(model: "keras.Model") -> "keras.Model":
-    """`model` without its softmax, sharing its weights: what is trained, as the loss on logits is exact."""
+    """`model` without its softmax, sharing its weights: used in training, as the loss on logits is exact."""
     import keras
 
     return keras.Model(model.input, model.get_layer(PROBABILITIES).input)
@@ -98,7 +102,7 @@ def layer_seeds(seed: int) -> Iterator[int]:
 def _apply_hidden_layers(
     settings: ModelSettings, prepared: "keras.KerasTensor", seeds: Iterator[int]
 ) -> "keras.KerasTensor":
-    """All layers of one of Firn's own networks but the last: ``float32 (n_images, units)``."""
+    """The output of all layers but the last of one of Firn's own networks: ``float32 (n_images, units)``."""
     if settings.name in CONVNETS:
         return apply_convnet(settings.name, prepared, seeds)
     hidden: Sequence[int] = ()

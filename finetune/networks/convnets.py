@@ -1,4 +1,4 @@
-"""The ConvNets that are trained from pixels. No padding anywhere; ReLU after each convolution."""
+"""The ConvNets that are trained from pixels. They use no padding, and ReLU after each convolution."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution, square, and the max-pooling 2 x 2 after it."""
+    """A square convolution, followed by 2 x 2 max-pooling."""
 
     maps: int
     size: int
@@ -29,7 +29,7 @@ class ConvNet:
 
     @property
     def least_size(self) -> int:
-        """The least height and width, in pixels, that leave something after the last pooling."""
+        """The smallest height and width, in pixels, for which the last pooling has an output."""
         size = 1
         for convolution in reversed(self.convolutions):
             size = (2 * size - 1) * convolution.stride + convolution.size
@@ -45,7 +45,7 @@ CONVNETS = {
 
 
 def size_faults(name: str, feature_shape: Sequence[int]) -> list[str]:
-    """What is wrong with the size of images, ``(height, width, channels)``, for the ConvNet `name`."""
+    """The faults of images of the shape ``(height, width, channels)`` for the ConvNet `name`; empty if nothing."""
     least = CONVNETS[name].least_size
     if min(feature_shape[:2]) >= least:
         return []
@@ -54,11 +54,11 @@ def size_faults(name: str, feature_shape: Sequence[int]) -> list[str]:
 
 
 def apply_convnet(name: str, images: "keras.KerasTensor", seeds: Iterator[int]) -> "keras.KerasTensor":
-    """The ConvNet `name` up to its last hidden layer.
+    """The output of the last hidden layer of the ConvNet `name`.
 
     Args:
         images: ``float32 (n_images, height, width, channels)``.
-        seeds: one for each layer that draws random numbers.
+        seeds: A seed for each layer that draws random numbers.
     """
     import keras
 
@@ -83,9 +83,9 @@ def apply_hidden(
 
     Args:
         tensor: ``float32 (n_images, feature_dim)``.
-        hidden: units of each layer.
-        dropout: part of the units that is dropped; 0: there are no such layers.
-        seeds: one for each layer that draws random numbers.
+        hidden: Units of each layer.
+        dropout: Share of the units that is dropped, in [0, 1); 0: no dropout layers.
+        seeds: A seed for each layer that draws random numbers.
     """
     import keras
 

@@ -1,4 +1,4 @@
-"""What a network says of rows: its probabilities."""
+"""A network's probabilities for rows of features."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def predict_probabilities(model: "keras.Model", features: NDArray[Any]) -> NDArray[np.float32]:
-    """``float32 (n_images, n_classes)``, computed in slices of 4,096 rows."""
+    """The probabilities of each row, ``float32 (n_images, n_classes)``, computed in slices of 4,096 rows."""
     slices = (features[start : start + 4096] for start in range(0, len(features), 4096))
     parts = [np.asarray(model(part, training=False)) for part in slices]
     return np.concatenate(parts) if parts else np.empty((0, int(model.output.shape[-1])), np.float32)

@@ -1,4 +1,4 @@
-"""Mean and deviation of the training split, which standardised models keep: one pass over chunks, in float64."""
+"""Mean and deviation of the training split, for models that standardise: one pass over chunks, in float64."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,17 +11,18 @@ from featurize.errors import JobError
 from featurize.recipes.model_section import ModelSettings
 from finetune.networks.inputs import rows_to_standardize, standardizes_pixels
 
-_BLOCK_VALUES = 1 << 20  # 8 MiB of float64 at a time, however large a chunk is
+BLOCK_VALUES = 1 << 20
+"""How many values are taken at a time, however large a chunk is: 8 MiB of float64."""
 _RESOLUTION = float(np.finfo(np.float32).eps)
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """What features are standardised by.
+    """The mean and deviation by which features are standardised.
 
     Attributes:
-        mean: float64 ``(n_channels,)`` of pixels in [0, 255], or ``(feature_dim,)``.
-        deviation: likewise, the population's; above 0, and 1 where the feature is constant.
+        mean: float64 ``(n_channels,)`` for pixels in [0, 255], or ``(feature_dim,)``.
+        deviation: The population's standard deviation, in the same shape; above 0, and 1 where the feature is constant.
     """
 
     mean: NDArray[np.float64]
@@ -29,31 +30,34 @@ class Statistics:
 
 
 def needs_statistics(settings: ModelSettings, feature_dtype: str) -> bool:
-    """Whether the model that `settings` name keeps mean and deviation of the training split."""
+    """Whether the model in `settings` standardises by mean and deviation of the training split."""
     return settings.standardize or (feature_dtype == "uint8" and standardizes_pixels(settings))
 
 
-def collect_statistics(chunks: Iterable[NDArray[Any]], settings: ModelSettings) -> Statistics:
+def collect_statistics(
+    chunks: Iterable[NDArray[Any]], settings: ModelSettings, *, block_values: int = BLOCK_VALUES
+) -> Statistics:
     """Mean and deviation of what `settings` standardise; the same to 1e-12 however the rows are cut into chunks.
 
-    A feature that float32 cannot tell from a constant counts as one: its deviation is 1.
+    A feature that float32 cannot tell from a constant counts as constant: its deviation is 1.
 
     Args:
-        chunks: the features of the training split, in parts: float32 ``(n_images, feature_dim)`` or
+        chunks: The features of the training split, in parts: float32 ``(n_images, feature_dim)`` or
             uint8 ``(n_images, height, width, channels)``.
+        block_values: how many values are taken at a time, of one row at least.
 
     Raises:
-        JobError: there are no rows, or values that are not finite.
+        JobError: There are no rows, or values that are not finite.
     """
     start, total = None, None
     for chunk in chunks:
-        for block in _iterate_blocks(chunk):
+        for block in _iterate_blocks(chunk, block_values):
             rows = rows_to_standardize(block, settings)
             start = rows[0] if start is None else start
             moments = _moments_of(rows, start)
             total = moments if total is None else _merge(total, moments)
     if start is None or total is None:
-        raise JobError("there are no training rows to standardise by.")
+        raise JobError("there are no training rows whose mean and deviation could be taken.")
     _check_finite(total)
     mean, deviation = start + total.mean, np.sqrt(total.squares / total.count)
     return Statistics(mean, np.where(deviation <= _RESOLUTION * np.abs(mean), 1.0, deviation))
@@ -61,15 +65,15 @@ def collect_statistics(chunks: Iterable[NDArray[Any]], settings: ModelSettings) 
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of rows less the very first one: constants give exact zeros, and means far from 0 cost no digits."""
+    """Moments of rows minus the very first row: constants give exact zeros, and means far from 0 lose no digits."""
 
     count: int
     mean: NDArray[np.float64]
-    squares: NDArray[np.float64]  # the sum of the squared differences from the mean
+    squares: NDArray[np.float64]  # sum of the squared differences from the mean
 
 
 def _moments_of(rows: NDArray[np.float64], start: NDArray[np.float64]) -> _Moments:
-    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found in the end
+    with np.errstate(invalid="ignore", over="ignore"):  # values that are not finite are found at the end
         shifted = rows - start
         mean = shifted.mean(axis=0)
         return _Moments(len(rows), mean, np.sum((shifted - mean) ** 2, axis=0))
@@ -97,6 +101,6 @@ def _check_finite(moments: _Moments) -> None:
         )
 
 
-def _iterate_blocks(chunk: NDArray[Any]) -> Iterable[NDArray[Any]]:
-    rows = max(1, _BLOCK_VALUES // max(1, chunk[:1].size))
+def _iterate_blocks(chunk: NDArray[Any], values: int) -> Iterable[NDArray[Any]]:
+    rows = max(1, values // max(1, chunk[:1].size))
     return (chunk[start : start + rows] for start in range(0, len(chunk), rows))

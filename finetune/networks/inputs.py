@@ -1,4 +1,4 @@
-"""What is done to features before the network sees them: standard Keras layers in the saved model, and the same in NumPy."""
+"""The preparation of features before the network: standard Keras layers in the saved model, and the same in NumPy."""
 
 import math
 from collections.abc import Sequence
@@ -15,34 +15,34 @@ if TYPE_CHECKING:
     from finetune.networks.input_statistics import Statistics
 
 INPUT_LAYERS = ("pixels", "features", "scale", "above_threshold", "binarize", "flatten", "l2_normalize", "standardize")
-"""The names that the layers of `prepare_input` and `flatten` may have."""
+"""The names that the layers of `prepare_input` and `flatten` can have."""
 _THRESHOLD = 30  # pixels above it become 1
-_LEAST_LENGTH = 1e-12  # of keras.layers.UnitNormalization
+_LEAST_LENGTH = 1e-12  # epsilon of keras.layers.UnitNormalization
 PixelPreparation = Literal["scale", "standardize", "binarize"]
 
 
 def input_faults(settings: ModelSettings, feature_dtype: str) -> list[str]:
-    """What of `settings` does not go with such features, a line for each fault. Needs no TensorFlow."""
+    """Settings that do not suit such features, a line for each fault. Needs no TensorFlow."""
     faults = []
     if feature_dtype == "uint8":
         given = [key for key in ("standardize", "l2_normalize") if getattr(settings, key)]
-        faults += [f"`model.{key}` is for features of a network; for images there is `model.pixels`" for key in given]
+        faults += [f"`model.{key}` is for features from a network; for images use `model.pixels`" for key in given]
     if feature_dtype != "uint8" and settings.name in PIXEL_MODELS:
         faults.append(
-            f'`model.name` {settings.name} takes images, of the backbone "pixels". Got {feature_dtype} features'
+            f'`model.name` {settings.name} needs images, from the backbone "pixels". Got {feature_dtype} features'
         )
     if feature_dtype != "uint8" and settings.pixels is not None:
-        faults.append(f'`model.pixels` is for images, of the backbone "pixels". Got {feature_dtype} features')
+        faults.append(f'`model.pixels` needs images, from the backbone "pixels". Got {feature_dtype} features')
     return faults
 
 
 def pixel_preparation(settings: ModelSettings) -> PixelPreparation:
-    """What is done to pixels, the default of the network put in."""
+    """The preparation of pixels; by default the network's own."""
     return settings.pixels or ("standardize" if settings.name == "landscapes_convnet" else "scale")
 
 
 def standardizes_pixels(settings: ModelSettings) -> bool:
-    """Whether pixels, if the features are pixels, are standardised by channel."""
+    """Whether pixels are standardised by channel, if the features are pixels."""
     return pixel_preparation(settings) == "standardize"
 
 
@@ -53,19 +53,22 @@ def prepare_input(
     feature_dtype: str,
     statistics: "Statistics | None" = None,
 ) -> tuple["keras.KerasTensor", "keras.KerasTensor"]:
-    """The input of a model, and what its network sees of it.
+    """The input tensor of a model, and the prepared tensor that its network gets.
 
-    Pixels are scaled to [0, 1], or standardised by channel, or set to 1 above 30 and 0 else. Other features are scaled to length
-    1, row by row, and then standardised, each if `settings` say so.
+    Pixels are scaled to [0, 1], or standardised by channel, or set to 1 above 30 and to 0 otherwise. Other features are scaled to
+    length 1, row by row, and then standardised, each if `settings` say so.
 
     Args:
-        statistics: of the training split, where `feature_statistics.needs_statistics`.
+        settings: The recipe's `[model]` section.
+        feature_shape: Shape of one image's features.
+        feature_dtype: "float32" or "uint8".
+        statistics: Statistics of the training split, where `input_statistics.needs_statistics`.
 
     Returns:
         ``uint8 (n_images, height, width, channels)`` or ``float32 (n_images, feature_dim)``; and float32 of the same shape.
 
     Raises:
-        ValueError: statistics are missing, or of other features.
+        ValueError: Statistics are missing, or belong to other features.
     """
     import keras
 
@@ -88,7 +91,7 @@ def flatten(tensor: "keras.KerasTensor") -> "keras.KerasTensor":
 
 
 def rows_to_standardize(features: NDArray[Any], settings: ModelSettings) -> NDArray[np.float64]:
-    """What is standardised of `features`: pixels by channel, or features after what the model does to them before.
+    """The values of `features` to be standardised: pixels by channel, or features after the preparation that comes before.
 
     Args:
         features: uint8 ``(n_images, height, width, channels)`` or float32 ``(n_images, feature_dim)``.
@@ -112,11 +115,11 @@ def _prepare_pixels(
     if preparation == "scale":
         return keras.layers.Rescaling(1 / 255, name="scale")(pixels)
     above = keras.layers.Rescaling(1.0, offset=-float(_THRESHOLD), name="above_threshold")(pixels)
-    return keras.layers.ReLU(max_value=1.0, name="binarize")(above)  # pixels are whole: 31 is 1 above already
+    return keras.layers.ReLU(max_value=1.0, name="binarize")(above)  # pixels are integers: 31 gives 1 already
 
 
 def _standardize(tensor: "keras.KerasTensor", statistics: "Statistics | None") -> "keras.KerasTensor":
-    """Statistics are part of the layer's settings, not weights: no optimizer and no all-reduce comes near them."""
+    """The standardisation layer. Its statistics are settings, not weights, so that no optimizer or all-reduce touches them."""
     import keras
 
     if statistics is None or statistics.mean.shape != (tensor.shape[-1],):

@@ -1,9 +1,9 @@
 """Dropout whose masks follow from the seed, the epoch and the image, so that any number of ranks drops the same units.
 
-The standard layers draw one mask for a batch: a row's mask then depends on where in which batch it stands. Training runs a
-copy of the model, which shares its weights and has other dropout layers; what is saved is the model with the standard ones.
+The standard layers draw one mask for a batch: a row's mask then depends on its position in its batch. Training runs a copy of
+the model, which shares its weights and has other dropout layers; the saved model has the standard ones.
 
-Source of dropout: N. Srivastava and others: Dropout, JMLR 15, 2014; scaled in training, as keras.layers.Dropout is. Of its
+Source of dropout: N. Srivastava and others: Dropout, JMLR 15, 2014; scaled in training, like keras.layers.Dropout. Source of its
 spatial form, which drops whole maps: J. Tompson and others: Efficient Object Localization, CVPR 2015.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import keras
     import tensorflow as tf
 
-_FIRST_STREAM = 1  # stream 0 is augmentation's
+_FIRST_STREAM = 1  # augmentation uses stream 0
 
 
 class KeyedDropout:
@@ -33,10 +33,10 @@ class KeyedDropout:
 
     @contextmanager
     def keyed(self, keys: "tf.Tensor") -> Iterator[None]:
-        """Within, the training model drops units by `keys`: ``uint64 (n_rows,)``, by `row_random.row_keys`.
+        """A context in which the training model drops units by `keys`: ``uint64 (n_rows,)``, from `row_random.row_keys`.
 
-        Call the model once within: each call of a dropout layer has the next stream, so that no two drop the same units. To be
-        used where the model is called: in the ``tf.function``, if there is one.
+        Call the model once within it: each call of a dropout layer takes the next stream, so that no two drop the same units. Use
+        it where the model is called: inside the ``tf.function``, if there is one.
         """
         self._keys, self._streams = keys, count(_FIRST_STREAM)
         try:
@@ -45,11 +45,11 @@ class KeyedDropout:
             self._keys = None
 
     def _drop(self, inputs: "tf.Tensor", layer: "keras.layers.Dropout") -> "tf.Tensor":
-        """`inputs` with units set to 0 and the others scaled, each row by its own mask."""
+        """`inputs` with some units set to 0 and the others scaled, each row by its own mask."""
         import tensorflow as tf
 
         if self._keys is None:
-            raise RuntimeError("the training model is called in training outside of KeyedDropout.keyed().")
+            raise RuntimeError("the training model was called in training mode outside of KeyedDropout.keyed().")
         shape = _mask_shape(layer, inputs.shape)
         words = random_words(self._keys, stream=next(self._streams), count=math.prod(shape))
         dropped = tf.reshape(words < _threshold(layer.rate), [tf.shape(inputs)[0], *shape])
@@ -58,10 +58,10 @@ class KeyedDropout:
 
 
 def with_keyed_dropout(model: "keras.Model") -> tuple["keras.Model", KeyedDropout]:
-    """`model` for training, and what hands keys to its dropout layers.
+    """A copy of `model` for training, and the object that hands keys to its dropout layers.
 
-    The training model shares all weights with `model`, and has other layers in the place of Dropout and SpatialDropout; those of
-    models within it too. Without dropout layers it is `model` itself, and keys given to it cost nothing. In a step::
+    The training model shares all weights with `model`, and has other layers in place of Dropout and SpatialDropout, also in
+    models within it. Without dropout layers it is `model` itself, and keys given to it cost nothing. In a step::
 
         with dropout.keyed(row_keys(seed, epoch, row_ids)):
             logits = training_model(features, training=True)
@@ -70,7 +70,7 @@ def with_keyed_dropout(model: "keras.Model") -> tuple["keras.Model", KeyedDropou
         model: Functional or Sequential, and built.
 
     Raises:
-        UsageError: a dropout layer's mask is not one for each row, or another layer draws random numbers.
+        UsageError: A dropout layer's mask is not one for each row, or another layer draws random numbers.
     """
     import keras
 
@@ -91,11 +91,11 @@ def with_keyed_dropout(model: "keras.Model") -> tuple["keras.Model", KeyedDropou
 
 @cache
 def _layer_class() -> Any:
-    """The class of the layers that drop by keys; made here, as its base is imported late."""
+    """The class of the layers that drop by keys; made here, as its base class is imported late."""
     import keras
 
     class KeyedDropoutLayer(keras.layers.Layer):  # type: ignore[misc, unused-ignore]
-        """Stands for a dropout layer in a training model. It is never saved."""
+        """Replaces a dropout layer in a training model. It is never saved."""
 
         def __init__(self, drop: Callable[[Any], Any], **settings: Any) -> None:
             super().__init__(**settings)
@@ -123,7 +123,7 @@ def _layers_of(model: "keras.Model") -> Iterator["keras.Layer"]:
 
 
 def _drops(layer: "keras.Layer") -> bool:
-    """Whether a layer is one of those that are replaced. Subclasses may do anything, and are not."""
+    """Whether a layer is replaced. Subclasses are not, as they may do anything."""
     return type(layer) in _layer_kinds() and layer.rate > 0
 
 
@@ -136,16 +136,16 @@ def _layer_kinds() -> tuple[type, ...]:
 
 def _check_others(layers: Sequence["keras.Layer"]) -> None:
     for layer in layers:
-        # Seeds are variables of a layer, but no weights.
+        # Seeds are variables of a layer, but not weights.
         if not _drops(layer) and len(layer.variables) > len(layer.weights):
             raise UsageError(
                 f"layer {layer.name!r} ({type(layer).__name__}) draws random numbers, which would differ with the number of "
-                "ranks. Allowed are Dropout and SpatialDropout layers, not within another layer."
+                "ranks. Only Dropout and SpatialDropout layers are allowed, and not within another layer."
             )
 
 
 def _mask_shape(layer: "keras.layers.Dropout", input_shape: Sequence[int | None]) -> tuple[int, ...]:
-    """The shape of the mask of one row, which is broadcast to the row."""
+    """The shape of one row's mask, which is broadcast to the row."""
     import keras
 
     sizes = list(input_shape[1:])
@@ -162,7 +162,7 @@ def _mask_shape(layer: "keras.layers.Dropout", input_shape: Sequence[int | None]
 
 
 def _spatial(sizes: list[int | None], *, channels: int) -> list[int | None]:
-    """One draw for each map."""
+    """The mask's shape with one draw for each map."""
     return [size if axis == channels % len(sizes) else 1 for axis, size in enumerate(sizes)]
 
 
@@ -170,14 +170,14 @@ def _as_told(layer: "keras.layers.Dropout", sizes: list[int | None]) -> list[int
     first, *others = layer.noise_shape
     if first is not None or len(others) != len(sizes):
         raise UsageError(
-            f"`noise_shape` of layer {layer.name!r} must start with None, as each row has its own mask, and go on with a number "
+            f"`noise_shape` of layer {layer.name!r} must start with None, as each row has its own mask, followed by a number "
             f"or None for each of {len(sizes)} axes. Got {layer.noise_shape}."
         )
     return [size if drawn is None else drawn for size, drawn in zip(sizes, others, strict=True)]
 
 
 def _threshold(rate: float) -> "tf.Tensor":
-    """Of the 2^32 values of a word, as many as `rate` says are less than this: ``uint32 ()``."""
+    """The limit below which the share `rate` of the 2^32 values of a word lies: ``uint32 ()``."""
     import tensorflow as tf
 
     return tf.constant(min(round(rate * 2**32), 2**32 - 1), tf.uint32)

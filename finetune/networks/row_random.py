@@ -1,8 +1,7 @@
-"""Random numbers that depend on a seed, an epoch, an image and a place, and on nothing else.
+"""Random numbers that depend only on a seed, an epoch, an image and a position.
 
-They are computed, not drawn: no state is kept, so that neither the batch a row comes in, nor the rank, nor the number of
-threads can change them. All is done by exact operations of TensorFlow: the bits are the same in a graph, out of one, and compiled
-by XLA.
+They are computed, not drawn: no state is kept, so that neither a row's batch, nor the rank, nor the number of threads can change
+them. All operations are exact in TensorFlow: the bits are the same in a graph, outside of one, and compiled by XLA.
 
 Source: SplitMix64 of G. L. Steele, D. Lea, C. H. Flood: Fast Splittable Pseudorandom Number Generators, OOPSLA 2014: number i
 of the generator that starts at s is mix(s + i x gamma). The constants of the mixing function are variant 13 of D. Stafford:
@@ -20,7 +19,7 @@ _SECOND_FACTOR = 0x94D049BB133111EB
 
 
 def row_keys(seed: int, epoch: "int | tf.Tensor", row_ids: "tf.Tensor") -> "tf.Tensor":
-    """The key of each row: what all random numbers of this row in this epoch follow from.
+    """The key of each row, from which all its random numbers in this epoch follow.
 
     Two rows of one epoch have the same key only if their ids are equal.
 
@@ -38,11 +37,11 @@ def row_keys(seed: int, epoch: "int | tf.Tensor", row_ids: "tf.Tensor") -> "tf.T
 def random_words(keys: "tf.Tensor", *, stream: int, count: int) -> "tf.Tensor":
     """`count` random integers for each row: ``uint32 (n_rows, count)``, all of the 2^32 values equally likely.
 
-    A row's numbers do not depend on the other rows, and the first of them not on `count`.
+    A row's numbers do not depend on the other rows, nor the first of them on `count`.
 
     Args:
-        keys: of the rows, by `row_keys`: ``uint64 (n_rows,)``.
-        stream: what the numbers are for, 0 or more: the numbers of two streams have nothing to do with each other.
+        keys: Keys of the rows from `row_keys`: ``uint64 (n_rows,)``.
+        stream: The purpose of the numbers, 0 or more: numbers of different streams are unrelated.
         count: 0 or more.
     """
     import tensorflow as tf
@@ -50,24 +49,24 @@ def random_words(keys: "tf.Tensor", *, stream: int, count: int) -> "tf.Tensor":
     starts = _mixed(keys + _constant(stream * _GAMMA))
     pairs = (count + 1) // 2
     steps = tf.bitcast(tf.range(pairs, dtype=tf.int64), tf.uint64) * _constant(_GAMMA)
-    halves = tf.bitcast(_mixed(starts[:, tf.newaxis] + steps), tf.uint32)  # each number is cut in two
+    halves = tf.bitcast(_mixed(starts[:, tf.newaxis] + steps), tf.uint32)  # cuts each number in two
     return tf.reshape(halves, [tf.shape(keys)[0], 2 * pairs])[:, :count]
 
 
 def uniforms(keys: "tf.Tensor", *, stream: int, count: int) -> "tf.Tensor":
     """`count` random numbers for each row: ``float32 (n_rows, count)`` in [0, 1), multiples of 2^-24.
 
-    Args: as those of `random_words`.
+    The arguments are those of `random_words`.
     """
     import tensorflow as tf
 
     words = random_words(keys, stream=stream, count=count)
-    # The upper 24 bits: as many as float32 holds, so that no number is rounded up to 1.
+    # The upper 24 bits, as many as float32 holds, so that no number is rounded up to 1.
     return tf.cast(tf.bitwise.right_shift(words, tf.constant(8, tf.uint32)), tf.float32) * 2.0**-24
 
 
 def _mixed(states: "tf.Tensor") -> "tf.Tensor":
-    """The number that follows each state of SplitMix64. One to one on ``uint64``."""
+    """The number that follows each state of SplitMix64. A one-to-one map on ``uint64``."""
     states = states + _constant(_GAMMA)
     states = _folded(states, 30) * _constant(_FIRST_FACTOR)
     states = _folded(states, 27) * _constant(_SECOND_FACTOR)
@@ -81,7 +80,7 @@ def _folded(words: "tf.Tensor", bits: int) -> "tf.Tensor":
 
 
 def _words(integers: Any) -> "tf.Tensor":
-    """Signed integers as ``uint64``, their bits as they are."""
+    """Signed integers as ``uint64`` with the same bits."""
     import tensorflow as tf
 
     return tf.bitcast(tf.cast(integers, tf.int64), tf.uint64)

@@ -1,7 +1,7 @@
-"""The last layers of a backbone, trained together with a head that has been trained on its features.
+"""The last layers of a backbone, trained together with a head that was trained on its features.
 
-It learns from pixels, a feature set of the backbone `pixels`, so that everything that holds for other models holds here: images
-are decoded once, batches are those of one rank on any number of ranks, a training goes on from its checkpoints.
+The model is trained on pixels, a feature set of the backbone `pixels`, so that it behaves like every other model: images are
+decoded once, batches are those of one rank on any number of ranks, a training resumes from its checkpoints.
 """
 
 import difflib
@@ -29,13 +29,14 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True)
 class TrainedHead:
-    """A head, and the backbone whose features it was trained on: what unfreezing starts from.
+    """A head, and the backbone whose features it was trained on: the starting point of unfreezing.
 
     Attributes:
-        url: the folder of the head.
-        backbone: the settings by which its features were made, in the precision they were made in; files by absolute URLs.
-        spec: the backbone as the manifest of these features has it.
-        preparation_id: the digest of what of it determines features.
+        url: URL of the head's folder.
+        card: The head's description.
+        backbone: The settings that made its features, in the same precision; files by absolute URLs.
+        spec: The backbone's description in the manifest of these features.
+        preparation_id: Digest of the parts of that description that determine features.
     """
 
     url: str
@@ -46,14 +47,14 @@ class TrainedHead:
 
 
 def find_head(settings: ModelSettings, manifest: FeaturesManifest) -> TrainedHead:
-    """The head that `settings` name, if it can be trained on with its backbone on the pixels of `manifest`.
+    """The head that `settings` name, if it can be trained with its backbone on the pixels of `manifest`.
 
     Needs no TensorFlow, and so does not look into the backbone.
 
     Raises:
-        UsageError: there is no such head, or it is not one on features of a network, or the pixels are not those that its
-            backbone takes, of the same classes, and split in the same way; naming every fault.
-        JobError: its card or the manifest of its features is damaged.
+        UsageError: There is no such head; or it was not trained on features of a network; or the pixels are not of the size, the
+            classes and the splits that its backbone and training need. The message names every fault.
+        JobError: Its description or the manifest of its features is damaged.
     """
     url = storage.absolute_url(str(settings.head))
     card = read_model_card(url)
@@ -69,7 +70,7 @@ def find_head(settings: ModelSettings, manifest: FeaturesManifest) -> TrainedHea
     check_features(card, features_url, features)
     if faults := _faults_of_pixels(manifest, card, features):
         lines = "\n".join(f"  - {fault}." for fault in faults)
-        raise UsageError(f"the pixels do not go with `model.head` {url}:\n{lines}")
+        raise UsageError(f"the pixels do not match `model.head` {url}:\n{lines}")
     return TrainedHead(
         url=url,
         card=card,
@@ -80,21 +81,21 @@ def find_head(settings: ModelSettings, manifest: FeaturesManifest) -> TrainedHea
 
 
 def build_unfrozen(head: TrainedHead, *, unfreeze_from: str) -> "keras.Model":
-    """The backbone and the head in one model, as they are; what lies before `unfreeze_from` will stay so.
+    """The backbone and the head in one model, with their weights; layers before `unfreeze_from` will not be trained.
 
     Input shape: ``uint8 (n_images, height, width, 3)``, RGB.
-    Output shape: probabilities, ``float32 (n_images, n_classes)``: untrained, those that the head gives for the features.
+    Output shape: probabilities, ``float32 (n_images, n_classes)``; before training, those that the head gives for the features.
 
-    All weights of the layers from `unfreeze_from` on, in the order in which the backbone lists them, and all of the head are
-    trained, with two exceptions. BatchNormalization is frozen, its scale and offset too, and works by the statistics that it
-    came with everywhere: statistics of a batch would be those of the share that one rank holds. And frozen layers drop nothing,
-    since the head has learned from features from which nothing was dropped; dropout behind them works as in other models.
-    The network computes in the precision its layers say, float32 as a rule; features in bfloat16 differ by that much.
+    All weights of the layers from `unfreeze_from` on, in the backbone's order of layers, and all of the head are trained, with
+    two exceptions. BatchNormalization is frozen, including scale and offset, and always uses the statistics that it came with:
+    statistics of a batch would be those of the share that one rank holds. And frozen layers drop nothing, since the head was
+    trained on features from which nothing was dropped; dropout after them works as in other models. The network computes in the
+    precision of its layers, usually float32; features in bfloat16 differ by that much.
 
     Raises:
-        UsageError: the backbone cannot be had, or has other weights now, or no such layer, or nothing to train behind it; or it
-            draws random numbers in training that would differ with the number of ranks.
-        JobError: the weights of the backbone, or the head, cannot be read.
+        UsageError: The backbone is not available, has other weights now, no such layer, or nothing to train after it; or it draws
+            random numbers in training that would differ with the number of ranks.
+        JobError: The weights of the backbone, or the head, cannot be read.
     """
     import keras
 
@@ -126,14 +127,14 @@ def _faults_of_pixels(pixels: FeaturesManifest, card: ModelCard, features: Featu
     if tuple(pixels.feature_shape) != wanted:
         found = " x ".join(map(str, pixels.feature_shape))
         faults.append(
-            f"the backbone takes images of {' x '.join(map(str, wanted))} (height, width, channels). Got {found}"
+            f"the backbone needs images of {' x '.join(map(str, wanted))} (height, width, channels). Got {found}"
         )
     if pixels.classes != card.classes:
         faults.append(f"the classes of the head are {_shortened(card.classes)}. Got {_shortened(pixels.classes)}")
     splits = [manifest.settings.get("source", {}).get("split") for manifest in (features, pixels)]
     if splits[0] != splits[1]:
         faults.append(
-            "the head must not have learned from images that count as unseen now. "
+            "images that count as unseen now must not have been in the head's training. "
             f"Its features are split by {splits[0]}, the pixels by {splits[1]}"
         )
     return faults
@@ -145,7 +146,7 @@ def _shortened(names: Sequence[str]) -> str:
 
 
 def _load_backbone(head: TrainedHead) -> "keras.Model":
-    """The backbone up to the layer whose output are the features, as it was when they were made."""
+    """The backbone up to the layer whose output is the features, as it was when they were made."""
     from keras import saving
 
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
@@ -156,7 +157,7 @@ def _load_backbone(head: TrainedHead) -> "keras.Model":
 
 
 def _unfreeze(network: "keras.Model", first: str, *, height: int, width: int, name: str) -> "keras.Model":
-    """`network` for images of one size, sharing its weights, of which those of the layers from `first` on are trainable."""
+    """`network` for images of one size, sharing its weights; only those of the layers from `first` on are trainable."""
     import keras
 
     places = [number for number, (names, _) in enumerate(_leaves(network)) if first in names]
@@ -172,7 +173,7 @@ def _unfreeze(network: "keras.Model", first: str, *, height: int, width: int, na
             return keras.layers.Identity(name=layer.name)
         return layer.from_config(
             layer.get_config()
-        )  # its mask has the shape of its input, which may be fixed only here
+        )  # its mask has the shape of its input, which may become fixed only here
 
     network.trainable = True
     for _, layer in _leaves(network):
@@ -184,14 +185,14 @@ def _unfreeze(network: "keras.Model", first: str, *, height: int, width: int, na
     backbone = keras.Model(copy.inputs[0], copy.outputs[0], name="backbone")
     if not backbone.trainable_variables:
         raise UsageError(
-            f"`model.unfreeze_from`: {name} has nothing to train from layer {first!r} on up to its features. "
+            f"`model.unfreeze_from`: {name} has nothing to train between layer {first!r} and its features. "
             f"Name an earlier layer: {_names_with_weights(network)}."
         )
     return backbone
 
 
 def _leaves(model: "keras.Model") -> Iterator[tuple[tuple[str, ...], Any]]:
-    """All layers of a model and of the models within it, in order, each with its name and those of the models it is in."""
+    """All layers of a model and of the models within it, in order, each with its name and those of its enclosing models."""
     import keras
 
     for layer in model.layers:
@@ -202,7 +203,7 @@ def _leaves(model: "keras.Model") -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _dropout_layers() -> tuple[type, ...]:
-    """The layers that pass on what they get but in training."""
+    """The layers that change their input only in training."""
     from keras import layers
 
     dropouts = (layers.Dropout, layers.AlphaDropout, layers.GaussianDropout, layers.GaussianNoise)
@@ -210,7 +211,7 @@ def _dropout_layers() -> tuple[type, ...]:
 
 
 def _unknown_layer(network: "keras.Model", first: str, name: str) -> str:
-    """What to say of a layer that is not there."""
+    """The message for a layer that does not exist."""
     known = dict.fromkeys(part for names, _ in _leaves(network) for part in names)
     close = difflib.get_close_matches(first, known, n=3)
     hint = f"Did you mean {' or '.join(close)}?" if close else f"There are {_names_with_weights(network)}."
@@ -218,7 +219,7 @@ def _unknown_layer(network: "keras.Model", first: str, name: str) -> str:
 
 
 def _names_with_weights(network: "keras.Model") -> str:
-    """The last layers that could be trained."""
+    """The names of the last layers that have weights."""
     from keras import layers
 
     leaves = [
@@ -228,9 +229,9 @@ def _names_with_weights(network: "keras.Model") -> str:
 
 
 def _prepare(pixels: "keras.KerasTensor", mode: Preprocessing) -> "keras.KerasTensor":
-    """Pixels as the backbone was trained to see them, by standard layers that are saved with the model.
+    """Pixels in the form that the backbone was trained on, computed by standard layers that are saved with the model.
 
-    It is `featurize.backbones.backbone.preprocess` in other words, whose source it shares.
+    It computes what `featurize.backbones.backbone.preprocess` does; the source is given there.
     """
     import keras
 

@@ -1,4 +1,4 @@
-"""What a user's own network must not have: layers that make N ranks differ from one, or a model that only its author can load."""
+"""Checks of a user's own network: no layers that make N ranks differ from one, no model that only its author can load."""
 
 import tempfile
 from collections.abc import Iterator
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     import keras
 
 _PROBE_ROWS = 4
-_TOLERANCE = 1e-4  # of float32 sums in another order, relative to the largest value
+_TOLERANCE = 1e-4  # for float32 sums in another order, relative to the largest value
 
 
 def check_class(name: str, layer: Any) -> None:
-    """Checks what a layer, operation or model of the network of the function `name` is.
+    """Checks the class of a layer, operation or model in the network of the function `name`.
 
     Raises:
-        UsageError: no model with it can be loaded without the user's code.
+        UsageError: A model with it cannot be loaded without the user's code.
     """
     _refuse(name, layer, _fault_of_class(layer))
 
 
 def check_layer(name: str, layer: Any) -> None:
-    """Checks what a layer of the network of the function `name`, once it is built, does in training; operations do nothing.
+    """Checks the behaviour in training of a built layer of the network of the function `name`; operations need no check.
 
     Raises:
-        UsageError: it would differ with the number of ranks, saying what to use instead.
+        UsageError: It would differ with the number of ranks; the message says what to use instead.
     """
     import keras
 
@@ -45,8 +45,8 @@ def check_own_model(settings: ModelSettings, model: "keras.Model", logits: "kera
     """Checks a whole model, made with the network of the user's own function, by running it on a few made-up rows.
 
     Raises:
-        UsageError: there is nothing to train; a dropout layer's mask is not one for each row; rows are not independent of each
-            other; the logits are probabilities; the saved model cannot be loaded without the user's code.
+        UsageError: There is nothing to train; a dropout layer's mask is not one for each row; rows are not independent of each
+            other; the logits are probabilities; or the saved model cannot be loaded without the user's code.
     """
     prefix = f"`model.name` {settings.name}: the network"
     if not model.trainable_variables:
@@ -60,14 +60,14 @@ def check_own_model(settings: ModelSettings, model: "keras.Model", logits: "kera
     alone = np.concatenate([np.asarray(logits(rows[row : row + 1])) for row in range(_PROBE_ROWS)])
     if not _are_close(alone, results):
         raise UsageError(
-            f"{prefix} gives a row other results with other rows beside it. It must look at each row alone."
+            f"{prefix} gives a row other results when other rows are beside it. It must treat each row alone."
         )
     if results.min() >= 0 and _are_close(results.sum(axis=1), np.ones(_PROBE_ROWS)):
         raise UsageError(
             f"{prefix} gives probabilities, not logits. Let it end in a Dense layer with softmax, a Softmax layer, or neither."
         )
     if not _are_close(_reload_and_call(prefix, model, rows), np.asarray(model(rows))):
-        raise UsageError(f"{prefix} gives other results once it was saved and loaded again.")
+        raise UsageError(f"{prefix} gives other results after saving and loading.")
 
 
 def _refuse(name: str, layer: Any, fault: str | None) -> None:
@@ -76,48 +76,48 @@ def _refuse(name: str, layer: Any, fault: str | None) -> None:
 
 
 def _fault_of_class(layer: Any) -> str | None:
-    """What is wrong with a class of layer in a model that anybody can load in safe mode."""
+    """Why a layer's class cannot be part of a model that anybody can load in safe mode, or None."""
     import keras
 
     functional = type(keras.Model(inputs := keras.Input((1,)), inputs))
     if isinstance(layer, keras.Model) and type(layer) not in (keras.Sequential, functional):
-        return "is a class of its own. Use a keras.Sequential or functional keras.Model, which can be loaded without your code."
+        return "is a class of your own. Use a keras.Sequential or functional keras.Model, which can be loaded without your code."
     if not type(layer).__module__.startswith("keras."):
-        return "is a class of its own. Use Keras's own layers and operations, which can be loaded without your code."
+        return "is a class of your own. Use Keras's own layers and operations, which can be loaded without your code."
     if isinstance(layer, keras.layers.Lambda):
-        return "holds code, and no model with code is loaded. Use Keras's own layers and operations."
+        return "contains code, and models with code are not loaded. Use Keras's own layers and operations."
     return None
 
 
 def _fault_of_training(layer: Any) -> str | None:
-    """What is wrong with a layer in a training that gives the same on any number of ranks."""
+    """Why a layer's training would depend on the number of ranks, or None."""
     import keras
 
     if any(
         isinstance(part, keras.layers.BatchNormalization | keras.layers.SpectralNormalization) and part.trainable
         for part in (layer, *layer._flatten_layers(include_self=False))
     ):
-        return "depends on the rows that one rank happens to hold. Use GroupNormalization or LayerNormalization, or freeze it."
+        return "depends on the rows that a rank holds. Use GroupNormalization or LayerNormalization, or freeze it."
     if _draws_random_numbers(layer):
         return (
             "draws random numbers that are not keyed by row. Use Dropout or SpatialDropout, or `training.augmentation`."
         )
     if layer.activity_regularizer is not None or any(variable.regularizer is not None for variable in layer.variables):
-        return "has a regularizer, which is not trained with. Use `training.l2`."
+        return "has a regularizer, which Firn does not train with. Use `training.l2`."
     return None
 
 
 def _draws_random_numbers(layer: Any) -> bool:
-    """Whether a layer may draw random numbers in training, other than a dropout layer that Firn replaces by its own.
+    """Whether a layer may draw random numbers in training, unless it is a dropout layer that Firn replaces by its own.
 
-    Recurrent layers can, whatever their dropout.
+    Recurrent layers can, whatever their dropout is.
     """
     import keras
 
     dropouts = (keras.layers.SpatialDropout1D, keras.layers.SpatialDropout2D, keras.layers.SpatialDropout3D)
     if type(layer) in (keras.layers.Dropout, *dropouts):
         return False
-    return len(layer.variables) > len(layer.weights)  # the states of random numbers are no weights
+    return len(layer.variables) > len(layer.weights)  # states of random generators are not weights
 
 
 def _made_up_rows(model: "keras.Model") -> NDArray[Any]:
@@ -133,7 +133,7 @@ def _are_close(one: NDArray[Any], other: NDArray[Any]) -> bool:
 
 
 def _reload_and_call(prefix: str, model: "keras.Model", rows: NDArray[Any]) -> NDArray[Any]:
-    """What `model` gives for `rows` once it was saved and loaded as in a process that does not know the user's code."""
+    """The output of `model` for `rows` after saving it and loading it like a process that does not have the user's code."""
     from keras import saving
 
     with tempfile.TemporaryDirectory(prefix="firn-") as folder, _no_custom_objects():
@@ -147,7 +147,7 @@ def _reload_and_call(prefix: str, model: "keras.Model", rows: NDArray[Any]) -> N
 
 
 def _cause_of(error: BaseException) -> str:
-    """The first sentence of the error that others followed from: Keras wraps one for each layer and model around it."""
+    """The first sentence of the original error: Keras wraps one around it for each layer and model."""
     while error.__context__ is not None:
         error = error.__context__
     return first_line(error).partition(". ")[0].rstrip(".") + "."
@@ -155,7 +155,7 @@ def _cause_of(error: BaseException) -> str:
 
 @contextmanager
 def _no_custom_objects() -> Iterator[None]:
-    """Keras forgets what user code has registered with it, for the time of the block."""
+    """A block in which Keras does not know what user code has registered with it."""
     from keras import saving
 
     known = saving.get_custom_objects()

@@ -1,4 +1,4 @@
-"""Networks of a user's own function, named in the recipe as module:function: found, called, and made part of a Firn model."""
+"""Networks from a user's own function, named in the recipe as module:function: found, called, and built into a Firn model."""
 
 import importlib
 import importlib.util
@@ -22,16 +22,16 @@ _RESERVED_NAMES = (*INPUT_LAYERS, "shape", "probabilities")
 
 
 def see_working_folder() -> None:
-    """Lets modules of the working directory be imported, where one's own networks lie, as with ``python -m finetune``."""
+    """Makes modules of the working directory, where users keep their networks, importable, as ``python -m finetune`` does."""
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
 
 
 def source_digest(name: str) -> str:
-    """SHA-256 of the file that defines the module of `name`, which is ``module:function``; what it imports is not part of it.
+    """SHA-256 of the source file of the module in `name`, which is ``module:function``; modules that it imports are not covered.
 
     Raises:
-        UsageError: there is no such module, or it is none of Python source.
+        UsageError: There is no such module, or it is not Python source.
     """
     module = name.partition(":")[0]
     try:
@@ -41,22 +41,22 @@ def source_digest(name: str) -> str:
     if spec is None:
         raise UsageError(_not_importable(name, ImportError(f"No module named {module!r}")))
     if spec.loader is None or not spec.has_location or not str(spec.origin).endswith(".py"):
-        raise UsageError(f"`model.name` {name}: the module {module!r} is no file of Python source.")
+        raise UsageError(f"`model.name` {name}: the module {module!r} is not a file of Python source.")
     return sha256_bytes(spec.loader.get_data(str(spec.origin)))  # type: ignore[attr-defined]  # a file, or one in a zip
 
 
 def check_function(settings: ModelSettings) -> None:
-    """Checks that the function that `settings` name is there and takes what it will be given.
+    """Checks that the function that `settings` name exists and takes the arguments that it will be given.
 
     Raises:
-        UsageError: it is not, or does not.
+        UsageError: It does not exist, or does not take them.
     """
     if taken := sorted(set(_GIVEN) & set(settings.options)):
-        raise UsageError(f"`model.options` must not have {' and '.join(f'`{key}`' for key in taken)}: Firn gives them.")
+        raise UsageError(f"`model.options` must not have {' and '.join(f'`{key}`' for key in taken)}: Firn sets them.")
     function = _find_function(settings.name)
     try:
         inspect.signature(function).bind(**dict.fromkeys((*_GIVEN, *settings.options)))
-    except (TypeError, ValueError) as error:  # ValueError: there is no signature to look at
+    except (TypeError, ValueError) as error:  # ValueError: the function has no signature
         wanted = ", ".join((*_GIVEN, *settings.options))
         raise UsageError(f"`model.name` {settings.name} must take the keyword arguments {wanted}: {error}.") from error
 
@@ -64,18 +64,22 @@ def check_function(settings: ModelSettings) -> None:
 def apply_own(
     settings: ModelSettings, prepared: "keras.KerasTensor", *, feature_shape: Sequence[int], n_classes: int, seed: int
 ) -> "keras.KerasTensor":
-    """The logits, ``float32 (n_images, n_classes)``, that the network of the user's own function gives.
+    """The logits, ``float32 (n_images, n_classes)``, from the network of the user's own function.
 
-    The function is called with ``feature_shape``, ``n_classes``, ``seed`` and `model.options`, and returns a Sequential or
-    functional ``keras.Model`` from float32 features of that shape to logits, or to a softmax in the last layer, which is taken
-    off. Its layers become layers of Firn's model, also those of models in models. Random numbers that it draws without a seed
-    follow `seed` too.
+    The function is called with ``feature_shape``, ``n_classes``, ``seed`` and `model.options`. It returns a Sequential or
+    functional ``keras.Model`` from float32 features of that shape to logits, or to a softmax in the last layer, which is
+    removed. Its layers, also those of models within models, become layers of Firn's model. Random numbers that it draws without
+    a seed follow from `seed` too.
 
     Args:
-        prepared: the features, as `finetune.networks.inputs.prepare_input` gives them.
+        settings: The recipe's `[model]` section.
+        prepared: The features, prepared by `finetune.networks.inputs.prepare_input`.
+        feature_shape: Shape of one image's features.
+        n_classes: Number of classes.
+        seed: Seed of the initial weights.
 
     Raises:
-        UsageError: what it returns cannot be part of a Firn model, naming what.
+        UsageError: The returned object cannot be part of a Firn model; the message names the fault.
     """
     import keras
 
@@ -87,8 +91,8 @@ def apply_own(
         prepared = keras.layers.Reshape(shape, name="shape")(prepared)
     calls = _Calls(settings.name)
     try:
-        output = keras.tree.flatten(calls.apply_model(network, prepared))[0]  # a list of one, perhaps
-    except ValueError as error:  # Keras says so where layers do not fit the shape
+        output = keras.tree.flatten(calls.apply_model(network, prepared))[0]  # it may be a list of one
+    except ValueError as error:  # Keras raises it where layers do not fit the shape
         message = f"does not take float32 features of shape {shape}: {first_line(error)}"
         raise UsageError(f"`model.name` {settings.name}: the network {message}") from error
     if tuple(output.shape) != (None, n_classes) or output.dtype != "float32":
@@ -100,12 +104,12 @@ def apply_own(
 
 
 class _Calls:
-    """Calls the layers of a user's model one by one on a tensor of Firn's model, and remembers what made each tensor."""
+    """Calls the layers of a user's model one by one on a tensor of Firn's model, and remembers the origin of each tensor."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._layer_names = set(_RESERVED_NAMES)
-        # By the id of a tensor: itself, the operation that gave it, the input of that.
+        # By the id of a tensor: the tensor, the operation that made it, and that operation's input.
         self._made: dict[int, tuple[Any, Any, Any]] = {}
 
     def apply_model(self, network: Any, tensor: Any) -> Any:
@@ -120,10 +124,10 @@ class _Calls:
         return network._run_through_graph(tensor, call_fn=self._call)
 
     def without_softmax(self, output: Any) -> Any:
-        """The logits behind `output`: itself, if the network does not end in a softmax.
+        """The logits behind `output`: `output` itself, if the network does not end in a softmax.
 
         Raises:
-            UsageError: it ends in another activation.
+            UsageError: It ends in another activation.
         """
         import keras
 
@@ -161,7 +165,7 @@ class _Calls:
         return output
 
     def _rename(self, operation: Any) -> None:
-        """Gives a layer a name that no other layer of the whole model has."""
+        """Gives a layer a name that is unique in the whole model."""
         while operation.name in self._layer_names:
             operation.name += "_own"
         self._layer_names.add(operation.name)
@@ -182,19 +186,19 @@ def _find_function(name: str) -> Callable[..., Any]:
 def _not_importable(name: str, error: Exception) -> str:
     return (
         f"`model.name` {name}: the module {name.partition(':')[0]!r} cannot be imported: {first_line(error)}. "
-        "It must be on the Python path of every rank, by PYTHONPATH or, with Spark, --py-files."
+        "It must be on the Python path of every rank, through PYTHONPATH or, with Spark, --py-files."
     )
 
 
 def _check_network(name: str, network: Any, shape: tuple[int, ...]) -> None:
-    """Checks what the user's function returned, as far as that goes without calling it."""
+    """Checks the returned object as far as possible without calling it."""
     import keras
 
     if not isinstance(network, keras.Model):
         raise UsageError(f"`model.name` {name} must return a keras.Model. Got {type(network).__name__}.")
     check_class(name, network)
     if isinstance(network, keras.Sequential) and not network.built:
-        return  # its layers take the shape they get
+        return  # its layers adapt to the shape they get
     if len(network.inputs) != 1 or len(network.outputs) != 1:
         found = f"{len(network.inputs)} inputs and {len(network.outputs)} outputs"
         raise UsageError(f"`model.name` {name}: the network must have one input and one output. Got {found}.")

@@ -1,4 +1,4 @@
-"""Labels for new images: as a table, a function of SQL, a stage of Spark ML.
+"""Labels for new images, written as a table, as a SQL function, or as a Spark ML stage.
 
 Import `predict`, `udf`, `transformer`, `views`.
 """

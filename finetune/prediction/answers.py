@@ -1,4 +1,4 @@
-"""What is said of an image from the probabilities of its classes: a label or why there is none, and the top five."""
+"""The answer for an image, from its class probabilities: a label or the reason why there is none, and the top five classes."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,18 +13,18 @@ ANSWERS = ("label", "probability", "top_labels", "top_probabilities", "reason")
 
 @dataclass(frozen=True)
 class Threshold:
-    """The probability below which a model abstains, and where it comes from.
+    """The probability below which a model abstains, and how it was found.
 
     Attributes:
-        precision: that was wanted: the share of right labels among those that are given.
-        threshold: in [0, 1]; a label of a lower probability is not given.
-        features: URL of the feature set by which the threshold was set.
-        features_identity: of this feature set.
-        split: of it.
-        rows: in the split.
-        kept: of these, how many get a label.
-        right: of those, how many get the right one.
-        precision_low: the lower end of the 95 % interval of the precision, by these numbers.
+        precision: The target precision: the required share of right labels among the labels that are given, in (0, 1].
+        threshold: In [0, 1]; an image whose highest probability is below it gets no label.
+        features: URL of the feature set on which the threshold was chosen.
+        features_identity: Identity of that feature set.
+        split: The split of that feature set that was used.
+        rows: Number of images in the split.
+        kept: Number of these images that get a label.
+        right: Number of these images that get the right label.
+        precision_low: Lower end of the 95 % interval of the precision that these counts give.
     """
 
     precision: float
@@ -43,19 +43,19 @@ class Threshold:
         return f"probability below {self.threshold:.6g}, the threshold for a precision of {self.precision:g}"
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """The threshold as a JSON-ready dict."""
         return asdict(self)
 
 
 def answers_of(
     probabilities: NDArray[np.float32], classes: Sequence[str], threshold: Threshold | None = None
 ) -> dict[str, list[Any]]:
-    """The answers to ``float32 (n_images, n_classes)`` probabilities, as columns.
+    """The answers for ``float32 (n_images, n_classes)`` probabilities, as columns.
 
     Returns:
-        For each image: `label`, None below the threshold; `probability`, that of the most probable class; `top_labels` and
-        `top_probabilities`, the five most probable classes, or all where there are fewer, the first in the order of the
-        classes where probabilities are equal; `reason`, None or why there is no label.
+        For each image: `label`, None below the threshold; `probability` of the most probable class; `top_labels` and
+        `top_probabilities`, the five most probable classes (all of them where there are fewer; ties are in the order of
+        `classes`); `reason`, why there is no label, or None.
     """
     order = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     top = np.take_along_axis(probabilities, order, axis=1)

@@ -1,8 +1,8 @@
-"""Predictions: a trained model's labels for images nobody has labelled, or for ready features.
+"""Predictions: a trained model's labels for unlabelled images, or for ready-made features.
 
-Each model has a table of its own at the output (`tables.predictions`), which grows, is resumed and is published as a feature
-set is. Beside the command there are a function for SQL (`register`), a stage for Spark ML (`ImageClassifier`), and views for
-Spark (`register_views`).
+Each model has its own table at the output (`tables.predictions`), which grows, resumes and is published like a feature set.
+Besides the command there are a SQL function (`register`), a Spark ML stage (`ImageClassifier`), and views for Spark
+(`register_views`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.known_shards import IndexFiles
+from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.targets import check_target
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import FirnError, UsageError
@@ -42,14 +43,14 @@ __all__ = ["ImageClassifier", "plan_prediction", "predict", "register", "registe
 
 @dataclass(frozen=True)
 class PredictionPlan:
-    """What is to be labelled, by which model, and where the labels go.
+    """A planned prediction: the images or features, the model, and the output.
 
     Attributes:
-        name: of the model, as it was asked for.
+        name: The model as the caller named it.
         folder: URL of the model.
-        source: what is to be labelled: images, or features where `takes_images` is false.
+        source: What to label: images, or features where `takes_images` is false.
         output: URL of the predictions of all models.
-        precision: that is wanted of the labels; None: every image gets one.
+        target_precision: The target precision of the labels; None: every image gets a label.
     """
 
     name: str
@@ -58,27 +59,27 @@ class PredictionPlan:
     source: ImageSource
     takes_images: bool
     output: str
-    precision: float | None = None
+    target_precision: float | None = None
 
     @property
     def url(self) -> str:
-        """Of the table of this model."""
+        """URL of this model's table of predictions."""
         return partition_url(self.output, self.card.model_id)
 
     @property
     def registered_model(self) -> str | None:
-        """The registered model by whose alias the model was asked for; None: it was not."""
+        """The registered model through whose alias the model was named; None where it was named otherwise."""
         return None if is_folder(self.name) or "@" not in self.name else self.name.rpartition("@")[0]
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """What `predict` did.
+    """The result of `predict`.
 
     Attributes:
-        views: on the predictions, as they are now; None where they could not be brought up to date.
-        views_fault: why not.
-        reference_fault: why predictions keep no projection, by which drift of features could be seen.
+        views: The views on the predictions, as they are now; None where they could not be updated.
+        views_fault: Why the views could not be updated.
+        reference_fault: Why the predictions keep no projections, which are needed to see drift of the features.
     """
 
     result: BuildResult
@@ -94,22 +95,23 @@ def plan_prediction(
     *,
     images: str | None = None,
     features: str | None = None,
-    precision: float | None = None,
+    target_precision: float | None = None,
     card_folders: Sequence[Path] = (Path("datasets"),),
 ) -> PredictionPlan:
-    """Finds the model and lists what it is to label. Needs neither Spark nor TensorFlow.
+    """Finds the model and lists what it should label. Needs neither Spark nor TensorFlow.
 
     Args:
-        model: a folder, the id of a run, or ``name@alias``.
-        images: a folder, at whatever depth its images lie, an images table, or a card.
-        features: a feature set, in place of images.
-        precision: the share of right labels that is wanted among those that are given, as far as the validation split can tell.
+        model: A folder, the id of a run, or ``name@alias``.
+        images: A folder with images at any depth, an images table, or a data set card.
+        features: A feature set, in place of images.
+        target_precision: The required share of right labels among those given, as measured on the validation split, in (0, 1].
+            None: every image gets a label.
 
     Raises:
-        UsageError: no such model, no images, or features that were made otherwise than those it was trained on.
+        UsageError: There is no such model, there are no images, or the features were made differently from the training features.
     """
     if (images is None) == (features is None):
-        raise UsageError("give either `--images` or `--features`: what is to be labelled.")
+        raise UsageError("either `images` or `features` is required, and not both.")
     folder = resolve_model(model)
     card = read_folder(folder)
     output = storage.absolute_url(output)
@@ -118,43 +120,51 @@ def plan_prediction(
         source = open_source(str(images), None, card_folders=card_folders, is_sorted=False)
     else:
         source = _open_features(card, storage.absolute_url(features))
-    return PredictionPlan(model, folder, card, source, images is not None, output, precision)
+    return PredictionPlan(model, folder, card, source, images is not None, output, target_precision)
 
 
 def predict(
-    spark: SparkSession,
+    spark: SparkSession | StartingSession,
     plan: PredictionPlan,
     *,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Predicted:
-    """Labels what `plan` lists, and adds what is missing to the model's part of the predictions.
+    """Labels what `plan` lists, and adds the missing rows to the model's predictions.
 
     Args:
-        max_reject_fraction: of the images that this model has been given; if more cannot be read, nothing is published.
-        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
+        spark: A session, or one that is still starting: it is waited for when the networks are ready.
+        max_reject_fraction: Largest share, in [0, 1], of the images given to this model that may be unreadable; else nothing is
+            published.
+        decode_timeout_s: Seconds; an image that takes longer to decode is rejected.
 
     Raises:
-        UsageError: the model's backbone cannot be had as it was, or other predictions are there.
-        JobError: the job failed, or another one is writing to the same place.
+        UsageError: The model's backbone cannot be rebuilt identically, or the output holds other predictions.
+        JobError: The job failed, or another job is writing to the same place.
     """
     with storage.no_empty_folder(plan.output), planned_reference(plan) as reference:
         shipped = ship_planned(spark, plan, reference=reference)
         predicted = label_planned(
-            spark, plan, shipped, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s
+            ready_session(spark),
+            plan,
+            shipped,
+            max_reject_fraction=max_reject_fraction,
+            decode_timeout_s=decode_timeout_s,
         )
     return replace(predicted, reference_fault=reference if isinstance(reference, str) else None)
 
 
-def ship_planned(spark: SparkSession, plan: PredictionPlan, *, reference: Reference | str) -> ShippedModel:
-    """Hands the model of `plan` to every executor, and sees that its predictions may go where they are to go.
+def ship_planned(
+    spark: SparkSession | StartingSession, plan: PredictionPlan, *, reference: Reference | str
+) -> ShippedModel:
+    """Hands the model of `plan` to every executor, after checking that the output can take its predictions.
 
     Args:
-        reference: that of `planned_reference`.
+        reference: The result of `planned_reference`.
 
     Raises:
-        UsageError: the model's backbone cannot be had as it was, or other predictions are there.
-        JobError: the network is missing or damaged.
+        UsageError: The model's backbone cannot be rebuilt identically, or the output holds other predictions.
+        JobError: The network is missing or damaged.
     """
     threshold = _threshold(plan)
     check_target(plan.url, PredictionsManifest, settings=_identity_settings(plan.card, threshold))
@@ -179,7 +189,7 @@ def label_planned(
     files_read: IndexFiles | None = None,
     is_partial: bool = False,
 ) -> Predicted:
-    """As `predict`, by the model of `plan` as it was shipped; for the other arguments and errors see `build_table`."""
+    """Does the work of `predict` with a model that was already shipped; `build_table` explains the other arguments and errors."""
     with storage.no_empty_folder(plan.output):
         result = build_table(
             spark,
@@ -197,7 +207,7 @@ def label_planned(
         )
     try:
         views = publish_views(plan.output, first_registered_model=plan.registered_model)
-    except (FirnError, OSError) as error:  # perhaps of the registry; the predictions are published, and the job is done
+    except (FirnError, OSError) as error:  # the registry may be down; the predictions are published and the job is done
         return Predicted(result, shipped.threshold, None, str(error))
     return Predicted(result, shipped.threshold, views)
 
@@ -205,13 +215,13 @@ def label_planned(
 def register_views(spark: SparkSession, output: str) -> list[str]:
     """Registers temporary views on the predictions at `output`: `predictions` of all models, `latest`, and one for each alias.
 
-    They show what is published at this moment; call it again to see what has come since. `rejects` has what could not be read.
+    They show what is published now; call the function again to see later rows. The view `rejects` lists unreadable images.
 
     Returns:
-        Their names. Those of aliases that are no plain words must be quoted with backticks in SQL.
+        Names of the views. Aliases that are not plain words must be quoted with backticks in SQL.
 
     Raises:
-        UsageError: there are no predictions.
+        UsageError: There are no predictions at `output`.
     """
     tables = find_tables(predictions=output)
     register_tables(spark, tables)
@@ -219,14 +229,14 @@ def register_views(spark: SparkSession, output: str) -> list[str]:
 
 
 def check_output(url: str) -> None:
-    """Predictions do not go into a table of another kind.
+    """Checks that `url` does not hold a table of another kind.
 
     Raises:
-        UsageError: there is one.
+        UsageError: It holds one.
     """
     manifest = read_manifest(url)
     if manifest is not None:
-        raise UsageError(f"{url} is {NAMES[manifest.kind]}; predictions go to a folder of their own.")
+        raise UsageError(f"{url} is {NAMES[manifest.kind]}; predictions need a folder of their own.")
 
 
 def _open_features(card: ModelCard, url: str) -> ImageSource:
@@ -236,26 +246,26 @@ def _open_features(card: ModelCard, url: str) -> ImageSource:
 
 
 def _threshold(plan: PredictionPlan) -> Threshold | None:
-    """The threshold for the precision that is wanted: that of the predictions that are there, so that a rerun has no other."""
-    if plan.precision is None:
+    """The threshold for the target precision. A rerun takes it from the existing predictions, so that it never changes."""
+    if plan.target_precision is None:
         return None
     there = settings_in_place(plan.url)
     if there is not None and there.get("network_sha256") == plan.card.network_sha256:
         known = there.get("threshold")
-        if known is not None and known["precision"] == plan.precision:
+        if known is not None and known["precision"] == plan.target_precision:
             return Threshold(**known)
-    return choose_threshold(plan.folder, plan.card, precision=plan.precision)
+    return choose_threshold(plan.folder, plan.card, target_precision=plan.target_precision)
 
 
 def planned_reference(plan: PredictionPlan) -> AbstractContextManager[Reference | str]:
-    """What `finetune drift` will compare with, or why it cannot; kept from the first run on, so projections stay the same."""
+    """The reference for `finetune drift`, or why there is none. The first run keeps it, so that projections stay comparable."""
     return reference_of_run(
         plan.output, plan.folder, plan.card, has_begun=lambda: settings_in_place(plan.url) is not None
     )
 
 
 def _identity_settings(card: ModelCard, threshold: Threshold | None) -> dict[str, Any]:
-    """All that determines the answer to an image. Where images lie does not: they come from many places, day by day."""
+    """All that determines the answer for an image; the image's location does not, as images come from many places."""
     return {
         "table": "predictions",
         "model_id": card.model_id,
@@ -267,7 +277,7 @@ def _identity_settings(card: ModelCard, threshold: Threshold | None) -> dict[str
 
 
 def _manifest_details(plan: PredictionPlan, shipped: ShippedModel) -> dict[str, Any]:
-    """The fields of the manifest that only predictions have."""
+    """The manifest fields that only predictions have."""
     card = plan.card
     return {
         "model_id": card.model_id,

@@ -1,4 +1,4 @@
-"""A model as workers have it: its network and its backbone handed to every executor, and loaded once per worker process."""
+"""A model on Spark workers: its network and backbone are handed to every executor and loaded once per worker process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones.backbone import BackboneSpec
 from featurize.building.shipped_backbone import ShippedBackbone, ship_backbone, shipping_folder
+from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import use_task_resources
 from featurize.digests import sha256_file
 from featurize.errors import JobError
@@ -27,23 +28,23 @@ if TYPE_CHECKING:
 
 Probabilities = Callable[[NDArray[Any]], NDArray[np.float32]]
 Projected = Callable[[NDArray[Any]], tuple[NDArray[np.float32], NDArray[np.float32] | None]]
-_MOST_NETWORKS = 4  # heads are small, and a query may compare champion and challenger
-_networks: dict[str, "keras.Model"] = {}  # by digest, of this worker process, kept from task to task
-_embedding: dict[str, "keras.Model"] = {}  # the same with embeddings as a second output
+_MOST_NETWORKS = 4  # heads are small, and one query may compare a champion with a challenger
+_networks: dict[str, "keras.Model"] = {}  # by SHA-256; kept by this worker process from task to task
+_embedding: dict[str, "keras.Model"] = {}  # the same networks with the embedding as a second output
 
 
 @dataclass(frozen=True)
 class ShippedModel:
-    """What a worker needs of a model: it travels inside the function that Spark ships.
+    """The description of a model for workers; it travels inside the function that Spark ships.
 
     Attributes:
-        classes: the labels, by index.
-        backbone: what images go through before; with features, only what it says of their shape counts.
-        network_file: the name under which Spark hands out the network.
-        network_sha256: of this file.
-        takes_images: or else features.
-        threshold: below which there is no label.
-        projection: what of an image is kept with its prediction; None: nothing.
+        classes: The class labels, in the order of `label_index`.
+        backbone: What images pass through before the network; for features only its description of their shape is used.
+        network_file: Name under which Spark distributes the network file.
+        network_sha256: SHA-256 of that file.
+        takes_images: Whether the inputs are images; otherwise they are features.
+        threshold: The threshold below which the model gives no label; None: every image gets one.
+        projection: What is kept of an image with its prediction, to see drift; None: nothing.
     """
 
     model_id: str
@@ -56,7 +57,7 @@ class ShippedModel:
     projection: Projection | None = None
 
     def predictor(self, timings: Timings) -> Probabilities:
-        """From a batch of pixels or features to ``float32 (n_images, n_classes)``; what it needs is loaded if it is not yet."""
+        """A function from a batch of pixels or features to ``float32 (n_images, n_classes)``; loads the model on first use."""
         if not self.takes_images:
             network = self._network(timings)
             return lambda features: predict_probabilities(network, features)
@@ -64,7 +65,7 @@ class ShippedModel:
         return lambda pixels: predict_probabilities(network, forward(pixels))
 
     def projecting_predictor(self, timings: Timings) -> Projected:
-        """As `predictor`, with the projections, ``float32 (n_images, size)`` or None, out of the same pass."""
+        """Like `predictor`, and returns projections, ``float32 (n_images, size)`` or None, from the same pass."""
         projection = self.projection
         if projection is None:
             predict = self.predictor(timings)
@@ -100,7 +101,7 @@ class ShippedModel:
 
 
 def ship_model(
-    spark: SparkSession,
+    spark: SparkSession | StartingSession,
     url: str,
     card: ModelCard,
     *,
@@ -111,22 +112,22 @@ def ship_model(
     """Hands the model at `url` to every executor.
 
     Args:
-        takes_images: whether it is to label images; or else features that are ready.
-        projection: that of the model's `drift_reference.Reference`; None: predictions keep none.
+        takes_images: Whether the model labels images; otherwise it labels ready-made features.
+        projection: The projection of the model's `drift.reference.Reference`; None: predictions keep no projections.
 
     Raises:
-        UsageError: its backbone cannot be had as it was.
-        JobError: the network is missing or damaged.
+        UsageError: Its backbone cannot be rebuilt identically.
+        JobError: The network is missing or damaged.
     """
     folder = shipping_folder().name
     if takes_images:
         backbone = prepare_model_backbone(card, folder)
-        shipped = ship_backbone(spark, backbone.prepared, batch_size=backbone.batch_size)
+        shipped = ship_backbone(ready_session(spark), backbone.prepared, batch_size=backbone.batch_size)
     else:
         spec = BackboneSpec.from_dict(card.features.backbone)
         shipped = ShippedBackbone(spec, file=None, sha256=None, batch_size=rows_at_a_time(card.features))
     network = copy_network(url, card, folder)
-    spark.sparkContext.addFile(str(network))
+    ready_session(spark).sparkContext.addFile(str(network))
     return ShippedModel(
         model_id=card.model_id,
         classes=tuple(card.classes),

@@ -1,4 +1,4 @@
-"""What `finetune predict` does on a worker: decode or take features, fill batches, run the model, write predictions."""
+"""The work of `finetune predict` on a worker: decode images or take features, fill batches, run the model, write the rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ from finetune.prediction.shipped_model import ShippedModel
 
 @dataclass(frozen=True)
 class PredictTask:
-    """Images or features to predictions: a `ShardTask`."""
+    """The `ShardTask` that turns images or features into predictions."""
 
     model: ShippedModel
     needs_labels: ClassVar[bool] = False
@@ -52,7 +52,7 @@ class PredictTask:
         return features_from(content, self.model)
 
     def consume(self, loaded: Iterator[Loaded[NDArray[Any]]], writer: ShardWriter, timings: Timings) -> None:
-        """Runs full batches through the model, the last one short, and writes what it says."""
+        """Runs full batches through the model (the last one may be short) and writes the answers."""
         for batch, arrays in full_batches(loaded, self.model.backbone.batch_size, lambda array: array):
             predict = self.model.projecting_predictor(timings)
             with timings.measure("forward"):
@@ -62,16 +62,16 @@ class PredictTask:
 
 
 def features_from(content: bytes, model: ShippedModel) -> NDArray[Any]:
-    """The features of one image out of their bytes: float32 ``(feature_dim,)``, or uint8 ``(height, width, channels)``.
+    """One image's features, parsed from bytes: float32 ``(feature_dim,)``, or uint8 ``(height, width, channels)``.
 
     Raises:
-        DecodeError: there are more or fewer than the model takes.
+        DecodeError: The number of values is not the one that the model takes.
     """
     spec = model.backbone.spec
     shape = spec.feature_shape if spec.is_pixels else (prod(spec.feature_shape),)
     dtype = np.dtype(spec.feature_dtype)
     if len(content) != prod(shape) * dtype.itemsize:
-        raise DecodeError(f"there are {len(content) // dtype.itemsize} features, not {prod(shape)}")
+        raise DecodeError(f"expected {prod(shape)} features, got {len(content) // dtype.itemsize}")
     return np.frombuffer(content, dtype).reshape(shape)
 
 

@@ -1,4 +1,4 @@
-"""Abstaining: the probability below which a model gives no label, so that those it gives are as precise as is wanted."""
+"""Abstaining: choosing the probability below which a model gives no label, so that its labels reach a target precision."""
 
 from typing import Any
 
@@ -17,39 +17,39 @@ from finetune.scores.calibration import wilson_interval
 SPLIT = "validation"
 
 
-def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshold:
-    """The lowest threshold at which labels are as precise as is wanted on the validation split that the model was trained with.
+def choose_threshold(url: str, card: ModelCard, *, target_precision: float) -> Threshold:
+    """The lowest threshold at which labels reach the target precision on the validation split used in training.
 
     Args:
-        url: of the model.
-        card: that of the model.
-        precision: the share of right labels among those that are given, in (0, 1].
+        url: URL of the model's folder.
+        card: The model's description.
+        target_precision: The share of right labels among those given, in (0, 1].
 
     Raises:
-        UsageError: no threshold gives that precision, or the feature set or its validation split is gone.
+        UsageError: No threshold reaches that precision, or the feature set or its validation split is gone.
     """
-    if not 0 < precision <= 1:
-        raise UsageError(f"`--precision` must be in (0, 1]. Got {precision:g}.")
+    if not 0 < target_precision <= 1:
+        raise UsageError(f"`target_precision` must be in (0, 1]. Got {target_precision:g}.")
     features = card.features.url
     manifest = read_selected_by_model(card, features)
     check_features(card, features, manifest)
     if not manifest.split_rows(SPLIT):
-        raise UsageError(f"{features} has no validation split, by which a threshold could be set.")
+        raise UsageError(f"{features} has no validation split, which is needed to choose a threshold.")
     network, _ = load_model(url)
     parts = [
         _best(predict_probabilities(network, part.features), part.label_index)
         for part in iterate_split(features, manifest, SPLIT)
     ]
     probabilities, right = (np.concatenate(column) for column in zip(*parts, strict=True))
-    threshold = find_threshold(probabilities, right, precision=precision)
+    threshold = find_threshold(probabilities, right, precision=target_precision)
     if threshold is None:
         raise UsageError(
-            f"no threshold gives a precision of {precision:g}: on the {len(right)} images of the validation split it is "
-            f"{best_precision(probabilities, right):.4f} at most. Ask for less, or train a better model."
+            f"no threshold reaches a precision of {target_precision:g}: on the {len(right)} images of the validation split "
+            f"the best is {best_precision(probabilities, right):.4f}. Lower the target or train a better model."
         )
     kept = probabilities >= threshold
     return Threshold(
-        precision=precision,
+        precision=target_precision,
         threshold=threshold,
         features=storage.absolute_url(features),
         features_identity=manifest.identity,
@@ -62,14 +62,14 @@ def choose_threshold(url: str, card: ModelCard, *, precision: float) -> Threshol
 
 
 def find_threshold(probabilities: NDArray[Any], right: NDArray[np.bool_], *, precision: float) -> float | None:
-    """The threshold that keeps most rows such that the share of right ones among them is at least `precision`.
+    """The threshold that keeps most rows while the share of right rows among them is at least `precision`.
 
-    It lies half way between the lowest probability that is kept and the highest that is not, so that rounding does not matter; it
-    is 0 if all are kept, and None if no threshold will do.
+    It lies halfway between the lowest probability that is kept and the highest that is not, so that rounding does not matter. It
+    is 0 if all rows are kept, and None if no threshold reaches `precision`.
 
     Args:
-        probabilities: float (n_images,), of the most probable class.
-        right: bool (n_images,), whether it is the true one.
+        probabilities: float ``(n_images,)``, the probability of the most probable class.
+        right: bool ``(n_images,)``, whether the most probable class is the true one.
     """
     values, precisions = _precision_by_threshold(probabilities, right)
     enough = np.flatnonzero(precisions >= precision)
@@ -80,7 +80,7 @@ def find_threshold(probabilities: NDArray[Any], right: NDArray[np.bool_], *, pre
 
 
 def best_precision(probabilities: NDArray[Any], right: NDArray[np.bool_]) -> float:
-    """The highest precision that any threshold gives."""
+    """The highest precision that any threshold reaches."""
     return float(_precision_by_threshold(probabilities, right)[1].max())
 
 
@@ -93,7 +93,7 @@ def _best(probabilities: NDArray[np.float32], label_index: NDArray[np.int32]) ->
 def _precision_by_threshold(
     probabilities: NDArray[Any], right: NDArray[np.bool_]
 ) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The probabilities that occur, falling, and for each the precision of all rows with at least that one."""
+    """The distinct probabilities in falling order, and for each the precision of all rows with at least that probability."""
     order = np.argsort(-probabilities, kind="stable")
     values = probabilities[order]
     ends = np.flatnonzero(np.append(values[1:] != values[:-1], True))  # equal probabilities are kept together

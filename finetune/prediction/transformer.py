@@ -1,4 +1,4 @@
-"""A model as a stage of a Spark ML pipeline."""
+"""A model as a stage in a Spark ML pipeline."""
 
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -6,7 +6,7 @@ from pyspark import keyword_only
 from pyspark.ml import Transformer
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader, DefaultParamsWritable
 
 from featurize.errors import UsageError
 from finetune.prediction.udf import Kind, make_classifier
@@ -15,22 +15,44 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
 
-class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable[Any], DefaultParamsWritable):
-    """Adds the answers of a model to a column of images, or of features: a struct, as `predict_udf.register` says.
+_RENAMED = {"precision": "target_precision"}  # parameters by their names in Firn 0.1
 
-    A saved pipeline keeps how the model was asked for: with ``name@alias`` a loaded one takes the model that has the alias then.
+
+class _Reader(DefaultParamsReader[Any]):
+    """Loads a saved stage whose parameters may have the names that they had in Firn 0.1."""
+
+    def load(self, path: str) -> Any:
+        """The stage that was saved at `path`."""
+        metadata = DefaultParamsReader.loadMetadata(path, self.sc)
+        for kind in ("paramMap", "defaultParamMap"):
+            metadata[kind] = {_RENAMED.get(name, name): value for name, value in metadata[kind].items()}
+        stage = self.cls()
+        stage._resetUid(metadata["uid"])  # type: ignore[attr-defined]
+        DefaultParamsReader.getAndSetParams(stage, metadata)
+        return stage
+
+
+class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable[Any], DefaultParamsWritable):
+    """Adds a model's answers for a column of images or features, as a struct; see `udf.register`.
+
+    A saved pipeline stores the model's name: with ``name@alias``, a loaded one uses the model that has the alias at that time.
 
     Args:
-        model: a folder, the id of a run, or ``name@alias``.
-        inputCol: the bytes of image files, or features.
-        outputCol: the struct that is added.
+        model: A folder, the id of a run, or ``name@alias``.
+        inputCol: Column with the bytes of image files, or with features.
+        outputCol: Name of the struct column to add.
         of: "images" or "features".
-        precision: that is wanted of the labels; 0 gives every image a label.
+        target_precision: The required share of right labels among those given, in (0, 1]; 0 gives every image a label.
     """
 
     model = Param(Params._dummy(), "model", "a folder, the id of a run, or name@alias", TypeConverters.toString)
     of: "Param[str]" = Param(Params._dummy(), "of", "images or features", TypeConverters.toString)
-    precision = Param(Params._dummy(), "precision", "wanted of the labels; 0: all get one", TypeConverters.toFloat)
+    target_precision = Param(
+        Params._dummy(),
+        "target_precision",
+        "the share of right labels to reach; 0: every image gets a label",
+        TypeConverters.toFloat,
+    )
 
     @keyword_only
     def __init__(
@@ -40,15 +62,20 @@ class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReada
         inputCol: str = "content",  # noqa: N803 - the names of Spark ML
         outputCol: str = "prediction",  # noqa: N803
         of: str = "images",
-        precision: float = 0.0,
+        target_precision: float = 0.0,
     ) -> None:
         super().__init__()
-        self._setDefault(inputCol="content", outputCol="prediction", of="images", precision=0.0)
-        self._set(**self._input_kwargs)  # type: ignore[attr-defined]  # which `keyword_only` sets
+        self._setDefault(inputCol="content", outputCol="prediction", of="images", target_precision=0.0)
+        self._set(**self._input_kwargs)  # type: ignore[attr-defined]  # set by `keyword_only`
 
     def setParams(self, **given: Any) -> Self:  # noqa: N802 - the name of Spark ML
         """Sets parameters by name."""
         return self._set(**given)
+
+    @classmethod
+    def read(cls) -> "_Reader":
+        """What loads a saved stage, one that Firn 0.1 saved too."""
+        return _Reader(cls)
 
     def _transform(self, dataset: "DataFrame") -> "DataFrame":
         if not self.isDefined(self.model):
@@ -57,6 +84,6 @@ class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReada
             dataset.sparkSession,
             self.getOrDefault(self.model),
             of=cast("Kind", self.getOrDefault(self.of)),
-            precision=self.getOrDefault(self.precision) or None,
+            target_precision=self.getOrDefault(self.target_precision) or None,
         )
         return dataset.withColumn(self.getOutputCol(), classify(self.getInputCol()))

@@ -1,4 +1,4 @@
-"""A model as a function of Spark SQL: `SELECT classify(content) FROM images`."""
+"""A model as a Spark SQL function: `SELECT classify(content) FROM images`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
@@ -28,9 +28,9 @@ ANSWER_TYPE = (
     "label string, probability float, top_labels array<string>, top_probabilities array<float>, reason string, "
     "model_id string"
 )
-"""What the function returns, a struct: the columns of predictions."""
+"""The struct that the function returns; its fields are the columns of predictions."""
 _Input = NDArray[Any] | DecodeError
-_shipped: dict[tuple[Any, ...], ShippedModel] = {}  # of this driver: a backbone takes seconds to prepare
+_shipped: dict[tuple[Any, ...], ShippedModel] = {}  # kept by this driver, as a backbone takes seconds to prepare
 
 
 def register(
@@ -39,28 +39,31 @@ def register(
     model: str,
     *,
     of: Kind = "images",
-    precision: float | None = None,
+    target_precision: float | None = None,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Callable[..., Any]:
-    """Registers a model as a function of SQL, as in ``SELECT classify(content).label FROM images``.
+    """Registers a model as a SQL function, as in ``SELECT classify(content).label FROM images``.
 
-    It takes the bytes of an image file (or features: `of`) and returns a struct, `ANSWER_TYPE`. Of an image that cannot be read
-    all but `reason` and `model_id` is null. An alias is looked up once: register it again when it has moved.
+    It takes the bytes of an image file (or features, see `of`) and returns a struct, `ANSWER_TYPE`. For an image that cannot be
+    read, all fields but `reason` and `model_id` are null. An alias is looked up once: register again after it has moved.
 
     Args:
-        name: of the function.
-        model: a folder, the id of a run, or ``name@alias``.
-        of: "images", or "features": arrays of floats as feature sets have them, or the raw bytes of pixels.
-        precision: that is wanted of the labels; below the threshold that gives it on the validation split the label is null.
-        decode_timeout_s: seconds; an image that takes longer to decode gets no label.
+        name: Name of the function.
+        model: A folder, the id of a run, or ``name@alias``.
+        of: "images", or "features": arrays of floats as in feature sets, or the raw bytes of pixels.
+        target_precision: The required share of right labels: below the threshold that reaches it on the validation split,
+            `label` is null.
+        decode_timeout_s: Seconds; an image that takes longer to decode gets no label.
 
     Returns:
-        The function, for columns.
+        The function, to be applied to columns.
 
     Raises:
-        UsageError: no such model, or its backbone cannot be had as it was.
+        UsageError: There is no such model, or its backbone cannot be rebuilt identically.
     """
-    function = make_classifier(spark, model, of=of, precision=precision, decode_timeout_s=decode_timeout_s)
+    function = make_classifier(
+        spark, model, of=of, target_precision=target_precision, decode_timeout_s=decode_timeout_s
+    )
     registered: Callable[..., Any] = spark.udf.register(name, function)
     return registered
 
@@ -70,15 +73,15 @@ def make_classifier(
     model: str,
     *,
     of: Kind = "images",
-    precision: float | None = None,
+    target_precision: float | None = None,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Any:
-    """As `register`, without a name: a function of columns."""
+    """The function of `register`, not registered under a name: to be applied to columns."""
     from pyspark.sql.pandas.functions import pandas_udf
 
     if of not in ("images", "features"):
         raise UsageError(f"`of` must be images or features. Got {of!r}.")
-    shipped = _ship(spark, model, takes_images=of == "images", precision=precision)
+    shipped = _ship(spark, model, takes_images=of == "images", target_precision=target_precision)
 
     def classify(columns: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         return answer_columns(shipped, columns, decode_timeout_s=decode_timeout_s)
@@ -89,7 +92,7 @@ def make_classifier(
 def answer_columns(
     model: ShippedModel, columns: Iterator[pd.Series], *, decode_timeout_s: float
 ) -> Iterator[pd.DataFrame]:
-    """Worker side: the answers to all values of `columns`, in their order; decoded ahead, computed in the model's own batches."""
+    """The answers for all values of `columns`, in order; runs on a worker, decodes ahead, computes in the model's batch size."""
     threads = worker_threads()
     inputs = map_ahead(
         _loader(model, threads, decode_timeout_s),
@@ -107,7 +110,7 @@ def answer_columns(
 
 
 def _loader(model: ShippedModel, threads: int, decode_timeout_s: float) -> Callable[[Any], _Input]:
-    """What makes pixels of the bytes of an image, or features of a row of them, or says why it cannot."""
+    """A function that turns the bytes of an image into pixels, or a row into features, or returns why it cannot."""
     decoders = decoder_pool(threads, decode_timeout_s)
 
     def load(value: Any) -> _Input:
@@ -134,11 +137,12 @@ def _frame(model: ShippedModel, batch: Sequence[_Input], probabilities: NDArray[
     return pd.DataFrame(filled, columns=list(ANSWERS), dtype=object).assign(model_id=model.model_id)
 
 
-def _ship(spark: "SparkSession", model: str, *, takes_images: bool, precision: float | None) -> ShippedModel:
+def _ship(spark: "SparkSession", model: str, *, takes_images: bool, target_precision: float | None) -> ShippedModel:
     folder = resolve_model(model)
     card = read_folder(folder)
-    key = (spark.sparkContext.applicationId, card.model_id, card.network_sha256, takes_images, precision)
+    key = (spark.sparkContext.applicationId, card.model_id, card.network_sha256, takes_images, target_precision)
     if key not in _shipped:
-        threshold = choose_threshold(folder, card, precision=precision) if precision is not None else None
+        wanted = target_precision
+        threshold = None if wanted is None else choose_threshold(folder, card, target_precision=wanted)
         _shipped[key] = ship_model(spark, folder, card, takes_images=takes_images, threshold=threshold)
     return _shipped[key]

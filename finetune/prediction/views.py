@@ -1,8 +1,8 @@
-"""Publishing views on predictions: which model's are shown under the name of an alias, and as `latest`.
+"""Publishing views on predictions: which model's predictions an alias and `latest` show.
 
-The aliases are those of one registered model, read from the registry whenever predictions are made and by `finetune views`;
-without a registry they are set by hand. An alias that moves to a model which has predicted nothing here yet shows what it showed
-before, and whoever publishes views is told.
+The aliases are those of one registered model. They are read from the registry by every prediction run and by `finetune views`;
+without a registry they are set by hand. When an alias moves to a model that has not predicted anything here yet, its view stays
+as it was, and the publisher is warned.
 """
 
 from collections.abc import Mapping
@@ -35,19 +35,20 @@ def publish_views(
     registry: str | None = None,
     set_aliases: Mapping[str, str] = {},
 ) -> PublishedViews:
-    """Brings the views on the predictions at `output` up to date.
+    """Updates the views on the predictions at `output`.
 
-    All but `set_aliases` follows from the manifests and the registry: of two who do this at once it does not matter who is last.
+    All but `set_aliases` follows from the manifests and the registry, so concurrent calls may finish in any order.
 
     Args:
-        registered_model: whose aliases the views are to follow from now on; None: as before.
-        first_registered_model: whose they are to follow where they follow none yet.
-        registry: MLflow's tracking URI; default: that of the environment, or `sqlite:///runs/mlflow.db`.
-        set_aliases: the model of an alias, by `model_id`, where the views follow no registry.
+        registered_model: The registered model whose aliases the views follow from now on; None: as before.
+        first_registered_model: The registered model to follow if the views follow none yet.
+        registry: MLflow's tracking URI; default: the environment's, or `sqlite:///runs/mlflow.db`.
+        set_aliases: The `model_id` for each alias, for views that follow no registry.
 
     Raises:
-        UsageError: no predictions, no such registered model, or aliases set by hand where a registry has them.
-        JobError: the registry does not answer.
+        UsageError: There are no predictions, there is no such registered model, or aliases were set by hand although the views
+            follow a registry.
+        JobError: The registry does not answer.
     """
     before = read_views(output)
     name = registered_model or before.views.registered_model or first_registered_model
@@ -74,8 +75,8 @@ def aliases_of(name: str, registry: str | None = None) -> dict[str, str]:
     """The aliases of a registered model, each with the `model_id` of its version.
 
     Raises:
-        UsageError: there is no such registered model.
-        JobError: the registry does not answer.
+        UsageError: There is no such registered model.
+        JobError: The registry does not answer.
     """
     settings = registry_at(RegistrySettings(url=registry))
     client = open_registry(str(settings.url))

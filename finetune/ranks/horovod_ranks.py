@@ -1,13 +1,13 @@
-"""Ranks through Horovod: under `horovodrun`, or as tasks of a Spark job. It and `spark_ranks` alone import Horovod."""
+"""A rank of a Horovod job, in its own process: started by `horovodrun`, or in a task of Spark by `spark_ranks`."""
 
 import os
-import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import astuple
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 from featurize.backbones.backbone import set_threads
+from featurize.backbones.lean_keras import leave_out_keras_extras
 from featurize.console import warn
 from featurize.errors import FirnError, JobError, SharedError, first_line
 from finetune.ranks.communicator import Communicator, SingleRank
@@ -17,17 +17,14 @@ from finetune.ranks.hub_messages import Address, process_name
 from finetune.ranks.hub_process import HubProcess
 from finetune.ranks.rank_watch import Watch
 from finetune.ranks.shared_memory import CollectiveError, Place, SharedMemory
-from finetune.ranks.spark_ranks import SparkRanks
 
 if TYPE_CHECKING:
     import numpy as np
-    from pyspark import SparkContext
 
-Result = TypeVar("Result")
 TIMEOUT_S = 40.0
 _GLOO_LATER_S = 15.0  # Gloo gives up without naming a rank: later than the hub, which names it
-_PEER_GONE = "another rank is gone; its own output says why."
-_HUB = "FIRN_HUB"
+PEER_GONE = "another rank is gone; its own output says why."
+HUB_VARIABLE = "FIRN_HUB"
 _SHARED_MEMORY = "FIRN_SHARED_MEMORY"  # 0: ranks of one host use Horovod's collectives too
 # Horovod's threads talk that often, with nothing to do too, which at its own 1 ms takes a fifth of a core from each rank.
 _CYCLE_MS = "5"
@@ -101,7 +98,7 @@ def open_ranks(
     """The communicator of this process, its TensorFlow given the cores that are its share.
 
     When a rank dies, stalls or leaves by an error, the processes of all other ranks are ended, wherever they wait; the hub
-    (see `liveness`) tells the user which rank it was.
+    (see `finetune.ranks.hub`) tells the user which rank it was.
 
     Args:
         distributed: this process is a rank of several.
@@ -113,9 +110,11 @@ def open_ranks(
     """
     cores = len(os.sched_getaffinity(0))
     if not distributed:
-        set_threads(cores)
+        with suppress(RuntimeError):  # TensorFlow has begun to work here, as in a notebook: it keeps the threads it has
+            set_threads(cores)
         yield SingleRank()
         return
+    leave_out_keras_extras()
     with _watched(timeout_s, standstill_s) as watch:
         # Before TensorFlow, which takes long to import: a rank that does not get so far is missed.
         import horovod.tensorflow as hvd
@@ -131,7 +130,7 @@ def open_ranks(
             yield HorovodRanks(watch, memory)
         except (tf.errors.UnknownError, HorovodInternalError, CollectiveError) as error:  # as when a rank is gone
             watch.collective_failed(first_line(error))
-            raise JobError(_PEER_GONE) from error
+            raise JobError(PEER_GONE) from error
         except Exception as error:
             _tell_hub(error, watch)
             raise
@@ -148,8 +147,8 @@ def open_ranks(
 def _watched(timeout_s: float, standstill_s: float) -> Iterator[Watch]:
     """The watch of this rank, and for rank 0 of horovodrun the hub."""
     rank, hub = int(os.environ["HOROVOD_RANK"]), None
-    if _HUB in os.environ:
-        address = Address.parse(os.environ[_HUB])
+    if HUB_VARIABLE in os.environ:
+        address = Address.parse(os.environ[HUB_VARIABLE])
     elif rank == 0:
         host = own_host()
         hub = HubProcess(int(os.environ["HOROVOD_SIZE"]), timeout_s=timeout_s, standstill_s=standstill_s, host=host)
@@ -236,63 +235,3 @@ def _initialise(watch: Watch) -> None:
     except ValueError as error:  # as Horovod reports any failure here: it has written the cause to standard error
         watch.collective_failed(first_line(error))
         raise JobError(f"{process_name(f'rank {watch.rank}')}: {first_line(error)}") from error
-
-
-def run_on_spark(
-    work: Callable[[], Result],
-    num_proc: int,
-    *,
-    timeout_s: float = TIMEOUT_S,
-    standstill_s: float = STANDSTILL_S,
-    on_told: Callable[[dict[str, float]], None] | None = None,
-) -> Result:
-    """Runs `work` on `num_proc` ranks, each a task of a Spark job, and returns what rank 0 returns.
-
-    SIGTERM to this process is passed on to all ranks; how they end then is theirs to decide.
-
-    Args:
-        work: opens the ranks, with `open_ranks`, before anything else.
-        num_proc: how many ranks.
-        timeout_s: a rank that is not heard of for so long is stalled.
-        standstill_s: ranks that live and report nothing new for so long are stuck.
-        on_told: called with what ranks `tell`.
-
-    Raises:
-        JobError: a rank failed; the message is its own, or says which rank died or stalled.
-    """
-    from featurize.building.session import open_session
-
-    with open_session("firn fit", slots=num_proc) as session:
-        context = session.sparkContext
-        _give_ranks_py_files(context)
-        ranks = SparkRanks(context, num_proc, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
-        results = ranks.run(lambda hub: _reporting_errors(work, hub))
-    messages = [message for message, _ in results if message is not None]
-    if messages:
-        raise JobError(next((message for message in messages if message != _PEER_GONE), messages[0]))
-    return cast(Result, results[0][1])
-
-
-def _give_ranks_py_files(context: "SparkContext") -> None:
-    """Puts the files of `spark-submit --py-files` on the path of the ranks.
-
-    A rank is a process that a Spark task starts, and Spark puts these files on the path of its own Python workers only. They
-    lie in the working directory of every executor, which is that of the ranks too.
-    """
-    names = [posixpath.basename(path) for path in context.getConf().get("spark.submit.pyFiles", "").split(",") if path]
-    if names:
-        before = context.environment.get("PYTHONPATH")
-        context.environment["PYTHONPATH"] = os.pathsep.join([*names, before] if before else names)
-
-
-def _reporting_errors(work: Callable[[], Result], hub: Address) -> Callable[[], tuple[str | None, Result | None]]:
-    """`work`, returning the message of an error that Firn raised on purpose: raised, it would arrive as a trace."""
-
-    def wrapped() -> tuple[str | None, Result | None]:
-        os.environ[_HUB] = str(hub)
-        try:
-            return None, work()
-        except FirnError as error:
-            return str(error), None
-
-    return wrapped

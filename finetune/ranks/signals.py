@@ -1,20 +1,43 @@
-"""SIGTERM as a wish: a training ends after the epoch under way, with its checkpoint written."""
+"""Signals that ask a process to stop, which may finish first what it is doing."""
 
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import FrameType
+
+_DEFAULTS = {signal.SIGINT: signal.default_int_handler}
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """A function that tells whether this process has got SIGTERM; on Spark the driver hands its own on to the ranks."""
+def stop_on_signals(
+    *numbers: signal.Signals, second_ends: bool = False, on_signal: Callable[[int], None] | None = None
+) -> Iterator[Callable[[], bool]]:
+    """A function that tells whether this process has got one of the signals `numbers`, which do nothing else within the block.
+
+    Python handles signals in the main thread alone: in another thread nothing is changed, and the answer is always no.
+
+    Args:
+        numbers: such as `signal.SIGTERM`.
+        second_ends: after the first signal, any further one ends the process at once, as it would without the block.
+        on_signal: called with the number of each signal that arrives, in the main thread, between two of its instructions.
+    """
     received = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # the only one that may set a handler
+    if threading.current_thread() is not threading.main_thread():
         yield received.is_set
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: received.set())
+
+    def receive(number: int, _: FrameType | None) -> None:
+        received.set()
+        if second_ends:
+            for each in numbers:
+                signal.signal(each, _DEFAULTS.get(each, signal.SIG_DFL))
+        if on_signal is not None:
+            on_signal(number)
+
+    before = {number: signal.signal(number, receive) for number in numbers}
     try:
         yield received.is_set
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -1,33 +1,77 @@
-"""The driver's part of ranks that are tasks of a Spark job: Horovod's launcher, with an end to everything it waits for."""
+"""The driver's part of ranks that are tasks of a Spark job: starts them, hears of them, and ends what is left of them."""
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from featurize.errors import JobError, first_line
-from finetune.ranks.hub import Hub
-from finetune.ranks.hub_messages import Address, end_process, process_name
+from featurize.building.session import concurrent_tasks, open_session
+from featurize.errors import FirnError, JobError, first_line
+from finetune.ranks.background import run_in_background
+from finetune.ranks.horovod_ranks import HUB_VARIABLE, PEER_GONE, TIMEOUT_S
+from finetune.ranks.hub import STANDSTILL_S, Hub
+from finetune.ranks.hub_messages import Address, process_name
+from finetune.ranks.signals import stop_on_signals
+from finetune.ranks.spark_job import check_slots, count_running_tasks
+from finetune.ranks.spark_launch import NotStartedError, SparkLaunch
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark.sql import SparkSession
 
 Result = TypeVar("Result")
 _START_TIMEOUT_S = "50"  # for Spark to start all tasks
 # After a verdict: to end by themselves, by Horovod's abort (five seconds of it between SIGTERM and SIGKILL), by the end of the
 # Spark job. In all, with the timeout before them, less than a minute.
-_END_STEPS_S = (2.0, 10.0, 4.0)
+_BY_THEMSELVES_S, _ABORTED_S, _CANCELLED_S = 2.0, 10.0, 4.0
+
+
+def run_on_spark(
+    work: Callable[[], Result],
+    num_ranks: int,
+    *,
+    spark: "SparkSession | None" = None,
+    timeout_s: float = TIMEOUT_S,
+    standstill_s: float = STANDSTILL_S,
+    on_told: Callable[[dict[str, float]], None] | None = None,
+) -> Result:
+    """Runs `work` on `num_ranks` ranks, each a task of a Spark job, and returns what rank 0 returns.
+
+    SIGTERM to this process is passed on to all ranks; how they end then is theirs to decide.
+
+    Args:
+        work: opens the ranks, with `open_ranks`, before anything else.
+        num_ranks: how many ranks, each of which takes a free slot of the session.
+        spark: the session; it is not stopped, and no other jobs of it are touched. Default: the active one, or else one that is
+            made for these ranks and stopped after them.
+        timeout_s: a rank that is not heard of for so long is stalled.
+        standstill_s: ranks that live and report nothing new for so long are stuck.
+        on_told: called with what ranks `tell`.
+
+    Raises:
+        UsageError: the session never has so many slots.
+        JobError: a rank failed; the message is its own, or says which rank died or stalled. Or not all ranks were started.
+    """
+    with _session_for(spark, num_ranks) as session:
+        ranks = SparkRanks(session, num_ranks, timeout_s=timeout_s, standstill_s=standstill_s, on_told=on_told)
+        results = ranks.run(lambda hub: _reporting_errors(work, hub))
+    messages = [message for message, _ in results if message is not None]
+    if messages:
+        raise JobError(next((message for message in messages if message != PEER_GONE), messages[0]))
+    return cast(Result, results[0][1])
 
 
 class SparkRanks:
-    """A job of ranks on Spark. The hub is in this process, the driver; after its verdict whatever is left of the job is ended.
+    """Ranks in the free slots of a Spark session. The hub is in this process, the driver; after its verdict they are ended.
+
+    The session goes on as it was: only the job of these ranks is ever cancelled. Everything that may wait without end does so in
+    threads that this process need not wait for.
 
     Args:
-        context: of a session that is this job's own.
-        num_proc: how many ranks.
+        session: may have other jobs.
+        num_ranks: how many ranks.
         timeout_s: a rank that is not heard of for so long is stalled.
         standstill_s: ranks that live and report nothing new for so long are stuck.
         on_told: called with what ranks tell the driver.
@@ -35,107 +79,105 @@ class SparkRanks:
 
     def __init__(
         self,
-        context: "SparkContext",
-        num_proc: int,
+        session: "SparkSession",
+        num_ranks: int,
         *,
         timeout_s: float,
         standstill_s: float,
         on_told: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        self._context, self._num_proc = context, num_proc
-        self._abort = threading.Event()
-        self._finished = threading.Event()
-        self._spark_error: BaseException | None = None
-        name = process_name("the driver")
-        self._hub = Hub(
-            num_proc,
-            name=name,
-            timeout_s=timeout_s,
-            standstill_s=standstill_s,
-            on_verdict=self._on_verdict,
-            on_told=on_told,
-        )
+        self._session, self._num_ranks = session, num_ranks
+        self._timeout_s, self._standstill_s, self._on_told = timeout_s, standstill_s, on_told
+        self._to_see = threading.Event()  # that the launch has ended, or that there is a verdict
 
     def run(self, make_work: Callable[[Address], Callable[[], Result]]) -> list[Result]:
-        """Runs on each rank what `make_work` makes of the hub's address, and gives what each returns.
+        """Runs on each rank what `make_work` makes of the hub's address, and returns what each of them returns.
 
         Raises:
+            UsageError: the session never has so many slots.
             JobError: a rank or its task died, stalled or failed, or did not start.
         """
-        import horovod.spark
-        from horovod.runner.common.util.timeout import TimeoutException
+        from pyspark import InheritableThread
 
-        start_s = int(os.environ.get("HOROVOD_SPARK_START_TIMEOUT", _START_TIMEOUT_S))
-        address = self._hub.address(self._context.getConf().get("spark.driver.host", ""))
+        check_slots(self._session, self._num_ranks)
+        context = self._session.sparkContext
+        hub = Hub(
+            self._num_ranks,
+            name=process_name("the driver"),
+            timeout_s=self._timeout_s,
+            standstill_s=self._standstill_s,
+            on_verdict=lambda message, rank_says_it: self._to_see.set(),
+            on_told=self._on_told,
+        )
+        with hub, stop_on_signals(signal.SIGTERM, on_signal=hub.pass_on_signal):
+            address = hub.address(context.getConf().get("spark.driver.host", ""))
+            start_s = int(os.environ.get("HOROVOD_SPARK_START_TIMEOUT", _START_TIMEOUT_S))
+            launch = SparkLaunch(context, self._num_ranks, make_work(address), start_timeout_s=start_s)
+            # It inherits what the caller's thread has set, such as its scheduler pool and its job group: who cancels that group
+            # cancels the job of the ranks too.
+            launched = run_in_background(
+                lambda: launch.run(hub.expect_ranks), name="firn-launch", thread_class=InheritableThread
+            )
+            launched.add_done_callback(lambda _: self._to_see.set())
+            try:
+                return self._wait_for(launched, launch, hub)
+            except NotStartedError as error:
+                raise JobError(self._why_not_started(error.started, start_s)) from error
+            finally:
+                run_in_background(launch.close, name="firn-close")
+                launch.cancel(timeout_s=_CANCELLED_S)  # where it has not ended, as after Ctrl-C
+
+    def _wait_for(self, launched: "Future[list[Result]]", launch: "SparkLaunch[Result]", hub: Hub) -> list[Result]:
+        """The results, or the error that says best what has happened. Returns some seconds after a verdict, whatever hangs."""
+        self._to_see.wait()
+        if not _has_ended(launched, _BY_THEMSELVES_S):
+            launch.abort()
+            _has_ended(launched, _ABORTED_S)
+        error = launched.exception() if launched.done() else None
+        if launched.done() and error is None:  # the ranks say themselves what their errors were
+            return launched.result()
+        if hub.verdict is not None:
+            raise JobError(hub.verdict) from error
+        if isinstance(error, FirnError):
+            raise error
+        raise JobError(f"the ranks could not be started: {first_line(error)}") from error
+
+    def _why_not_started(self, started: int, start_s: int) -> str:
+        slots, ranks = concurrent_tasks(self._session), self._num_ranks
+        others = max(0, count_running_tasks(self._session.sparkContext) - started)
+        return (
+            f"{ranks} ranks need {ranks} Spark tasks that run at the same time, and {started} were started within {start_s} s: "
+            f"this session runs {slots} at a time, and other jobs have {others} of them. Wait for those jobs, take fewer ranks, "
+            "give the session more executors, or set HOROVOD_SPARK_START_TIMEOUT to wait longer."
+        )
+
+
+def _has_ended(future: "Future[Any]", timeout_s: float) -> bool:
+    """Whether it has a result or an error, `timeout_s` seconds from now at the latest."""
+    return not wait([future], timeout=timeout_s).not_done
+
+
+@contextmanager
+def _session_for(spark: "SparkSession | None", num_ranks: int) -> Iterator["SparkSession"]:
+    """The session that was given, or the active one, neither of which is stopped; or else one of these ranks' own."""
+    from pyspark.sql import SparkSession
+
+    session = spark or SparkSession.getActiveSession()
+    if session is not None:
+        yield session
+    else:
+        with open_session("firn fit", slots=num_ranks) as own:
+            yield own
+
+
+def _reporting_errors(work: Callable[[], Result], hub: Address) -> Callable[[], tuple[str | None, Result | None]]:
+    """`work`, returning the message of an error that Firn raised on purpose: raised, it would arrive as a trace."""
+
+    def wrapped() -> tuple[str | None, Result | None]:
+        os.environ[HUB_VARIABLE] = str(hub)
         try:
-            with self._hub, self._horovod_tamed():
-                results: list[Result] = horovod.spark.run(
-                    make_work(address),
-                    num_proc=self._num_proc,
-                    use_gloo=True,
-                    executable=self._context.pythonExec,  # the executors' Python: the driver's own path may not exist there
-                    start_timeout=start_s,
-                    stdout=sys.stderr,
-                    stderr=sys.stderr,
-                    verbose=0,
-                )
-        except TimeoutException as error:
-            raise JobError(
-                f"{self._num_proc} ranks are as many Spark tasks that run at a time, and Spark did not start all of them "
-                f"within {start_s} s. Give the job more executors, or set HOROVOD_SPARK_START_TIMEOUT to wait longer."
-            ) from error
-        except Exception as error:  # Horovod has no error of its own here, and says nothing of the cause
-            raise JobError(self._hub.verdict or self._what_failed(error)) from error
-        return results
+            return None, work()
+        except FirnError as error:
+            return str(error), None
 
-    def _what_failed(self, error: Exception) -> str:
-        cause = self._spark_error or error
-        lines = [line for line in str(cause).splitlines() if line.startswith(("Process name", "Exit code"))]
-        return f"a rank failed, and its output is above: {'; '.join(lines) or first_line(cause)}"
-
-    def _on_verdict(self, message: str, rank_says_it: bool) -> None:
-        threading.Thread(target=self._end_job, args=(message,), name="firn-end", daemon=True).start()
-
-    def _end_job(self, message: str) -> None:
-        """Ends the ranks and tasks that do not end by themselves, and in the end this process: no hang, ever."""
-        by_themselves_s, aborted_s, cancelled_s = _END_STEPS_S
-        if self._finished.wait(by_themselves_s):
-            return
-        self._abort.set()
-        if self._finished.wait(aborted_s):
-            return
-        self._context.cancelAllJobs()  # of this command's own session
-        if not self._finished.wait(cancelled_s):
-            end_process(message)
-
-    @contextmanager
-    def _horovod_tamed(self) -> Iterator[None]:
-        """Horovod's driver with an end that can be reached, signals that come through, and no trace of a job it cancels itself.
-
-        Horovod takes SIGINT and SIGTERM for itself when it launches the ranks, keeps them for ever, and kills the ranks five
-        seconds later. The event by which it does so is replaced by one that `_end_job` sets.
-        """
-        from horovod.runner import gloo_run
-
-        def launch_event() -> threading.Event:
-            self._hub.expect_ranks()
-            return self._abort
-
-        taken, hook, before = gloo_run.register_shutdown_event, threading.excepthook, signal.getsignal(signal.SIGTERM)
-        gloo_run.register_shutdown_event = launch_event
-        threading.excepthook = self._keep_spark_error
-        signal.signal(signal.SIGTERM, lambda number, _: self._hub.pass_on_signal(number))
-        try:
-            yield
-        finally:
-            self._finished.set()
-            signal.signal(signal.SIGTERM, before)
-            threading.excepthook = hook
-            gloo_run.register_shutdown_event = taken
-
-    def _keep_spark_error(self, arguments: "threading.ExceptHookArgs") -> None:
-        """The thread that waits for the Spark job fails when the job does, for which there is a better message."""
-        if arguments.thread is not None and "run_spark" in arguments.thread.name:
-            self._spark_error = arguments.exc_value
-        else:
-            threading.__excepthook__(arguments)
+    return wrapped

@@ -1,7 +1,7 @@
-"""The registry: where MLflow keeps what was trained and evaluated, and how models are found there.
+"""The registry: where MLflow records trainings and evaluations, and where models are found.
 
 It is used where a recipe has the table `[registry]`, or where the environment variable MLFLOW_TRACKING_URI is set. MLflow is
-imported inside the functions, and only through its client: nothing here changes the state that MLflow keeps for a process.
+imported inside the functions, and used only through its client: nothing here changes the process's MLflow state.
 """
 
 import fcntl
@@ -40,20 +40,20 @@ def used_registry(settings: RegistrySettings | None) -> RegistrySettings | None:
 
 
 def registry_at(settings: RegistrySettings) -> RegistrySettings:
-    """`settings` with its URL, or else that of the environment, or else the default, which means the same anywhere."""
+    """`settings` with an absolute URL: their own, or else the environment's, or else the default."""
     return settings.model_copy(update={"url": absolute_registry(settings.url or os.environ.get(ENVIRONMENT))})
 
 
 def absolute_registry(url: str | None) -> str:
-    """An MLflow tracking URI that means the same in any working directory; None is the default."""
+    """An MLflow tracking URI that does not depend on the working directory; None means the default."""
     url = url or DEFAULT_URL
     if url.startswith(_SQLITE):
-        return _SQLITE + os.path.abspath(url.removeprefix(_SQLITE))  # noqa: PTH100 - links are left alone
+        return _SQLITE + os.path.abspath(url.removeprefix(_SQLITE))  # noqa: PTH100 - links must not be resolved
     return url
 
 
 def shown(url: str | None) -> str:
-    """`url` as it may be shown and kept: without the password of a database."""
+    """`url` in a form to show and to store: without the password of a database."""
     password = urlsplit(url or "").password
     return (url or "").replace(f":{password}@", ":***@") if password else url or ""
 
@@ -62,11 +62,12 @@ def open_registry(url: str, *, create: bool = False) -> "MlflowClient":
     """A client of the registry at the absolute `url`.
 
     Args:
-        create: an SQLite file that is not there is made.
+        url: MLflow's tracking URI.
+        create: Whether to make an SQLite file that does not exist.
 
     Raises:
-        UsageError: there is no such SQLite file.
-        JobError: nobody answers at the URL.
+        UsageError: There is no such SQLite file.
+        JobError: The URL does not answer.
     """
     if url.startswith(_SQLITE):
         file = Path(url.removeprefix(_SQLITE))
@@ -74,17 +75,17 @@ def open_registry(url: str, *, create: bool = False) -> "MlflowClient":
             file.parent.mkdir(parents=True, exist_ok=True)
         elif not file.is_file():
             raise UsageError(
-                f"there is no registry {url}. Name one by the environment variable {ENVIRONMENT}, or log a model: "
-                "`finetune fit` of a recipe with the table [registry]."
+                f"there is no registry {url}. Name one with the environment variable {ENVIRONMENT}, or log a model: "
+                "run `finetune fit` on a recipe with the table [registry]."
             )
     else:
         _check_reachable(url)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reports to its makers by default
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # by default MLflow reports usage to its makers
     with _one_maker(url), registry_errors(url):
         from mlflow import MlflowClient
 
         for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # or the making of a database is told line by line
+            logging.getLogger(name).setLevel(logging.WARNING)  # or every step of making a database is logged
         client = MlflowClient(tracking_uri=url, registry_uri=os.environ.get("MLFLOW_REGISTRY_URI") or url)
         client.search_experiments(max_results=1)  # makes the tables
     return client
@@ -92,22 +93,22 @@ def open_registry(url: str, *, create: bool = False) -> "MlflowClient":
 
 @contextmanager
 def _one_maker(url: str) -> Iterator[None]:
-    """Lets one process at a time make the tables of an SQLite file: MLflow lets two begin, and the second fails."""
+    """Lets one process at a time make the tables of an SQLite file: if two begin, MLflow fails in the second."""
     if not url.startswith(_SQLITE) or not os.access(Path(url.removeprefix(_SQLITE)).parent, os.W_OK):
         yield
         return
     with open(f"{url.removeprefix(_SQLITE)}.lock", "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # given back when the file is closed
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
         yield
 
 
 @contextmanager
 def registry_errors(url: str) -> Iterator[None]:
-    """Makes Firn's errors of MLflow's: UsageError of what the caller named wrongly, JobError of all else.
+    """Turns MLflow's errors into Firn's: UsageError where the caller named something wrongly, JobError for all others.
 
     Raises:
-        UsageError: MLflow says that the call is wrong, or that there is no such thing.
-        JobError: the registry cannot be reached, read or written.
+        UsageError: MLflow says that the call is invalid, or that the named thing does not exist.
+        JobError: The registry cannot be reached, read or written.
     """
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -117,15 +118,15 @@ def registry_errors(url: str) -> Iterator[None]:
     except MlflowException as error:
         kind = UsageError if error.error_code in _WRONG_CALLS else JobError
         raise kind(f"the registry {shown(url)}: {first_line(error)}") from error
-    except (SQLAlchemyError, OSError) as error:  # OSError: of `requests` too
+    except (SQLAlchemyError, OSError) as error:  # `requests` raises OSError
         raise JobError(f"the registry {shown(url)} cannot be used: {first_line(error)}") from error
 
 
 def find_experiment(client: "MlflowClient", settings: RegistrySettings) -> str:
-    """The id of the experiment that `settings` name; it is made where it is missing.
+    """The id of the experiment that `settings` name; made where it is missing.
 
     Raises:
-        UsageError: it was deleted.
+        UsageError: It was deleted.
     """
     from mlflow.exceptions import MlflowException
 
@@ -136,7 +137,7 @@ def find_experiment(client: "MlflowClient", settings: RegistrySettings) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        found = client.get_experiment_by_name(settings.experiment)  # another process has made it meanwhile
+        found = client.get_experiment_by_name(settings.experiment)  # another process made it in the meantime
     if found is None or found.lifecycle_stage != "active":
         raise UsageError(
             f"`registry.experiment`: {settings.experiment!r} was deleted from {shown(settings.url)}. "
@@ -146,7 +147,7 @@ def find_experiment(client: "MlflowClient", settings: RegistrySettings) -> str:
 
 
 def search_runs(client: "MlflowClient", experiment_ids: list[str], filter_string: str = "") -> "list[Run]":
-    """All runs of Firn's in these experiments that pass the filter, the oldest first."""
+    """All of Firn's runs in these experiments that pass the filter, oldest first."""
     condition = f"tags.`{MODEL_ID_TAG}` LIKE '%'"
     runs, token = list["Run"](), None
     while True:
@@ -164,9 +165,9 @@ def search_runs(client: "MlflowClient", experiment_ids: list[str], filter_string
 
 
 def find_run(client: "MlflowClient", experiment_ids: list[str], model_id: str) -> "Run | None":
-    """The run of a model: the first, for anybody who looks."""
+    """The run of a model; of several the oldest, so that all callers agree."""
     runs = search_runs(client, experiment_ids, f"tags.`{MODEL_ID_TAG}` = '{model_id}'")
-    return client.get_run(runs[0].info.run_id) if runs else None  # what is found by a search lacks inputs and outputs
+    return client.get_run(runs[0].info.run_id) if runs else None  # a run from a search lacks inputs and outputs
 
 
 def all_experiments(client: "MlflowClient") -> dict[str, str]:
@@ -181,7 +182,7 @@ def all_experiments(client: "MlflowClient") -> dict[str, str]:
 
 
 def registered_aliases(client: "MlflowClient") -> dict[str, dict[str, str]]:
-    """The registered models, each with its aliases and the versions that these are of."""
+    """The registered models, each with its aliases and their versions."""
     found, token = dict[str, dict[str, str]](), None
     while True:
         page = client.search_registered_models(max_results=100, page_token=token)
@@ -192,7 +193,7 @@ def registered_aliases(client: "MlflowClient") -> dict[str, dict[str, str]]:
 
 
 def _artifacts(settings: RegistrySettings) -> str | None:
-    """Where the files of an experiment go; None: the server knows."""
+    """URL of the folder for an experiment's files; None: the server decides."""
     url, name = str(settings.url), quote(settings.experiment, safe=" ")
     if settings.artifacts is not None:
         folder = settings.artifacts if "://" in settings.artifacts else Path(settings.artifacts).absolute().as_uri()
@@ -203,7 +204,7 @@ def _artifacts(settings: RegistrySettings) -> str | None:
 
 
 def _check_reachable(url: str) -> None:
-    """Fails at once where MLflow's client would go on trying for minutes."""
+    """Fails at once where MLflow's client would retry for minutes."""
     parts: Any = urlsplit(url)
     kind = parts.scheme.partition("+")[0]
     if not parts.hostname or kind not in _PORTS:
@@ -213,6 +214,6 @@ def _check_reachable(url: str) -> None:
         socket.create_connection((parts.hostname, port), timeout=_CONNECT_TIMEOUT_S).close()
     except OSError as error:
         raise JobError(
-            f"the registry {shown(url)} cannot be reached: nobody answers at {parts.hostname}:{port}: "
+            f"the registry {shown(url)} cannot be reached: no answer from {parts.hostname}:{port}: "
             f"{error.strerror or error}."
         ) from error

@@ -1,4 +1,4 @@
-"""Logs a trained model and its evaluations to MLflow. Whatever is there already is left: to log again logs what is missing."""
+"""Logs a trained model and its evaluations to MLflow. What is there already stays: logging again adds what is missing."""
 
 import os
 import time
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RECORD_NAME = "registry.json"  # in the folder of a model: where it was logged
+RECORD_NAME = "registry.json"  # in a model's folder: where the model was logged
 FEATURES_TAG = "firn.features_url"
 _LOGGED_TAG = "firn.logged_at"
-_PATIENCE_S = 300.0  # for another process that logs the same model
+_PATIENCE_S = 300.0  # longest wait for another process that logs the same model
 _POLL_S = 0.5
 
 
 @dataclass(frozen=True)
 class LoggedModel:
-    """Where a model was logged.
+    """The place where a model was logged.
 
     Attributes:
-        url: of the registry, as it may be shown.
-        is_new: whether this call has made the run.
-        version: of the registered model, if the settings name one.
-        notice: what a reader should know, such as that the model takes no images.
+        url: URL of the registry, without a password.
+        is_new: Whether this call made the run.
+        version: Version of the registered model, if the settings name one.
+        notice: A remark for the user, such as that the model takes no images.
     """
 
     url: str
@@ -59,20 +59,20 @@ class LoggedModel:
 
 
 def log_fit(model_url: str, settings: RegistrySettings | None) -> LoggedModel | None:
-    """Logs the model at `model_url`, its history, plots and evaluations, if a registry is named; rank 0 alone calls it.
+    """Logs the model at `model_url` with its history, plots and evaluations, if a registry is named; only rank 0 calls it.
 
     Raises:
-        JobError: it could not be logged. The model is where it was, and the same call logs what is missing.
+        JobError: It could not be logged. The model stays in its folder, and the same call logs what is missing.
     """
     registry = used_registry(settings)
     return None if registry is None else _log(model_url, registry, what="finetune fit")
 
 
 def log_evaluation(model_url: str, evaluation: Mapping[str, Any]) -> LoggedModel | None:
-    """Logs what `evaluate_model` returned: where the model was logged, or else to the registry of the environment, if any.
+    """Logs the result of `evaluate_model` to the registry that has the model, or else to the environment's, if any.
 
     Raises:
-        JobError: it could not be logged. The evaluation is where it was written.
+        JobError: It could not be logged. The evaluation stays where it was written.
     """
     registry = registry_of_model(model_url)
     return None if registry is None else _log(model_url, registry, evaluation=evaluation, what="finetune evaluate")
@@ -82,13 +82,13 @@ def log_to(model_url: str, registry: RegistrySettings) -> LoggedModel:
     """Logs the model at `model_url` to this registry.
 
     Raises:
-        JobError: it could not be logged.
+        JobError: It could not be logged.
     """
     return _log(model_url, registry, what="finetune models promote")
 
 
 def is_logged(model_url: str, registry: RegistrySettings, *, model_id: str) -> bool:
-    """Whether the folder of a model says that it was logged to this registry, which is not asked."""
+    """Whether a model's folder says that it was logged to this registry; the registry itself is not contacted."""
     try:
         record = storage.read_json(storage.join_url(model_url, RECORD_NAME))
     except (FileNotFoundError, ValueError):
@@ -98,14 +98,14 @@ def is_logged(model_url: str, registry: RegistrySettings, *, model_id: str) -> b
 
 
 def registry_of_model(model_url: str) -> RegistrySettings | None:
-    """Where the model was logged, or else the registry of the environment, if any."""
+    """The registry that has the model, or else the environment's, if any."""
     try:
         record = storage.read_json(storage.join_url(model_url, RECORD_NAME))
         known = {key: record[key] for key in ("url", "experiment", "name", "backbone")}
         settings = RegistrySettings.model_validate(known)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # none, or a damaged one
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no record, or a damaged one
         return used_registry(None)
-    is_known = settings.url is not None or os.environ.get(ENVIRONMENT)  # a URL with a password is not kept
+    is_known = settings.url is not None or os.environ.get(ENVIRONMENT)  # a URL with a password is not recorded
     return used_registry(settings) if is_known else None
 
 
@@ -119,8 +119,8 @@ def _log(
             return _log_model(client, url, registry, evaluation)
     except (FirnError, OSError) as error:
         raise JobError(
-            f"{url} is published; logging it to the registry {shown(registry.url)} failed: {str(error).rstrip('.')}. "
-            f"The same `{what}` again logs what is missing."
+            f"{url} is published, but logging it to the registry {shown(registry.url)} failed: {str(error).rstrip('.')}. "
+            f"Run `{what}` again to log what is missing."
         ) from error
 
 
@@ -138,7 +138,7 @@ def _log_model(
         write_files(client, run_id, card, url)
         notice = write_network(client, run, card, url, registry)
     is_moved = run.data.tags.get(MODEL_URL_TAG) != url
-    if is_moved and evaluation is None:  # what is evaluated may be a copy
+    if is_moved and evaluation is None:  # an evaluated model may be a copy
         client.set_tag(run_id, MODEL_URL_TAG, url)
     evaluations = [found for found in read_evaluations(url).values() if found["model_id"] == card.model_id]
     for found in (*evaluations, *([evaluation] if evaluation is not None else [])):
@@ -154,9 +154,10 @@ def _log_model(
 def _find_or_create_run(
     client: "MlflowClient", registry: RegistrySettings, card: ModelCard, url: str
 ) -> tuple["Run", bool]:
-    """The one run of a model, and whether this call has made it.
+    """The one run of a model, and whether this call made it.
 
-    Nothing in MLflow is unique but what it names itself. So two who make a run at once both look again, and agree on the first.
+    MLflow guarantees uniqueness only for ids that it makes itself. So two processes that make a run at once both look again and
+    agree on the first.
     """
     experiment = find_experiment(client, registry)
     if (run := find_run(client, [experiment], card.model_id)) is not None:
@@ -179,7 +180,7 @@ def _find_or_create_run(
 
 
 def _wait_for(client: "MlflowClient", run: "Run") -> "Run":
-    """The run of another process once it is logged; as it is, if that takes longer than it may."""
+    """The run of another process once it is complete; as it is, if that takes too long."""
     deadline = time.monotonic() + _PATIENCE_S
     while _LOGGED_TAG not in run.data.tags and time.monotonic() < deadline:
         time.sleep(_POLL_S)
@@ -189,10 +190,10 @@ def _wait_for(client: "MlflowClient", run: "Run") -> "Run":
 
 @contextmanager
 def _one_at_a_time(url: str) -> Iterator[None]:
-    """Holds the claim on the folder of a model, so that nobody replaces it, and waits for another who logs it.
+    """Holds the claim on a model's folder, so that nobody replaces it; waits for another process that logs the model.
 
     Raises:
-        JobError: the other takes too long.
+        JobError: The other process takes too long.
     """
     deadline = time.monotonic() + _PATIENCE_S
     with ExitStack() as held:
@@ -208,7 +209,7 @@ def _one_at_a_time(url: str) -> Iterator[None]:
 
 
 def write_record(url: str, registry: RegistrySettings, *, model_id: str, run_id: str) -> None:
-    """Writes where the model was logged, so that its evaluations go there too; never the password of a database."""
+    """Records where the model was logged, so that its evaluations go there too; never records a database password."""
     record = {**_record_of(registry, model_id=model_id), "run_id": run_id}
     record_url = storage.join_url(url, RECORD_NAME)
     if not storage.exists(record_url) or storage.read_json(record_url) != record:

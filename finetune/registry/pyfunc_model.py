@@ -1,6 +1,6 @@
-"""A trained model as MLflow loads it: images in, labels and probabilities out. `registry.pyfunc_saving` writes what this reads.
+"""A trained model as MLflow loads it: images in, labels and probabilities out. `registry.pyfunc_saving` writes what it reads.
 
-It decodes by `decoding.decode`, computes features by `backbones.backbone` and predicts as `finetune evaluate` does. MLflow
+It decodes with `decoding.decode`, computes features with `backbones.backbone` and predicts as `finetune evaluate` does. MLflow
 calls `_load_pyfunc` by its name; nothing is unpickled.
 """
 
@@ -8,9 +8,10 @@ import base64
 import binascii
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,13 @@ from featurize.decoding.decode import DecodeError, decode_image
 from finetune.models.folder import load_model
 from finetune.networks.forward import predict_probabilities
 
-IMAGE, FEATURES = "image", "features"  # the columns that a model takes: one of them
+IMAGE, FEATURES = "image", "features"  # the columns that a model can take; it takes one of them
 OUTPUTS = ("label", "probability", "probabilities", "error")
 MODEL_FOLDER = "model"
 BACKBONE_FOLDER = "backbone"
 BACKBONE_FILE = "backbone.keras"
 BACKBONE_CARD = "backbone.json"
-_BATCH = 32  # images in one forward pass; all that are decoded at a time
+_BATCH = 32  # images in one forward pass, and decoded at a time
 _THREADS = min(4, os.cpu_count() or 1)
 
 
@@ -39,11 +40,11 @@ class Classifier:
     """A model that MLflow has loaded.
 
     Attributes:
-        classes: the labels, by index.
-        network: from features or pixels to probabilities.
-        spec: what images are decoded to; None where there is no backbone and the model takes features alone.
-        forward: from images to what `network` takes; of `pixels`, nothing is done to them.
-        feature_dim: numbers in a row of features.
+        classes: The class labels, in the order of `label_index`.
+        network: The network from features or pixels to probabilities.
+        spec: How images are decoded; None where there is no backbone and the model takes only features.
+        forward: The function from images to the inputs of `network`; for `pixels` it changes nothing.
+        feature_dim: Number of values in a row of features.
     """
 
     classes: list[str]
@@ -53,19 +54,19 @@ class Classifier:
     feature_dim: int
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Labels and probabilities of images or of features.
+        """Labels and probabilities for images or features.
 
         Args:
-            model_input: a DataFrame with the column `image`, which holds the bytes of files or their base64 text, or `features`,
-                lists of numbers.
-            params: there are none; MLflow passes them.
+            model_input: A DataFrame with the column `image`, the bytes of image files or their base64 text, or with the column
+                `features`, lists of numbers.
+            params: Unused; MLflow passes it.
 
         Returns:
-            A row for each of the input, with its index: `label`; `probability`, that of the label; `probabilities`, a dict from
-            every label; `error`, empty, or why an image cannot be read, and then `label` and `probabilities` are empty.
+            A row for each input row, with its index: `label`; `probability` of that label; `probabilities`, a dict with all
+            labels; `error`, empty, or why an image cannot be read, in which case `label` and `probabilities` are empty.
 
         Raises:
-            MlflowException: there is no such column, or features have another length. A server answers with status 400.
+            MlflowException: There is no such column, or features have another length. A server answers with status 400.
         """
         frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
         name, values = _column_of(frame)
@@ -77,28 +78,40 @@ class Classifier:
         rows = list(self._of_images(values) if name == IMAGE else self._of_features(values))
         return pd.DataFrame(rows, columns=list(OUTPUTS), index=frame.index)
 
-    def _of_images(self, contents: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The rows of the answer for images, which are decoded a batch at a time."""
+    def probabilities_of(
+        self, images: Sequence[Any], *, read: Callable[[Any], bytes]
+    ) -> Iterator[NDArray[np.float32] | DecodeError]:
+        """The probabilities of all classes for each image, ``float32 (n_classes,)``, or why the image cannot be read.
+
+        Args:
+            images: they are decoded a batch at a time.
+            read: gives the bytes of the file of one of them; may raise a `DecodeError`.
+        """
         if self.spec is None or self.forward is None:
             return
         with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(contents), _BATCH):
-                decoded = list(pool.map(self._decode, contents[start : start + _BATCH]))
-                images = [image for image in decoded if not isinstance(image, DecodeError)]
-                found = iter(self._predict(self.forward(np.stack(images))) if images else ())
-                yield from (_failed(image) if isinstance(image, DecodeError) else next(found) for image in decoded)
+            for start in range(0, len(images), _BATCH):
+                decoded = list(pool.map(partial(self._decode, read), images[start : start + _BATCH]))
+                pixels = [image for image in decoded if not isinstance(image, DecodeError)]
+                found = iter(predict_probabilities(self.network, self.forward(np.stack(pixels))) if pixels else ())
+                yield from (image if isinstance(image, DecodeError) else next(found) for image in decoded)
 
-    def _decode(self, content: Any) -> NDArray[np.uint8] | DecodeError:
+    def _of_images(self, contents: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+        """The rows of the answer for images."""
+        for found in self.probabilities_of(contents, read=_bytes_of):
+            yield _failed(found) if isinstance(found, DecodeError) else self._answer(found)
+
+    def _decode(self, read: Callable[[Any], bytes], image: Any) -> NDArray[np.uint8] | DecodeError:
         if self.spec is None:
             return DecodeError("there is no backbone")
         try:
             size = {"height": self.spec.height, "width": self.spec.width, "channels": self.spec.channels}
-            return decode_image(_bytes_of(content), **size)
+            return decode_image(read(image), **size)
         except DecodeError as error:
             return error
 
     def _of_features(self, values: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-        """The rows of the answer for features."""
+        """The answer rows for features."""
         if self.spec is not None and self.spec.is_pixels:
             raise _wrong_input(f"this model takes images, in the column {IMAGE!r}.")
         try:
@@ -107,16 +120,16 @@ class Classifier:
             raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers: {error}.") from error
         if len(rows) and rows.shape[1:] != (self.feature_dim,):
             raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers. Got {rows.shape[-1]}.")
-        yield from self._predict(rows) if len(rows) else ()
+        yield from (self._answer(row) for row in predict_probabilities(self.network, rows)) if len(rows) else ()
 
-    def _predict(self, features: NDArray[Any]) -> Iterator[tuple[Any, ...]]:
-        for row in predict_probabilities(self.network, features).astype(float):
-            best = int(row.argmax())
-            yield self.classes[best], float(row[best]), dict(zip(self.classes, row.tolist(), strict=True)), ""
+    def _answer(self, probabilities: NDArray[np.float32]) -> tuple[Any, ...]:
+        row = probabilities.astype(float)
+        best = int(row.argmax())
+        return self.classes[best], float(row[best]), dict(zip(self.classes, row.tolist(), strict=True)), ""
 
 
 def _load_pyfunc(path: str) -> Classifier:
-    """What MLflow calls to load the model whose data are in the local folder `path`."""
+    """Loads the model whose data are in the local folder `path`; called by MLflow."""
     folder = Path(path)
     network, card = load_model(str(folder / MODEL_FOLDER))
     spec, forward = None, None
@@ -131,9 +144,9 @@ def _load_pyfunc(path: str) -> Classifier:
 
 
 def _column_of(frame: pd.DataFrame) -> tuple[str, list[Any]]:
-    """Whether `frame` holds images or features, and which."""
+    """The column that `frame` has, images or features, and its values."""
     names = [name for name in (IMAGE, FEATURES) if name in frame]
-    # A column that is all missing was put in by MLflow, for one that may be left out; if both are, nothing was given.
+    # MLflow fills an optional column that was not given with missing values; if both are all missing, nothing was given.
     for name in [name for name in names if not frame[name].isna().all()] or names:
         return name, frame[name].tolist()
     raise _wrong_input(
@@ -154,7 +167,7 @@ def _bytes_of(content: Any) -> bytes:
 
 
 def _failed(error: DecodeError) -> tuple[Any, ...]:
-    return "", 0.0, {}, str(error)  # not None: MLflow's function for Spark would make the text "None" of it
+    return "", 0.0, {}, str(error)  # not None, which MLflow's Spark function would turn into the text "None"
 
 
 def _wrong_input(message: str) -> Exception:

@@ -1,4 +1,4 @@
-"""Writes a trained model as a standard MLflow model, which holds all that is needed to classify images."""
+"""Writes a trained model as a standard MLflow model with everything needed to classify images."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from finetune.registry.pyfunc_model import (
     MODEL_FOLDER,
 )
 
-DATA_FOLDER = "firn"  # in the folder `data` of the MLflow model
+DATA_FOLDER = "firn"  # inside the folder `data` of the MLflow model
 _NEEDED = (
     "mlflow",
     "tensorflow-cpu",
@@ -42,20 +42,22 @@ _NEEDED = (
 def save_pyfunc(
     model_url: str, card: ModelCard, folder: str | Path, *, with_backbone: bool = True, **ids: Any
 ) -> str | None:
-    """Writes the model at `model_url` to the local `folder`, which must be empty or missing, as MLflow has it.
+    """Writes the model at `model_url` to the local `folder`, which must be empty or missing, in MLflow's format.
 
-    A head on features comes with its backbone, if that can be had as it was; if not, it takes features.
+    A head on features is saved with its backbone if that can be rebuilt identically; otherwise the saved model takes features.
 
     Args:
-        card: that of the model.
-        with_backbone: whether a head comes with its backbone at all.
-        ids: what `mlflow.models.Model` is to say of run and model.
+        model_url: URL of the model's folder.
+        card: The model's description.
+        folder: Local path.
+        with_backbone: Whether to save a head with its backbone.
+        ids: Further arguments of `mlflow.models.Model` about run and model.
 
     Returns:
-        Why the model takes features though images were wanted; None where it takes images or was not to.
+        Why the model takes features although images were requested; None where it takes images or was not meant to.
 
     Raises:
-        JobError: the model cannot be read.
+        JobError: The model cannot be read.
     """
     import mlflow.pyfunc
     from mlflow.models import Model
@@ -72,7 +74,9 @@ def save_pyfunc(
             except (FirnError, OSError) as error:
                 missing = str(error)
         takes_images = (data / BACKBONE_FOLDER / BACKBONE_CARD).exists()
-        logging.getLogger("mlflow.utils.environment").setLevel(logging.ERROR)  # it misses pip, which uv does without
+        logging.getLogger("mlflow.utils.environment").setLevel(
+            logging.ERROR
+        )  # it warns that pip is missing, as with uv
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*input example", category=UserWarning)
             mlflow.pyfunc.save_model(
@@ -93,7 +97,7 @@ def save_pyfunc(
 
 
 def _write_backbone(card: ModelCard, folder: Path) -> None:
-    """Writes what makes features of images: the cut backbone, or the size of the pixels."""
+    """Writes what turns images into features: the cut backbone, or the size of the pixels."""
     with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
         prepared = prepare_model_backbone(card, temporary).prepared
         if prepared.path is not None:
@@ -103,7 +107,7 @@ def _write_backbone(card: ModelCard, folder: Path) -> None:
 
 
 def _write_spec(folder: Path, spec: dict[str, Any], *, sha256: str | None) -> None:
-    """Written last: without it there is no backbone."""
+    """Writes the backbone's description, last: without it there is no backbone."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / BACKBONE_CARD).write_text(json.dumps({"spec": spec, "sha256": sha256}, indent=2), encoding="utf-8")
 
@@ -114,7 +118,7 @@ def _signature(*, takes_images: bool, is_head: bool) -> Any:
     from mlflow.types.schema import AnyType, Array, Map
 
     image = ColSpec(DataType.binary, IMAGE, required=not is_head)
-    # Of any type beside images: MLflow's function for Spark fills the column that it is not given with NaN, which is no list.
+    # Of any type if images are allowed: MLflow's Spark function fills the column that is not given with NaN, which is no list.
     kind = AnyType() if takes_images else Array(DataType.double)  # type: ignore[no-untyped-call]
     features = ColSpec(kind, FEATURES, required=not takes_images)
     outputs: list[Any] = [
@@ -128,17 +132,17 @@ def _signature(*, takes_images: bool, is_head: bool) -> Any:
 
 
 def _own_code() -> list[str] | None:
-    """Firn's own packages, which the model brings along; None where they lie in a zip, as with `spark-submit --py-files`."""
+    """Firn's own packages, which are saved with the model; None where they are in a zip, as with `spark-submit --py-files`."""
     folders = [Path(package.__path__[0]) for package in (featurize, finetune)]
     return [str(folder) for folder in folders] if all(folder.is_dir() for folder in folders) else None
 
 
 def _requirements() -> list[str]:
-    """What `finetune.registry.pyfunc_model` needs, at the versions of this process."""
+    """The packages that `finetune.registry.pyfunc_model` needs, at the versions of this process."""
     found = []
     for name in _NEEDED:
         try:
             found.append(f"{name}=={version(name)}")
-        except PackageNotFoundError:  # TensorFlow comes under two names
+        except PackageNotFoundError:  # TensorFlow is distributed under two names
             continue
     return found

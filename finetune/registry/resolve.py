@@ -1,4 +1,4 @@
-"""Models by name: wherever a MODEL is named, a folder, the id of a run, or `name@alias` of a registered model will do."""
+"""Models by name: a folder, the id of a run, or `name@alias` of a registered model."""
 
 import os
 import re
@@ -32,23 +32,24 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
-_MODEL_OF_PYFUNC = f"data/{DATA_FOLDER}/{MODEL_FOLDER}"  # where the folder of the model is in the logged one
+_MODEL_OF_PYFUNC = f"data/{DATA_FOLDER}/{MODEL_FOLDER}"  # the model's folder inside the logged model
 
 
 def resolve_model(text: str, *, registry: str | None = None) -> str:
     """The folder of the model that `text` names: a folder, the id of a run, or `name@alias`.
 
-    A run whose folder is gone, or holds another model by now, is had from the registry: a copy is made under the user's cache.
+    If a run's folder is gone, or holds another model now, the model is copied from the registry into the user's cache.
 
     Args:
-        registry: an MLflow tracking URI; default: that of the environment, or `sqlite:///runs/mlflow.db`.
+        text: The model's name.
+        registry: MLflow's tracking URI; default: the environment's, or `sqlite:///runs/mlflow.db`.
 
     Returns:
-        The URL of a folder with a model; `text` as it is where it is a path, whether a model is there or not.
+        The URL of a folder with a model; `text` unchanged where it is a path, whether there is a model or not.
 
     Raises:
-        UsageError: nothing of that name; it names what there is.
-        JobError: the registry cannot be reached, or the model is gone there too.
+        UsageError: There is no model of that name; the message lists the known ones.
+        JobError: The registry cannot be reached, or the model is gone there too.
     """
     if is_folder(text):
         return text
@@ -59,19 +60,21 @@ def resolve_model(text: str, *, registry: str | None = None) -> str:
 
 
 def is_folder(text: str) -> bool:
-    """Whether `text` names a folder, not something in a registry: a model is there, or it can be nothing else."""
+    """Whether `text` names a folder and not something in a registry: it holds a model, or it can be nothing else."""
     is_of_registry = _RUN_ID.fullmatch(text) or ("@" in text and "/" not in text)
     return not is_of_registry or storage.exists(storage.join_url(text, CARD_NAME))
 
 
 def find_model(client: "MlflowClient", text: str, url: str) -> "Run | None":
-    """The run of a model: by its folder, its run id or its alias; None where a folder's model was not logged.
+    """The run of a model, by its folder, run id or alias; None where a folder's model was not logged.
 
     Args:
-        url: of the registry, for messages.
+        client: Client of the registry.
+        text: The model's name.
+        url: URL of the registry, for messages.
 
     Raises:
-        UsageError: nothing of that name.
+        UsageError: There is no model of that name.
     """
     if not is_folder(text):
         return named_run(client, text, url)
@@ -79,22 +82,25 @@ def find_model(client: "MlflowClient", text: str, url: str) -> "Run | None":
 
 
 def read_folder(text: str) -> ModelCard:
-    """The card of the model in the folder `text`.
+    """The description of the model in the folder `text`.
 
     Raises:
-        UsageError: there is none.
+        UsageError: There is no model.
     """
     card = read_model_card(text)
     if card is None:
-        raise UsageError(f"there is no model {text}: no folder with {CARD_NAME}, no run id, no name@alias.")
+        raise UsageError(
+            f"there is no model {text}: it is not a folder with {CARD_NAME}, a run id or a name@alias. "
+            "Train one with `finetune fit`."
+        )
     return card
 
 
 def named_run(client: "MlflowClient", text: str, url: str) -> "Run":
-    """The run with the id `text`, or that of the version that `text`, `name@alias`, points to.
+    """The run with the id `text`, or the run behind `text`, a `name@alias`.
 
     Raises:
-        UsageError: nothing of that name, or no model of Firn's; it names what there is.
+        UsageError: There is no such run, or it is not Firn's; the message lists the known models.
     """
     from mlflow.exceptions import MlflowException
 
@@ -108,7 +114,7 @@ def named_run(client: "MlflowClient", text: str, url: str) -> "Run":
             f"there is no model {text}: the registry {url} has no run {run_id}. {_known(client)}"
         ) from error
     if run.info.lifecycle_stage != "active" or MODEL_ID_TAG not in run.data.tags:
-        found = "was deleted" if run.info.lifecycle_stage != "active" else "is no model of Firn's"
+        found = "was deleted" if run.info.lifecycle_stage != "active" else "was not made by Firn"
         raise UsageError(f"there is no model {text}: run {run_id} of the registry {url} {found}. {_known(client)}")
     return run
 
@@ -123,12 +129,12 @@ def _aliased_run(client: "MlflowClient", text: str, url: str) -> str:
         )
     run_id = client.get_model_version(name, aliases[alias]).run_id
     if not run_id:
-        raise UsageError(f"{text} is version {aliases[alias]} of {name}, which no run of Firn's has made.")
+        raise UsageError(f"{text} is version {aliases[alias]} of {name}, which was not made by a run of Firn.")
     return str(run_id)
 
 
 def _known(client: "MlflowClient") -> str:
-    """What could have been meant."""
+    """A list of the known models, for messages."""
     aliases = registered_aliases(client)
     known = [f"{name}@{alias}" for name, held in sorted(aliases.items()) for alias in sorted(held)]
     bare = [name for name, held in sorted(aliases.items()) if not held]
@@ -138,15 +144,15 @@ def _known(client: "MlflowClient") -> str:
 
 
 def _folder_of(client: "MlflowClient", run: "Run", text: str, url: str) -> str:
-    """The folder that the model of a run was trained into, if it is still there, or else a copy of what was logged."""
+    """The folder that a run's model was trained into, if it is still there, or else a copy of the logged model."""
     folder, model_id = str(run.data.tags.get(MODEL_URL_TAG, "")), str(run.data.tags[MODEL_ID_TAG])
     if folder and _holds(folder, model_id):
         return folder
     logged = logged_model_of(run)
     if logged is None:
         raise JobError(
-            f"{text} is run {run.info.run_id}, whose folder {folder} is gone or holds another model by now, and which has "
-            "logged none."
+            f"{text} is run {run.info.run_id}, whose folder {folder} is gone or holds another model now, and which has "
+            "not logged a model."
         )
     source = f"{client.get_logged_model(logged).artifact_location}/{_MODEL_OF_PYFUNC}"
     copy = _copy_of(source, model_id, url, f"{text}: its folder {folder} is gone, and so is its copy in {shown(url)}")
@@ -158,13 +164,13 @@ def _folder_of(client: "MlflowClient", run: "Run", text: str, url: str) -> str:
 def _holds(folder: str, model_id: str) -> bool:
     try:
         card = read_model_card(folder)
-    except (OSError, JobError):  # a storage that is not reached from here, or a damaged card: there is the copy
+    except (OSError, JobError):  # a storage out of reach, or a damaged description: the copy remains
         return False
     return card is not None and card.model_id == model_id
 
 
 def _copy_of(source: str, model_id: str, url: str, lost: str) -> str:
-    """Where a copy of the logged model lies, made if it is not there yet."""
+    """Folder with a copy of the logged model, which is made if it is not there yet."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -178,6 +184,6 @@ def _copy_of(source: str, model_id: str, url: str, lost: str) -> str:
             except (MlflowException, OSError) as error:
                 raise JobError(f"{lost}: {error}") from error
             copy.mkdir(exist_ok=True)
-            for name in (NETWORK_NAME, CARD_NAME):  # the card makes the model visible
+            for name in (NETWORK_NAME, CARD_NAME):  # the description last: it makes the model visible
                 shutil.move(Path(found) / name, copy / name)
     return storage.absolute_url(str(copy))

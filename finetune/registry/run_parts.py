@@ -1,4 +1,4 @@
-"""Writes the parts of a run to MLflow. Each part is written once, or comes out the same when it is written again."""
+"""Writes the parts of a run to MLflow. Writing a part again changes nothing."""
 
 import json
 import tempfile
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 TAKES_TAG = "firn.takes"
-MODEL_NAME = "model"  # of the logged model, within its run
+MODEL_NAME = "model"  # name of the logged model within its run
 PLOT_NAME = "history.png"
 _BATCH = 100  # source: mlflow.utils.validation.MAX_PARAMS_TAGS_PER_BATCH
 _METRICS_BATCH = 1000  # likewise, MAX_METRICS_PER_BATCH
 
 
 def write_settings(client: "MlflowClient", run: "Run", card: ModelCard) -> None:
-    """The recipe as parameters, and the feature set as a data set."""
+    """Writes the recipe as parameters, and the feature set as a data set."""
     from mlflow.entities import Dataset, DatasetInput, InputTag, Param
 
     missing = [Param(key, value) for key, value in flat_settings(card).items() if key not in run.data.params]
@@ -52,7 +52,7 @@ def write_settings(client: "MlflowClient", run: "Run", card: ModelCard) -> None:
 
 
 def write_history(client: "MlflowClient", run_id: str, card: ModelCard) -> None:
-    """Metrics of every epoch. Their time is that of the model: logged again they are the same, and MLflow keeps one."""
+    """Writes the metrics of every epoch. Their time is the model's, so that logging them again adds nothing."""
     from mlflow.entities import Metric
 
     at = int(datetime.fromisoformat(card.created_at).timestamp() * 1000)
@@ -68,7 +68,7 @@ def write_history(client: "MlflowClient", run_id: str, card: ModelCard) -> None:
 
 
 def write_files(client: "MlflowClient", run_id: str, card: ModelCard, url: str) -> None:
-    """The recipe, the card and the curves, as files of the run."""
+    """Writes the recipe, the model's description and the curves as files of the run."""
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
         (Path(folder) / "recipe.toml").write_text(recipe_toml(card), encoding="utf-8")
         for name in (CARD_NAME, PLOT_NAME):
@@ -80,7 +80,7 @@ def write_files(client: "MlflowClient", run_id: str, card: ModelCard, url: str) 
 def write_network(
     client: "MlflowClient", run: "Run", card: ModelCard, url: str, registry: RegistrySettings
 ) -> str | None:
-    """The model itself, as an MLflow model, unless it is there already; returns what a reader should know of it."""
+    """Writes the model as an MLflow model, unless it is there already; returns a remark for the user, or None."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.entities.logged_model_status import LoggedModelStatus
 
@@ -112,7 +112,7 @@ def _takes_images(card: ModelCard, registry: RegistrySettings) -> bool:
 def write_evaluation(
     client: "MlflowClient", run: "Run", card: ModelCard, evaluation: Mapping[str, Any], url: str
 ) -> None:
-    """Scores and files of an evaluation, unless they are there already."""
+    """Writes scores and files of an evaluation, unless they are there already."""
     metrics = evaluation_metrics(card, evaluation)
     if all(run.data.metrics.get(key) == value for key, value in metrics.items()):
         return

@@ -1,4 +1,4 @@
-"""What a registry says of a model: settings as flat parameters, scores as named metrics, the recipe as TOML."""
+"""A model's values for MLflow: settings as flat parameters, scores as named metrics, the recipe as TOML."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _SHOWN_OF_BACKBONE = ("name", "layer", "precision")
 
 
 def flat_settings(card: ModelCard) -> dict[str, str]:
-    """The recipe of a model and what it was trained on, as MLflow keeps parameters: text by dotted keys, nothing left out."""
+    """A model's recipe and training data as MLflow parameters: text by dotted keys, complete."""
     features = card.features
     facts = {
         "features.identity": features.identity,
@@ -35,7 +35,7 @@ def flat_settings(card: ModelCard) -> dict[str, str]:
 
 
 def summary_metrics(card: ModelCard) -> dict[str, float]:
-    """The scores of the best epoch and what the training cost; those of every epoch are a history."""
+    """The scores of the best epoch and the cost of the training; the scores of every epoch are a history."""
     found = {f"best_{key}": float(value) for key, value in card.metrics.items()}
     return {
         **found,
@@ -46,23 +46,23 @@ def summary_metrics(card: ModelCard) -> dict[str, float]:
 
 
 def evaluation_prefix(card: ModelCard, evaluation: Mapping[str, Any]) -> str:
-    """What tells an evaluation on other features than the model's own from others of its split; empty on its own."""
+    """A prefix for evaluations on other features than the model's own, to tell them from others of their split; else empty."""
     url = str(evaluation["features"])
     return "" if url == card.features.url else f"features-{sha256(url.encode()).hexdigest()[:8]}/"
 
 
 def evaluation_metrics(card: ModelCard, evaluation: Mapping[str, Any]) -> dict[str, float]:
-    """The scores of `finetune evaluate`, such as `test/accuracy`; `validation_accuracy` is that of every epoch."""
+    """The scores of `finetune evaluate`, such as `test/accuracy`; `validation_accuracy` comes from the epochs."""
     name = evaluation_prefix(card, evaluation) + str(evaluation["split"])
     return {f"{name}/{key}": float(evaluation[key]) for key in _SCORES if evaluation.get(key) is not None}
 
 
 def recipe_toml(card: ModelCard) -> str:
-    """The recipe of a model as TOML; with the upper half, if the manifest of the features has it."""
+    """A model's recipe as TOML; with the sections on images and backbone, if the features' manifest has them."""
     sections: dict[str, Any] = {}
     try:
         manifest: FeaturesManifest | None = read_features_manifest(card.features.url)
-    except (FirnError, OSError):  # the features may be gone; the lower half is the model's own
+    except (FirnError, OSError):  # without the features, the sections on model and training remain
         manifest = None
     if manifest is not None:
         sections |= {key: manifest.recipe[key] for key in ("images", "backbone") if key in manifest.recipe}
@@ -75,7 +75,7 @@ def recipe_toml(card: ModelCard) -> str:
 
 
 def read_evaluations(model_url: str) -> dict[str, dict[str, Any]]:
-    """The evaluations in the folder of a model, by the name of the file."""
+    """The evaluations in a model's folder, by file name."""
     found = {}
     for file in storage.list_files(model_url):
         name = file.rsplit("/", 1)[1]
@@ -87,7 +87,7 @@ def read_evaluations(model_url: str) -> dict[str, dict[str, Any]]:
 
 
 def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted key; a table whose keys are not settings' names, such as weights of classes, as one value."""
+    """Every setting by its dotted key; a table whose keys are data, such as class weights, as one value."""
     if isinstance(value, Mapping) and value and all(_PLAIN_KEY.fullmatch(str(key)) for key in value):
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -104,12 +104,12 @@ def _key(key: str) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value of a recipe in one line. Source: TOML 1.0; its basic strings are JSON's, but for U+007F, which it wants escaped."""
+    """A recipe's value on one line. Source: TOML 1.0; its basic strings are JSON's, except that U+007F must be escaped."""
     if isinstance(value, Mapping):
         inner = (f"{_key(str(key))} = {_toml(part)}" for key, part in value.items() if part is not None)
         return f"{{ {', '.join(inner)} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(_toml(part) for part in value)}]"
     if isinstance(value, float):
-        return repr(value)  # inf and nan as TOML has them
+        return repr(value)  # inf and nan as in TOML
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -1,4 +1,4 @@
-"""Registered models: their versions and aliases; and the models of a registry listed, promoted and archived."""
+"""Registered models: their versions and aliases; listing, promoting and archiving models."""
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
-NAME_TAG = "firn.name"  # of a run: the registered model that its recipe names
+NAME_TAG = "firn.name"  # tag of a run: the registered model that its recipe names
 ARCHIVED_TAG = "firn.archived_at"
 ALIASES = ("champion", "challenger")
 
@@ -29,12 +29,12 @@ class Version:
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A model that was logged: a run of Firn's.
+    """A logged model: a run of Firn.
 
     Attributes:
-        model: the folder it was trained into.
-        name: of its network, such as softmax_head.
-        archived_at: when it was archived; None: it was not.
+        model: The folder it was trained into.
+        name: Name of its network, such as softmax_head.
+        archived_at: When it was archived; None: it was not.
     """
 
     run_id: str
@@ -56,14 +56,15 @@ class ListedModel:
 def list_models(
     client: "MlflowClient", *, experiment: str | None = None, with_archived: bool = False
 ) -> list[ListedModel]:
-    """The models of a registry, the newest first.
+    """The models of a registry, newest first.
 
     Args:
-        experiment: only those of the experiment of this name.
-        with_archived: archived ones too.
+        client: Client of the registry.
+        experiment: Name of the only experiment to list; None: all.
+        with_archived: Whether to list archived models too.
 
     Raises:
-        UsageError: there is no such experiment; it names those there are.
+        UsageError: There is no such experiment; the message lists the known ones.
     """
     names = all_experiments(client)
     if experiment is not None and experiment not in names.values():
@@ -76,7 +77,7 @@ def list_models(
 
 
 def listed(run: "Run", experiment: str, versions: list[Version]) -> ListedModel:
-    """What is listed of a run."""
+    """The entry of a run in the list of models."""
     tags, started = run.data.tags, int(run.info.start_time) / 1000
     return ListedModel(
         run_id=str(run.info.run_id),
@@ -93,17 +94,17 @@ def listed(run: "Run", experiment: str, versions: list[Version]) -> ListedModel:
 
 
 def register_version(client: "MlflowClient", run: "Run", name: str) -> str:
-    """The version that the model of a run is of the registered model `name`; both are made where they are missing.
+    """The version of the registered model `name` that a run's model is; both are made where they are missing.
 
     Raises:
-        JobError: the run has logged no model.
+        JobError: The run has logged no model.
     """
     from mlflow.exceptions import MlflowException
 
     for version in versions_of(client, run):
         if version.name == name:
             return version.version
-    run = client.get_run(run.info.run_id)  # what it has logged meanwhile
+    run = client.get_run(run.info.run_id)  # includes what it has logged in the meantime
     model_id = logged_model_of(run)
     if model_id is None:
         raise JobError(f"run {run.info.run_id} has logged no model. Log it again with `finetune fit`.")
@@ -115,33 +116,37 @@ def register_version(client: "MlflowClient", run: "Run", name: str) -> str:
     tags = {MODEL_ID_TAG: run.data.tags[MODEL_ID_TAG]}
     source = client.get_logged_model(
         model_id
-    ).artifact_location  # "models:/..." would be looked up in the process's registry
+    ).artifact_location  # "models:/..." would be looked up in the process's own registry
     made = client.create_model_version(name, source=source, run_id=run.info.run_id, tags=tags, model_id=model_id)
     return str(made.version)
 
 
 def logged_model_of(run: "Run") -> str | None:
-    """The id of the MLflow model that a run has logged whole."""
+    """The id of the MLflow model that a run has logged completely; None where there is none."""
     outputs = run.outputs.model_outputs if run.outputs else []
     return str(outputs[0].model_id) if outputs else None
 
 
 def versions_of(client: "MlflowClient", run: "Run") -> list[Version]:
-    """The versions of registered models that the model of a run is, with their aliases."""
+    """The registered versions that a run's model is, with their aliases."""
     return _versions_by_run(client, f"run_id = '{run.info.run_id}'").get(str(run.info.run_id), [])
 
 
 def promote(client: "MlflowClient", run: "Run", alias: str, *, name: str | None = None) -> tuple[Version, str | None]:
-    """Gives `alias` of a registered model to the model of a run, which becomes a version of it, and is archived no more.
+    """Gives `alias` of a registered model to a run's model, which becomes a version of it and is no longer archived.
 
     Args:
-        name: of the registered model; left out: the one it is a version of, that its recipe names, or that of its experiment.
+        client: Client of the registry.
+        run: The run of the model.
+        alias: The alias to give.
+        name: Name of the registered model; default: the one that the model is a version of, or that its recipe names, or the
+            experiment's name.
 
     Returns:
-        The version, and the one that had the alias before, if that was another.
+        The version, and the one that had the alias before, if it was another.
 
     Raises:
-        UsageError: it is a version of several registered models, and no name is given.
+        UsageError: The model is a version of several registered models, and no name is given.
     """
     name = name or _usual_name(client, run)
     before = registered_aliases(client).get(name, {}).get(alias)
@@ -154,16 +159,18 @@ def promote(client: "MlflowClient", run: "Run", alias: str, *, name: str | None 
 
 
 def archive(client: "MlflowClient", run: "Run", *, force: bool = False) -> list[Version]:
-    """Marks the model of a run as archived: `finetune models list` does not show it any more. Nothing is removed.
+    """Marks a run's model as archived, so that `finetune models list` no longer shows it. Nothing is removed.
 
     Args:
-        force: its aliases are taken away. Without, a model that has any is not archived.
+        client: Client of the registry.
+        run: The run of the model.
+        force: Whether to take its aliases away. Otherwise a model with aliases is not archived.
 
     Returns:
         Its versions as they were.
 
     Raises:
-        UsageError: it has aliases.
+        UsageError: It has aliases.
     """
     versions = versions_of(client, run)
     held = [(version.name, alias) for version in versions for alias in version.aliases]
@@ -180,7 +187,7 @@ def archive(client: "MlflowClient", run: "Run", *, force: bool = False) -> list[
 def _usual_name(client: "MlflowClient", run: "Run") -> str:
     names = sorted({version.name for version in versions_of(client, run)})
     if len(names) > 1:
-        raise UsageError(f"run {run.info.run_id} is a version of {' and of '.join(names)}. Say which: --name.")
+        raise UsageError(f"run {run.info.run_id} is a version of {' and of '.join(names)}. Choose one with --name.")
     usual = names[0] if names else run.data.tags.get(NAME_TAG)
     return str(usual or client.get_experiment(run.info.experiment_id).name)
 
@@ -199,7 +206,7 @@ def _versions_by_run(client: "MlflowClient", filter_string: str | None = None) -
 
 
 def _version(version: "ModelVersion", aliases: dict[str, dict[str, str]]) -> Version:
-    """With its aliases, which a search of versions does not tell in every store."""
+    """A version with its aliases, which not every store returns from a search."""
     held = aliases.get(str(version.name), {})
     mine = sorted(alias for alias, number in held.items() if number == str(version.version))
     return Version(str(version.name), str(version.version), mine)

@@ -1,4 +1,4 @@
-"""A model or a sweep on one page, as HTML or as plain text.
+"""Reports: a model or a sweep on one page, as HTML or as plain text.
 
-Import `judge` to gather the figures, `page` and `plain` to write them.
+Import `judge` to compute the figures, `page` and `plain` to write them.
 """

@@ -1,4 +1,4 @@
-"""Everything that the template of a report shows, put together."""
+"""Collects everything that the report's template shows."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -22,11 +22,13 @@ from finetune.reports.sweep import comparison_section, stability_section, sweep_
 
 
 def report_context(target: Target, judged: Judgement, *, title: str | None, check_data: bool | None) -> dict[str, Any]:
-    """The values of all sections.
+    """The values for all sections of a report.
 
     Args:
-        title: the heading; None: the name of the folder.
-        check_data: whether to look for label errors and duplicates; None: if the feature set is small.
+        target: The model or sweep to report on.
+        judged: The predictions of its models.
+        title: The heading; None: the folder's name.
+        check_data: Whether to look for label errors and duplicates; None: only if the feature set is small.
     """
     model, manifest = judged.models[0], judged.manifest
     verdict = verdict_section(judged)
@@ -71,7 +73,7 @@ def _images_of(quality: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _root_of(manifest: FeaturesManifest) -> str:
-    """What the paths of the images may begin with, and need not be told again for each."""
+    """The common beginning of the images' paths, which the report does not repeat for each image."""
     source = (manifest.settings.get("source") or {}).get("source")
     return f"{source}/" if source else ""
 
@@ -80,4 +82,4 @@ def _images_note(missing: int, reason: str | None) -> str:
     if not missing:
         return ""
     images = "One image" if missing == 1 else f"{missing} images"
-    return f"{images} could not be read from where the features were made: {reason}. Paths are shown alone."
+    return f"{images} could not be read from where the features were made: {reason}. Only paths are shown for these."

@@ -1,4 +1,4 @@
-"""What a report is about: a model or a sweep, and what its models say of one split."""
+"""The subject of a report, a model or a sweep, and the predictions of its models on one split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model to be judged, by the name that the report gives it."""
+    """A model to be judged, and its name in the report."""
 
     name: str
     url: str
     seed: int | None = None
-    setting: int | None = None  # its place among the settings of the sweep
+    setting: int | None = None  # its position among the settings of the sweep
 
 
 @dataclass(frozen=True)
 class Target:
-    """What the report is about: `candidates[0]` is the model that it shows in full."""
+    """The subject of a report: `candidates[0]` is the model that it shows in full."""
 
     url: str
     candidates: list[Candidate]
@@ -50,7 +50,7 @@ class Target:
 
 @dataclass(frozen=True, eq=False)
 class JudgedModel:
-    """What one model says of the split: `predicted` int64 ``(n_rows,)``, and how much of it is right."""
+    """One model's predictions on the split, `predicted` int64 ``(n_rows,)``, and their accuracy with its 95 % interval."""
 
     candidate: Candidate
     card: ModelCard
@@ -61,13 +61,13 @@ class JudgedModel:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """What all models say of one split.
+    """The predictions of all models on one split.
 
     Attributes:
         probabilities: float32 ``(n_rows, n_classes)``, of the first model.
-        label_index: int32 ``(n_rows,)``.
-        paths: of the images.
-        models: the one that the report is about comes first.
+        label_index: int32 ``(n_rows,)``, the given labels.
+        paths: Paths of the images.
+        models: The judged models; the subject of the report comes first.
     """
 
     features_url: str
@@ -80,7 +80,7 @@ class Judgement:
 
     @property
     def classes(self) -> list[str]:
-        """The label of every index."""
+        """The class labels, in the order of `label_index`."""
         return self.models[0].card.classes
 
 
@@ -88,10 +88,11 @@ def find_target(url: str, compared: Sequence[str] = ()) -> Target:
     """The model or the sweep at `url`.
 
     Args:
-        compared: the URLs of other models, to stand beside it.
+        url: URL of the folder.
+        compared: URLs of other models to compare with it.
 
     Raises:
-        UsageError: there is neither, or none of the trials of the sweep is done.
+        UsageError: There is neither a model nor a sweep, or no trial of the sweep is done.
     """
     url = storage.absolute_url(url)
     others = [Candidate(_last_part(other), storage.absolute_url(other)) for other in compared]
@@ -110,12 +111,12 @@ def find_target(url: str, compared: Sequence[str] = ()) -> Target:
 def judge(target: Target, split: str) -> Judgement:
     """Lets all models of `target` predict one split of the feature set that the first was trained on.
 
-    If that was trained by a query, all are judged by the rows that it selects. Rows are read once, a row group at a time; of
-    models but the first only the predicted classes are kept.
+    If the first model was trained on a `where`, all are judged by the rows that it selects. Rows are read once, a row group at a
+    time; for all models but the first, only the predicted classes are kept.
 
     Raises:
-        UsageError: a model is missing, or was trained on other classes or another backbone; the split has no rows.
-        JobError: files are damaged.
+        UsageError: A model is missing, or was trained on other classes or another backbone; or the split has no rows.
+        JobError: Files are damaged.
     """
     loaded = [load_model(candidate.url) for candidate in target.candidates]
     url = loaded[0][1].features.url
@@ -142,7 +143,7 @@ def judge(target: Target, split: str) -> Judgement:
 
 
 def varying_keys(sweep: SweepCard) -> list[str]:
-    """The keys that have more than one value among the trials."""
+    """The keys with more than one value among the trials."""
     return [
         key
         for key in sweep.keys
@@ -151,14 +152,14 @@ def varying_keys(sweep: SweepCard) -> list[str]:
 
 
 def best_trial(setting: Setting, metric: str) -> Trial | None:
-    """The trial of a setting that is best by the metric of the sweep; None where none is done."""
+    """The best trial of a setting by the sweep's metric; None where none is done."""
     done = with_metric(setting.trials, metric)
     sign = -1 if metric.endswith("loss") else 1
     return max(done, key=lambda trial: sign * trial.metrics[metric], default=None)
 
 
 def _best_trials(url: str, sweep: SweepCard, settings: Sequence[Setting]) -> list[Candidate]:
-    """The trials of the two best settings, the best trial of each first."""
+    """All trials of the two best settings, each setting's best trial first."""
     found = []
     keys = varying_keys(sweep)
     for place, setting in enumerate(settings[:2]):
@@ -168,7 +169,7 @@ def _best_trials(url: str, sweep: SweepCard, settings: Sequence[Setting]) -> lis
             name = f"{describe_values(trial.values, keys)}; seed {trial.seed}"
             found.append(Candidate(name, trial.url, trial.seed, place))
     if not found:
-        raise UsageError(f"{url} is a sweep without a trial that is done. Go on with `finetune sweep`.")
+        raise UsageError(f"{url} is a sweep in which no trial is done. Resume it with `finetune sweep`.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""A report as one HTML file: the template filled, its style sheet and script put in."""
+"""A report as a single HTML file, with style sheet and script included."""
 
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ _TEMPLATE = "report.html"
 
 
 def render_report(context: dict[str, Any]) -> str:
-    """The HTML of a report; all of `context` is escaped but what is `Markup`."""
+    """The HTML of a report; all of `context` except `Markup` is escaped."""
     style = page_part("featurize.pages", STYLE) + page_part("finetune.reports", "report.css")
     return (
         _environment()

@@ -1,4 +1,4 @@
-"""The report as plain text: every kind of mistake on a line, and the scores under them."""
+"""The report as plain text: each kind of mistake on a line, and the scores below."""
 
 from finetune.reports.judge import Judgement
 from finetune.scores.metrics import evaluate_probabilities, most_confused
@@ -7,7 +7,7 @@ _SCORES = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss",
 
 
 def plain_report(judged: Judgement) -> str:
-    """Lines such as ``Examples labeled as 4 classified by model as 9: 15 times``, the commonest first, and the scores."""
+    """Lines such as ``Examples labeled as 4 classified by model as 9: 15 times``, most frequent first, then the scores."""
     evaluation = evaluate_probabilities(judged.probabilities, judged.label_index, judged.classes)
     pairs = most_confused(evaluation.confusion_matrix, evaluation.classes, n=max(1, evaluation.confusion_matrix.size))
     lines = [

@@ -1,4 +1,4 @@
-"""The section of a report on the images and labels themselves: probable label errors and duplicates."""
+"""The report's section on the images and labels: probable label errors and duplicates."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 MAX_ERRORS = 24
 MAX_PAIRS = 12
 AUTOMATIC_BYTES = 1 << 30
-"""Larger feature sets are looked through only if it is asked for: it takes their size in memory several times, and time."""
+"""Largest number of rows that is checked without being asked: the check takes time and several times the set's size in memory."""
 
 Section = dict[str, Any]
 
 
 def is_checked(manifest: FeaturesManifest, asked: bool | None) -> bool:
-    """Whether the data are looked through; `asked` is what the user said, None for nothing."""
+    """Whether the data are checked; `asked` is the user's choice, None for no choice."""
     bytes_of_row = math.prod(manifest.feature_shape) * np.dtype(manifest.feature_dtype).itemsize
     return manifest.row_count * bytes_of_row <= AUTOMATIC_BYTES if asked is None else asked
 
 
 def quality_section(url: str, manifest: FeaturesManifest) -> list[Section]:
-    """What `finetune check` finds in the rows of the feature set at `url` that count, the first of each kind with their images.
+    """The findings of `finetune check` in the selected rows of the feature set at `url`; the first of each kind with images.
 
     Raises:
-        JobError: as `data_quality.check_data`.
+        JobError: Raised by `data_quality.check_data`.
     """
     from finetune.evaluation.data_quality import check_data
 
@@ -46,7 +46,7 @@ def _labels(found: "DataQuality") -> Section:
     text = (
         f"Confident learning finds {count:,} of the {found.rows_judged:,} labels of training and validation probably wrong. "
         f"Heads that had not seen an image judged it; they agree with {percent(found.out_of_fold_accuracy, 1)} of the labels. "
-        "Look before correcting: hard images are among them."
+        "Look at the images before correcting: hard ones are among them."
     )
     return {
         "title": "Probable label errors",
@@ -59,14 +59,14 @@ def _labels(found: "DataQuality") -> Section:
 
 def _label_error(error: "LabelError") -> Section:
     text = (
-        f"rather {error.suggested}? {percent(error.suggested_probability)} against {percent(error.given_probability)}"
+        f"perhaps {error.suggested}: {percent(error.suggested_probability)} against {percent(error.given_probability)}"
     )
     return {"images": [{"path": error.path, "label": error.given, "split": error.split}], "text": text}
 
 
 def _duplicates(found: "Duplicates", rows: dict[str, int]) -> Section:
     leaks = [
-        f"{count} of {rows[split]:,} images of {split} have one in {other}."
+        f"{count} of {rows[split]:,} images of {split} have a duplicate in {other}."
         for split, counts in found.leaks.items()
         for other, count in counts.items()
         if count and (split, other) in (("validation", "train"), ("test", "train"), ("test", "validation"))
@@ -98,6 +98,4 @@ def _pair(pair: "DuplicatePair") -> Section:
 
 
 def _more(count: int, shown: int) -> str:
-    return (
-        f"{count - shown:,} more; the command “finetune check” writes all of them to a table." if count > shown else ""
-    )
+    return f"{count - shown:,} more; `finetune check` writes all of them to a table." if count > shown else ""

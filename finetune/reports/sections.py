@@ -30,7 +30,7 @@ Section = dict[str, Any]
 
 
 def verdict_section(judged: Judgement) -> Section:
-    """Accuracy and its interval, beside the baseline and the other models."""
+    """Accuracy and its interval, compared with the baseline and the other models."""
     model, rows = judged.models[0], len(judged.label_index)
     guess = most_frequent_class(judged.manifest.rows.get("train", {}), judged.classes)
     right = int((judged.label_index == guess).sum())
@@ -61,7 +61,7 @@ def verdict_section(judged: Judgement) -> Section:
 
 
 def curves_section(card: ModelCard) -> Section:
-    """Loss and accuracy over the epochs; None of them where nothing was trained."""
+    """Loss and accuracy over the epochs; no plots where nothing was trained."""
     plots = []
     for key, name, form in (("accuracy", "Accuracy", _percent_1), ("loss", "Loss (nats)", _three_digits)):
         lines = [
@@ -84,7 +84,7 @@ def curves_section(card: ModelCard) -> Section:
 
 
 def confusion_section(evaluation: Evaluation) -> Section:
-    """The confusion matrix, as sparse cells for the canvas, and the most confused pairs as text."""
+    """The confusion matrix, as sparse cells for the canvas, and the most confused pairs."""
     matrix, classes = evaluation.confusion_matrix, evaluation.classes
     scores = class_scores(matrix)
     cells = [[int(t), int(p), int(matrix[t, p])] for t, p in zip(*np.nonzero(matrix), strict=True)]
@@ -104,7 +104,7 @@ def confusion_section(evaluation: Evaluation) -> Section:
 
 
 def class_section(evaluation: Evaluation, manifest: FeaturesManifest) -> list[Section]:
-    """A row for each class."""
+    """One row of the table of classes for each class."""
     scores, train = class_scores(evaluation.confusion_matrix), manifest.rows.get("train", {})
     rows = []
     for index, label in enumerate(evaluation.classes):
@@ -125,7 +125,7 @@ def class_section(evaluation: Evaluation, manifest: FeaturesManifest) -> list[Se
 
 
 def mistakes_section(judged: Judgement) -> list[Section]:
-    """The mistakes of which the model was surest."""
+    """The most confident mistakes."""
     rows = most_confident_mistakes(judged.probabilities, judged.label_index, MAX_MISTAKES)
     predicted = judged.models[0].predicted
     return [
@@ -140,7 +140,7 @@ def mistakes_section(judged: Judgement) -> list[Section]:
 
 
 def calibration_section(judged: Judgement) -> Section:
-    """How often the model is right when it is so sure."""
+    """Accuracy by confidence: how well the model's probabilities match its accuracy."""
     bins = calibration_bins(judged.probabilities, judged.label_index)
     confidence = float(judged.probabilities.max(axis=1).astype(np.float64).mean())
     return {
@@ -153,7 +153,7 @@ def calibration_section(judged: Judgement) -> Section:
 
 
 def cost_section(card: ModelCard) -> list[tuple[str, str]]:
-    """What the training took."""
+    """Time, memory and rows of the training."""
     seconds = sum(entry.get("seconds", 0.0) for entry in card.history)
     spent = [
         ("Training time", duration(seconds)),
@@ -179,7 +179,7 @@ def cost_section(card: ModelCard) -> list[tuple[str, str]]:
 
 
 def lineage_section(card: ModelCard, judged: Judgement) -> list[tuple[str, list[tuple[str, str]]]]:
-    """All that is needed to repeat the model, in groups."""
+    """All facts needed to train the model again, in groups."""
     backbone = card.features.backbone
     shown = ("name", "layer", "precision", "preprocessing", "weights_digest", "network_sha256")
     features = judged.manifest
@@ -205,7 +205,10 @@ def lineage_section(card: ModelCard, judged: Judgement) -> list[tuple[str, list[
                 ("URL", judged.features_url),
                 ("Identity", card.features.identity),
                 ("Content when trained", card.features.content_digest),
-                ("Content now", "the same" if same else f"{features.content_digest}: images came or went since"),
+                (
+                    "Content now",
+                    "the same" if same else f"{features.content_digest}: images were added or removed since",
+                ),
                 ("Images by split", rows),
                 *_edited_rows(features),
                 ("Rejected images", f"{features.reject_count:,}"),
@@ -219,7 +222,7 @@ def lineage_section(card: ModelCard, judged: Judgement) -> list[tuple[str, list[
 
 
 def _edited_rows(features: FeaturesManifest) -> list[tuple[str, str]]:
-    """What was read otherwise than the files have it."""
+    """Rows that differ from the files: left out or corrected."""
     edits = features.edits
     if edits is None:
         return []
@@ -232,13 +235,13 @@ def _edited_rows(features: FeaturesManifest) -> list[tuple[str, str]]:
 
 
 def legend(*items: tuple[str, str]) -> Markup:
-    """A legend: pairs of a style and what it stands for."""
+    """A legend: pairs of a style class and its meaning."""
     keys = [Markup('<li><span class="key {}"></span>{}</li>').format(style, text) for style, text in items]
     return Markup('<ul class="legend">{}</ul>').format(Markup("").join(keys))
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: ``4.2 s``, ``3 min 20 s``, ``2 h 5 min``."""
+    """A duration in words: ``4.2 s``, ``3 min 20 s``, ``2 h 5 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -267,7 +270,7 @@ def _flat(value: Any) -> str:
 
 
 def _tendency(excess: float) -> str:
-    """What a model is whose mean confidence is so much above its accuracy."""
+    """How the model's confidence relates to its accuracy, from mean confidence minus accuracy."""
     if abs(excess) < _ABOUT_EQUAL:
         return "about as confident as it should be"
     return "over-confident" if excess > 0 else "under-confident"

@@ -1,6 +1,6 @@
-"""Plots of a report as inline SVG: no script and no image, colours by the classes of the style sheet.
+"""Plots of a report as inline SVG, without scripts or images, coloured by classes of the style sheet.
 
-A plot is drawn for a width of 360 units, that of a phone; wider, it grows as a whole.
+A plot is drawn 360 units wide, the width of a phone; on wider screens it is scaled up as a whole.
 """
 
 import math
@@ -13,15 +13,15 @@ from finetune.scores.calibration import CalibrationBin
 
 WIDTH, HEIGHT = 360, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 46
-_CHARACTER = 7.4  # units, the widest that a digit of 12 units is in common fonts
-_MAX_MARKERS = 40  # beyond, markers merge into a thick line
+_CHARACTER = 7.4  # units: the greatest width of a 12-unit digit in common fonts
+_MAX_MARKERS = 40  # with more, markers merge into a thick line
 
 Format = Callable[[float], str]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its points from left to right, and the class of the style sheet that colours it."""
+    """A curve: its points from left to right, and the style class that colours it."""
 
     name: str
     style: str
@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dot:
-    """A value at a place along x, an interval around it, and what is said of it."""
+    """A value at a position on x, its interval, and its note."""
 
     x: float
     y: float
@@ -40,7 +40,7 @@ class Dot:
 
 @dataclass(frozen=True)
 class Scale:
-    """Data to units along one axis."""
+    """A map from data to units along one axis."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class Scale:
     is_log: bool = False
 
     def __call__(self, value: float) -> float:
-        """Where `value` lies."""
+        """The position of `value`, in units."""
         low, high, at = (
             (math.log(v) for v in (self.low, self.high, value)) if self.is_log else (self.low, self.high, value)
         )
@@ -58,7 +58,7 @@ class Scale:
 
 @dataclass
 class Plot:
-    """An SVG in the making."""
+    """An SVG plot that is being drawn."""
 
     title: str
     x: Scale
@@ -82,7 +82,7 @@ class Plot:
         )
 
     def render(self) -> Markup:
-        """The whole SVG."""
+        """The complete SVG."""
         head = Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
             WIDTH, HEIGHT, self.title
         )
@@ -90,12 +90,12 @@ class Plot:
 
 
 def percent(value: float, digits: int = 0) -> str:
-    """A share as text, such as ``87 %``, with a space that does not break."""
+    """A share as text, such as ``87 %``, with a non-breaking space."""
     return f"{100 * value:.{digits}f}\u00a0%"
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round numbers from `low` to `high`, at most about `most` of them, 1, 2 or 5 times a power of ten apart.
+    """Round numbers from `low` to `high`, about `most` at most, spaced by 1, 2 or 5 times a power of ten.
 
     Source: P. S. Heckbert, "Nice numbers for graph labels", Graphics Gems, 1990.
     """
@@ -112,7 +112,7 @@ def line_plot(
     """Curves over epochs.
 
     Args:
-        mark: an x to draw a line at: the epoch that was kept.
+        mark: The x of a vertical line, for the epoch that was kept.
     """
     points = [point for line in lines for point in line.points]
     first, last = min(x for x, _ in points), max(x for x, _ in points)
@@ -130,7 +130,7 @@ def line_plot(
 
 
 def calibration_plot(bins: Sequence[CalibrationBin]) -> Markup:
-    """Accuracy over confidence, with intervals; the diagonal is a model that knows how often it is right."""
+    """Accuracy over confidence, with intervals; on the diagonal both are equal."""
     plot = Plot("Accuracy over confidence", Scale(0, 1, _LEFT, WIDTH - _RIGHT), Scale(0, 1, HEIGHT - _BOTTOM, _TOP))
     _draw_axes(plot, [(tick, percent(tick)) for tick in (0.0, 0.25, 0.5, 0.75, 1.0)], "confidence", percent)
     plot.add(
@@ -154,8 +154,10 @@ def sweep_plot(
     """A metric over the values of one swept parameter: every trial as a pale dot, and means with intervals.
 
     Args:
-        labels: where along x which value is written.
-        is_log: x is logarithmic.
+        trials: One dot for each trial.
+        means: One dot with an interval for each value.
+        labels: Positions on x and the text written there.
+        is_log: Whether x is logarithmic.
     """
     at = [dot.x for dot in trials]
     first, last = min(at), max(at)
@@ -197,7 +199,7 @@ def _draw_axes(plot: Plot, x_ticks: Sequence[tuple[float, str]], x_label: str, y
         plot.text(_LEFT - 6, y + 4, y_format(tick), anchor="end")
     for tick, label in x_ticks:
         width = len(label) * _CHARACTER / 2
-        x = min(max(plot.x(tick), width), WIDTH - width)  # a label at the edge stays inside
+        x = min(max(plot.x(tick), width), WIDTH - width)  # keeps a label at the edge inside
         plot.add('<line class="axis" x1="{x}" x2="{x}" y1="{a}" y2="{b}"/>', x=plot.x(tick), a=bottom, b=bottom + 4)
         plot.text(x, bottom + 18, label)
     plot.add('<line class="axis" x1="{a}" x2="{b}" y1="{y}" y2="{y}"/>', a=float(_LEFT), b=right, y=bottom)
@@ -239,7 +241,7 @@ def _draw_dot(plot: Plot, dot: Dot, style: str) -> None:
 
 
 def _thinned(labels: Sequence[tuple[float, str]], x: Scale) -> list[tuple[float, str]]:
-    """`labels` without those that would run into the one before, and with long ones cut short."""
+    """`labels` without those that would overlap the one before; long ones are shortened."""
     kept, end = list[tuple[float, str]](), -math.inf
     room = max(6, int((x.end - x.start) / max(1, len(labels)) / _CHARACTER))
     for place, label in sorted(labels):

@@ -1,4 +1,4 @@
-"""The sections of a report on a sweep: its settings, what each parameter does, and how far the seed matters."""
+"""The sections of a report on a sweep: its settings, the effect of each parameter, and the effect of the seed."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -15,14 +15,14 @@ from finetune.sweeps.setting_names import as_text, describe_values, short_names
 
 MAX_UNSTABLE = 12
 MAX_CLASSES = 12
-_LOG_FROM = 8.0  # values that are so many times as large as others stand on a logarithmic axis
+_LOG_FROM = 8.0  # ratio of the largest to the smallest value from which an axis is logarithmic
 _SIGNIFICANT = 0.05
 
 Section = dict[str, Any]
 
 
 def sweep_section(sweep: SweepCard, settings: Sequence[Setting]) -> Section:
-    """Settings by rank, a plot for each parameter, and what failed."""
+    """The settings by rank, a plot for each parameter, and the failed trials."""
     write = metric_format(sweep.metric)
     keys, names = varying_keys(sweep), short_names(sweep.keys)
     fixed = {key: value for key, value in settings[0].values.items() if key not in keys}
@@ -37,7 +37,7 @@ def sweep_section(sweep: SweepCard, settings: Sequence[Setting]) -> Section:
         "done": len(done),
         "seconds": duration(sum(trial.seconds for trial in sweep.trials)),
         "failed": [
-            (f"{describe_values(trial.values, keys)}; seed {trial.seed}", trial.error or "no reason was kept")
+            (f"{describe_values(trial.values, keys)}; seed {trial.seed}", trial.error or "the reason was not recorded")
             for trial in sweep.trials
             if trial.state == "failed"
         ],
@@ -45,12 +45,12 @@ def sweep_section(sweep: SweepCard, settings: Sequence[Setting]) -> Section:
 
 
 def metric_format(metric: str) -> Format:
-    """How values of a metric are written: shares in per cent, losses as they are."""
+    """The format of a metric's values: shares in per cent, losses unchanged."""
     return (lambda value: f"{value:.4g}") if metric.endswith("loss") else (lambda value: percent(value, 1))
 
 
 def stability_section(judged: Judgement) -> Section | None:
-    """How far the predictions of the best setting depend on the seed; None with fewer than two seeds."""
+    """How much the predictions of the best setting depend on the seed; None with fewer than two seeds."""
     models = [model for model in judged.models if model.candidate.setting == 0]
     if len(models) < 2:
         return None
@@ -78,7 +78,7 @@ def stability_section(judged: Judgement) -> Section | None:
 
 
 def comparison_section(judged: Judgement) -> list[Section]:
-    """McNemar's test of the model against the best of the second setting, and against each model it was to be compared with."""
+    """McNemar's test of the model against the best of the second setting and against each model to compare with."""
     first = judged.models[0]
     seconds = [model for model in judged.models[1:] if model.candidate.setting == 1][:1]
     seconds += [model for model in judged.models[1:] if model.candidate.setting is None]
@@ -129,7 +129,7 @@ def _varies(trials: Sequence[Trial], key: str) -> bool:
 
 
 def _parameter(sweep: SweepCard, settings: Sequence[Setting], key: str, name: str, write: Format) -> Section:
-    """Every trial over the values of `key`; and for each value the best setting that has it, with the range over its seeds."""
+    """Every trial by its value of `key`; and for each value the best setting that has it, with the range over its seeds."""
     metric = sweep.metric
     trials = with_metric(sweep.trials, metric)
     places, is_log = _places([trial.values.get(key) for trial in trials])
@@ -151,7 +151,7 @@ def _parameter(sweep: SweepCard, settings: Sequence[Setting], key: str, name: st
 
 
 def _places(values: Sequence[Any]) -> tuple[dict[str, float], bool]:
-    """Where along x each value stands, by its text, and whether x is logarithmic. What is no number stands side by side."""
+    """The position on x of each value, by its text, and whether x is logarithmic; other values than numbers are spaced evenly."""
     distinct = {as_text(value): value for value in values}
     numbers = [value for value in distinct.values() if isinstance(value, int | float) and not isinstance(value, bool)]
     if len(numbers) < len(distinct):

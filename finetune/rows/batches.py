@@ -1,6 +1,6 @@
-"""Batches as the graph of a training takes them: out of an iterator, or gathered from rows in memory step by step.
+"""Batches for the training graph: taken from an iterator, or gathered from rows in memory step by step.
 
-What is in memory needs no pipeline. To begin one takes 20 ms an epoch, as long as a small head needs for half of its steps.
+Rows in memory need no pipeline. Starting one takes 20 ms an epoch, as long as a small head needs for half of its steps.
 """
 
 from typing import TYPE_CHECKING, Any, NamedTuple, Union
@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Union
 if TYPE_CHECKING:
     import tensorflow as tf
 
-PADDING = -1  # the label of a row that only fills a batch up
+PADDING = -1  # the label of a row that only fills a batch
 
 
 class RowBatches(NamedTuple):
-    """The batches of an epoch as places in a split that is in memory; all are tensors.
+    """The batches of an epoch as positions in a split that is in memory; all attributes are tensors.
 
     Attributes:
-        places: int64 ``(n_steps, b)``, of the rows of each step; `PADDING` where there is none.
-        global_rows: float32 ``(n_steps,)``, the rows of all ranks in each step.
-        features: ``(n_rows, ...)``, of the whole split, like the others.
-        label_index: int32 ``(n_rows,)``.
-        row_ids: int64 ``(n_rows,)``.
+        places: int64 ``(n_steps, b)``, positions of the rows of each step; `PADDING` where there is none.
+        global_rows: float32 ``(n_steps,)``, rows of all ranks in each step.
+        features: ``(n_rows, ...)``, features of the whole split.
+        label_index: int32 ``(n_rows,)``, labels of the whole split.
+        row_ids: int64 ``(n_rows,)``, row ids of the whole split.
     """
 
     places: Any
@@ -33,14 +33,14 @@ Batches = Union[RowBatches, "tf.data.Dataset"]
 
 
 def begin_epoch(batches: Batches) -> Any:
-    """What `take_batch` takes batches from."""
+    """The source from which `take_batch` takes the batches of an epoch."""
     return batches if isinstance(batches, RowBatches) else iter(batches.prefetch(2))
 
 
 def take_batch(source: Any, step: Any) -> tuple[Any, Any, Any, Any]:
-    """The batch of a step, counted from 0 and taken in turn: features, label_index, row_ids, global_rows; see `Data.batches`.
+    """The batch of a step, counted from 0 and taken in order: features, label_index, row_ids, global_rows; see `Data.batches`.
 
-    For graphs. Memory is gathered from on the processor, where it is.
+    For use in graphs. Rows in memory are gathered on the CPU, where they are.
     """
     import tensorflow as tf
 

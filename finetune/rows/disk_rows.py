@@ -1,16 +1,16 @@
-"""A split larger than memory: every epoch's batches out of a few streams that Petastorm reads, each shuffled in a buffer.
+"""A split larger than memory: every epoch's batches come from a few streams that Petastorm reads, each shuffled in a buffer.
 
 The row groups of a split are dealt to `N_STREAMS` streams, whatever the number of ranks; each rank reads some of the streams.
-Every stream gives so many rows to every step that the global batch of a step is a function of seed, epoch and step alone, and
-every row comes once in an epoch.
+The number of rows that a stream gives to a step is fixed, so that a step's global batch depends only on seed, epoch and step,
+and every row comes once in an epoch.
 
 Shuffle quality. In each epoch the row groups of a stream come in a random order, and each row then waits in a buffer of
-`shuffle_rows` over the number of streams, from which rows are drawn at random. A split of up to `shuffle_rows` rows is
-shuffled as a whole within each stream. In a larger one the place of a row in an epoch says nothing of its place on disk (the
-rank correlation of the two is that of chance), and two rows of one row group, which lie side by side on disk, come about
-`shuffle_rows` rows apart in the mean (a third of the split for a perfect shuffle), as the times they wait are exponential:
-tests/rows/test_disk_rows.py measures both. So rows sorted by class on disk are well mixed where `shuffle_rows`
-is many row groups.
+`shuffle_rows` divided by the number of streams, from which rows are drawn at random. A split of up to `shuffle_rows` rows is
+shuffled completely within each stream. In a larger one a row's position in an epoch is independent of its position on disk (their
+rank correlation is that of chance), and two rows of one row group, which are adjacent on disk, come about `shuffle_rows` rows
+apart on average (a third of the split for a perfect shuffle), as the times they wait are exponential:
+tests/rows/test_disk_rows.py measures both. So rows sorted by class on disk are well mixed where `shuffle_rows` covers many row
+groups.
 """
 
 import math
@@ -46,17 +46,17 @@ if TYPE_CHECKING:
 
 N_STREAMS = 8
 _COLUMNS = ("image_id", "label_index", "features")
-_EDITED_COLUMNS = (*_COLUMNS, "path")  # by which the edit of a row group is found
-_ROWS_AT_ONCE = 512  # handed to TensorFlow, which takes a millisecond for each call of Python
+_EDITED_COLUMNS = (*_COLUMNS, "path")  # the path finds the edit of a row group
+_ROWS_AT_ONCE = 512  # rows handed to TensorFlow at a time, as each call of Python takes a millisecond
 _CALLS_IN_FLIGHT = 4
-_EVEN = 1.1  # how much longer than by row groups the longest stream may be, for files that each belong to one stream
-# Of each stream: four in Petastorm, one in the making and its copy, one in use, and two that are not given back (measured).
+_EVEN = 1.1  # how much longer the longest stream may become so that each file belongs to one stream
+# For each stream: four in Petastorm, one being made and its copy, one in use, and two that are not released (measured).
 _GROUPS_IN_FLIGHT = 9
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What one reader reads: of all row groups of `files`, in their order, every `parts`-th from number `part` on: `groups`.
+    """The rows that one reader reads: `groups`, every `parts`-th of all row groups of `files`, from number `part` on.
 
     Rows that a selection leaves out are read and dropped.
     """
@@ -73,13 +73,16 @@ class Stream:
 
 
 class StreamData:
-    """A split that is read anew in every epoch, by each rank its own streams. It is a `finetune.rows.loader.Data`.
+    """A split that is read again in every epoch, each rank reading its own streams. Implements `finetune.rows.loader.Data`.
 
     Args:
-        shuffle_rows: in the buffers of all ranks together.
+        url: URL of the feature set.
+        manifest: Its manifest.
+        split: Name of the split.
+        shuffle_rows: Rows in the buffers of all ranks together.
 
     Raises:
-        JobError: a file is missing, damaged, or has other rows than the manifest says.
+        JobError: A file is missing, damaged, or has other rows than the manifest says.
     """
 
     def __init__(self, url: str, manifest: FeaturesManifest, split: str, *, shuffle_rows: int) -> None:
@@ -90,11 +93,11 @@ class StreamData:
         self._failure: FirnError | None = None
 
     def steps(self, global_batch_size: int) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch."""
         return math.ceil(self.rows / global_batch_size)
 
     def memory_bytes(self, *, rank: int = 0, size: int = 1) -> int:
-        """As `Data.memory_bytes`: buffers, row groups in flight, some batches."""
+        """See `Data.memory_bytes`: buffers, row groups in transit, some batches."""
         streams = [self._streams[number] for number in self._own(rank, size)]
         in_flight = sum(_GROUPS_IN_FLIGHT * max(group.stored_rows for group in stream.groups) for stream in streams)
         rows = in_flight + sum(map(self._capacity, streams)) + (_CALLS_IN_FLIGHT * _ROWS_AT_ONCE if streams else 0)
@@ -103,7 +106,7 @@ class StreamData:
     def batches(
         self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1
     ) -> "tf.data.Dataset":
-        """As `Data.batches`. To be iterated inside `failures`, so that damaged files are named.
+        """See `Data.batches`. Iterate it inside `failures`, so that errors name damaged files.
 
         The readers are closed when an iterator ends, fails or is deleted.
         """
@@ -140,13 +143,13 @@ class StreamData:
         return tf.data.Dataset.from_generator(generate, output_signature=signature).unbatch()
 
     def slices(self, *, rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
-        """As `Data.slices`: a row group at a time, every `size`-th of them, read by pyarrow."""
+        """See `Data.slices`: a row group at a time, every `size`-th of them, read by pyarrow."""
         for rows in iterate_groups(self._groups[rank::size], self._manifest):
             yield rows.features, rows.label_index
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """Raises the `JobError` that `batches` ended with, where TensorFlow raises an error of its own in its place."""
+        """Raises the `JobError` that ended `batches`, in place of TensorFlow's own error."""
         import tensorflow as tf
 
         self._failure = None
@@ -185,16 +188,16 @@ class StreamData:
         return min(stream.rows, max(1, self._shuffle_rows // len(self._streams)))
 
     def _own(self, rank: int, size: int) -> list[int]:
-        """The numbers of the streams that a rank reads; none where there are more ranks than streams and it is one too many."""
+        """The numbers of the streams that a rank reads; none for a rank beyond the number of streams."""
         streams = len(self._streams)
         return [number for number in range(streams) if number * size // streams == rank]
 
 
 def deal_streams(groups: Sequence[RowGroup]) -> list[Stream]:
-    """Deals the row groups of a split to `N_STREAMS` streams, or to as many as there are row groups.
+    """Deals the row groups of a split to `N_STREAMS` streams, or to one stream for each row group where there are fewer.
 
-    Each file belongs to one stream where that makes streams about even, so that few footers are read; else each stream reads
-    its row groups of all the files. Depends on nothing but `groups`.
+    Each file belongs to one stream where the streams come out about even, so that few footers are read; otherwise each stream
+    reads row groups of all files. Depends only on `groups`.
     """
     parts = min(N_STREAMS, len(groups))
     files = tuple(dict.fromkeys(group.url for group in groups))
@@ -202,21 +205,21 @@ def deal_streams(groups: Sequence[RowGroup]) -> list[Stream]:
     by_file = _deal_files(groups, parts)
     longest = [max((stream.rows for stream in streams), default=0) for streams in (by_group, by_file)]
     chosen = by_file if longest[1] <= _EVEN * longest[0] and len(by_file) == parts else by_group
-    return [stream for stream in chosen if stream.rows]  # of all rows of one a selection may leave nothing
+    return [stream for stream in chosen if stream.rows]  # a selection may leave a stream no rows
 
 
 def plan_shares(stream_rows: Sequence[int], global_batch_size: int) -> NDArray[np.int64]:
-    """How many rows each stream gives to each step: int64 ``(n_streams, n_steps)``.
+    """Plans how many rows each stream gives to each step: int64 ``(n_streams, n_steps)``.
 
-    The sum of a step is `global_batch_size`, or what is left in the last one; the sum of a stream is its rows; and every step
-    has about the same part of each stream.
+    The sum over a step is `global_batch_size`, or the rest in the last one; the sum over a stream is its rows; and every step
+    takes about the same share of each stream.
     """
     ends = _ends(sum(stream_rows), global_batch_size)
     return np.diff(np.array(_split_ends(stream_rows, ends), np.int64).reshape(len(stream_rows), len(ends)))
 
 
 def _split_ends(stream_rows: Sequence[int], ends: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """`ends`, rows given by all streams before each step, as rows given by each: by halves, so that no step is left negative."""
+    """Splits `ends`, the rows that all streams gave before each step, by stream: by halves, so that no step becomes negative."""
     if len(stream_rows) < 2:
         return [ends] * len(stream_rows)
     half = len(stream_rows) // 2
@@ -225,12 +228,12 @@ def _split_ends(stream_rows: Sequence[int], ends: NDArray[np.int64]) -> list[NDA
 
 
 def _ends(rows: int, global_batch_size: int) -> NDArray[np.int64]:
-    """Rows given before each step, and in the end."""
+    """The number of rows given before each step, and at the end."""
     return np.minimum(np.arange(math.ceil(rows / global_batch_size) + 1) * global_batch_size, rows)
 
 
 def _deal_files(groups: Sequence[RowGroup], parts: int) -> list[Stream]:
-    """The files, longest first, each to the stream that has the fewest rows; without empty streams."""
+    """Deals the files, longest first, each to the stream with the fewest rows; leaves out empty streams."""
     files: dict[str, list[RowGroup]] = {}
     for group in groups:
         files.setdefault(group.url, []).append(group)
@@ -247,7 +250,7 @@ def _deal_files(groups: Sequence[RowGroup], parts: int) -> list[Stream]:
 def _fill_batch(
     batch: Rows, buffers: Sequence[ShuffleBuffer], counts: Sequence[int], spare: NDArray[Any]
 ) -> NDArray[Any]:
-    """Takes `counts` rows from the buffers, fills up with a real row, `spare` where there is none, and returns that row."""
+    """Takes `counts` rows from the buffers, pads with a real row (`spare` where there is none), and returns that row."""
     first = 0
     for buffer, count in zip(buffers, counts, strict=True):
         buffer.take(batch, first=first, count=count)
@@ -257,15 +260,15 @@ def _fill_batch(
 
 
 def _nonzero(sequence: np.random.SeedSequence) -> int:
-    """A seed for Petastorm, which takes 0 for none."""
+    """A seed for Petastorm, which reads 0 as no seed."""
     return int(sequence.generate_state(1, np.uint32)[0]) + 1
 
 
 def _read_stream(stream: Stream, manifest: FeaturesManifest, *, seed: int) -> Generator[Rows, None, None]:
-    """Every row of a stream once, a row group at a time, in an order by `seed`.
+    """Every row of a stream once, a row group at a time, in an order that follows from `seed`.
 
     Raises:
-        JobError: a file is missing or damaged, or has other rows or features than the manifest says.
+        JobError: A file is missing or damaged, or has other rows or features than the manifest says.
     """
     _check_files(stream)
     left = stream.rows
@@ -286,7 +289,7 @@ def _read_stream(stream: Stream, manifest: FeaturesManifest, *, seed: int) -> Ge
 
 
 def _check_files(stream: Stream) -> None:
-    """Looks whether all files are still there and as they were: Petastorm, where one is not, leaves a thread pool behind."""
+    """Checks that all files are there and unchanged, as Petastorm leaves a thread pool behind where one is not."""
     footers = {group.url: group.footer for group in stream.groups}
     for url in stream.files:
         footer = read_footer(url)
@@ -295,7 +298,7 @@ def _check_files(stream: Stream) -> None:
 
 
 def _rows_of(batch: Any, manifest: FeaturesManifest, *, origin: str) -> Rows:
-    """A row group as Petastorm gives it."""
+    """A row group in the form that Petastorm returns."""
     shape = row_shape(manifest)
     size, features = int(np.prod(shape)), batch.features
     if manifest.feature_dtype == "uint8":
@@ -309,7 +312,7 @@ def _rows_of(batch: Any, manifest: FeaturesManifest, *, origin: str) -> Rows:
 
 
 def _edited(rows: Rows, edit: GroupEdit | None) -> Rows:
-    """The rows of a row group that count, with their corrected labels."""
+    """The selected rows of a row group, with corrected labels."""
     if edit is None:
         return rows
     rows = rows._replace(label_index=edit.apply_to_labels(rows.label_index))
@@ -317,10 +320,10 @@ def _edited(rows: Rows, edit: GroupEdit | None) -> Rows:
 
 
 def _find_damage(stream: Stream, manifest: FeaturesManifest, error: Exception) -> JobError:
-    """The error that names the file at fault, which Petastorm does not."""
+    """An error that names the damaged file, which Petastorm's error does not."""
     for group in stream.groups:
         try:
             features_of(read_row_group(group, ("features",)), manifest, origin=group.url)
         except JobError as named:
             return named
-    return JobError(f"{stream.files[0]} or a file after it could not be read for a while: {first_line(error)}.")
+    return JobError(f"{stream.files[0]} or a later file could not be read for a while: {first_line(error)}.")

@@ -1,4 +1,4 @@
-"""The tables that a query for a training set knows beside the feature set: one row for each image, joined by `image_id`."""
+"""The tables that a `where` query can use besides the feature set: one row for each image, joined by `image_id`."""
 
 import io
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ from featurize.tables.predictions import LATEST
 from featurize.tables.row_groups import RowGroup, iterate_row_groups, read_footer
 
 _KEY = "image_id"
-_CONTENT = "content"  # the files themselves
+_CONTENT = "content"  # the column with the image files
 
 
 @dataclass(frozen=True, eq=False)
 class JoinedTable:
-    """A table of which no image has more than one row.
+    """A table with at most one row for each image.
 
     Attributes:
-        name: by which the query knows it.
-        table: with `image_id`.
+        name: The table's name in the query.
+        table: The rows, with `image_id`.
     """
 
     name: str
@@ -35,33 +35,33 @@ class JoinedTable:
 
     @property
     def columns(self) -> list[str]:
-        """Those that say something of an image."""
+        """The columns that describe an image."""
         return [name for name in self.table.column_names if name != _KEY]
 
 
 def read_joined_tables(features: FeaturesSettings) -> list[JoinedTable]:
-    """The tables that a recipe names beside its feature set, without the images themselves.
+    """The tables that a recipe names besides its feature set, without the images themselves.
 
     Raises:
-        UsageError: a URL holds no such table, or a table of labels names an image twice.
-        JobError: files are damaged.
+        UsageError: A URL holds no such table, or a table of labels names an image twice.
+        JobError: Files are damaged.
     """
     found = []
     if features.predictions is not None:
         found.append(JoinedTable("predictions", _once(_read_predictions(features.predictions))))
     if features.images is not None:
         table = _first_table(find_tables(images=features.images))
-        found.append(JoinedTable("images", _once(_read_parts(table, table.parts))))
+        found.append(JoinedTable("images", _once(read_parts(table, table.parts))))
     if features.labels is not None:
         found.append(JoinedTable("labels", read_label_table(features.labels)))
     return found
 
 
 def read_label_table(url: str) -> pa.Table:
-    """A table of labels in a CSV or Parquet file: `image_id` as text, and any other columns.
+    """A table of labels from a CSV or Parquet file: `image_id` as text, and any other columns.
 
     Raises:
-        UsageError: there is none, it has no or an empty `image_id`, names an image twice, or a column twice.
+        UsageError: There is no table, an `image_id` is missing or empty, or an image or a column occurs twice.
     """
     try:
         content = io.BytesIO(storage.read_bytes(url))
@@ -71,7 +71,9 @@ def read_label_table(url: str) -> pa.Table:
             text_ids = pacsv.ConvertOptions(column_types={_KEY: pa.string()})
             table = pacsv.read_csv(content, convert_options=text_ids)
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UsageError(f"`features.labels`: there is no table {url}; it is one .csv or .parquet file.") from error
+        raise UsageError(
+            f"`features.labels`: there is no table {url}; it must be one .csv or .parquet file."
+        ) from error
     except pa.ArrowException as error:
         raise UsageError(f"`features.labels`: {url} cannot be read: {first_line(error)}") from error
     names = [name.lower() for name in table.column_names]
@@ -89,19 +91,19 @@ def read_label_table(url: str) -> pa.Table:
 
 
 def _read_predictions(url: str) -> pa.Table:
-    """What the view `latest` shows."""
+    """The rows that the view `latest` shows."""
     tables = find_tables(predictions=url)
     table = _first_table(tables)
     shown = [view.value for view in tables if isinstance(view, SqlView) and view.name == LATEST]
-    return _read_parts(table, [part for part in table.parts if not shown or part.values == (shown[0],)])
+    return read_parts(table, [part for part in table.parts if not shown or part.values == (shown[0],)])
 
 
 def _first_table(tables: Sequence[SqlTable | SqlView]) -> SqlTable:
-    """The table itself: views on it come after."""
+    """The table itself; views on it come after it."""
     return next(table for table in tables if isinstance(table, SqlTable))
 
 
-def _read_parts(table: SqlTable, parts: Sequence[Part]) -> pa.Table:
+def read_parts(table: SqlTable, parts: Sequence[Part]) -> pa.Table:
     """The rows of some parts, without the images themselves, in the order of the files; with the columns that are in no file."""
     names = [name for name in table.columns.names if name != _CONTENT]
     if _KEY not in names:
@@ -122,7 +124,7 @@ def _read_parts(table: SqlTable, parts: Sequence[Part]) -> pa.Table:
 
 
 def _once(table: pa.Table) -> pa.Table:
-    """The first row of each image, by path: of equal images the rest is the same."""
+    """The first row of each image, by path: rows of equal images differ in nothing else."""
     keys = [name for name in (_KEY, "path") if name in table.column_names]
     order = pc.sort_indices(table, [(name, "ascending") for name in keys]).to_numpy()
     ids = np.array(table[_KEY].to_pylist(), dtype=object)[order]

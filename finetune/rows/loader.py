@@ -1,4 +1,4 @@
-"""What the ranks train on: every epoch's batches, by a plan that all ranks agree on, out of memory or out of a stream."""
+"""The data that ranks train on: every epoch's batches, by a plan that all ranks share, from memory or from disk."""
 
 import math
 from collections.abc import Iterator
@@ -22,43 +22,43 @@ _SLICE_ROWS = 4096
 
 
 class Data(Protocol):
-    """One split, as training and evaluation see it: the same rows on every rank, each rank with its share of every batch."""
+    """One split for training and evaluation: the same rows on every rank, each rank with its share of every batch."""
 
     @property
     def rows(self) -> int:
         """Number of images in the whole split."""
 
     def steps(self, global_batch_size: int) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch."""
 
     def batches(self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1) -> Batches:
-        """One rank's share of the batches of an epoch: a function of seed and epoch, and of no other thing.
+        """One rank's share of the batches of an epoch, which depends only on seed and epoch.
 
-        Each is a step, as `batches.take_batch` gives it: features ``(b, ...)``; label_index int32 ``(b,)``; row_ids int64
-        ``(b,)``, by which the random numbers of a row are drawn; global_rows float32 ``()``, the rows of all ranks in this step.
-        b is the same in all steps of a rank: shorter batches are filled up with rows of the label `PADDING`.
+        Each is a step, in the form of `batches.take_batch`: features ``(b, ...)``; label_index int32 ``(b,)``; row_ids int64
+        ``(b,)``, which determine a row's random numbers; global_rows float32 ``()``, the rows of all ranks in this step. b is the
+        same in all steps of a rank: shorter batches are padded with rows of the label `PADDING`.
         """
 
     def failures(self) -> AbstractContextManager[None]:
-        """In which `batches` are iterated: a file that cannot be read is named there, and not in TensorFlow's words."""
+        """A context to iterate `batches` in: its errors name a file that cannot be read, which TensorFlow's do not."""
 
     def memory_bytes(self, *, rank: int = 0, size: int = 1) -> int:
-        """About the most that the features take in one rank while it goes through `batches`."""
+        """About the most bytes that the features take in one rank while it iterates over `batches`."""
 
     def slices(self, *, rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
-        """A rank's share of the rows, once: features and label_index, some thousand rows at a time, in no order."""
+        """A rank's share of the rows, once: features and label_index, some thousand rows at a time, in any order."""
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which rows a rank computes in one epoch.
+    """The rows that a rank computes in one epoch.
 
-    Every rank makes the same global batches from (seed, epoch) and takes its own slice of each, so all take the same number
-    of steps, no row is dropped, and none is seen twice.
+    Every rank makes the same global batches from (seed, epoch) and takes its own slice of each, so that all take the same number
+    of steps, and each row is seen exactly once.
 
     Attributes:
         rows: int64 ``(n_steps, b)``, this rank's rows in each step; `PADDING` where there are fewer than b.
-        global_rows: int64 ``(n_steps,)``, rows of all ranks together in each step: what the gradient is divided by.
+        global_rows: int64 ``(n_steps,)``, rows of all ranks together in each step, by which the gradient is divided.
     """
 
     rows: NDArray[np.int64]
@@ -69,9 +69,12 @@ def plan_epoch(rows: int, *, seed: int, epoch: int, global_batch_size: int, rank
     """The batches of one rank in one epoch.
 
     Args:
-        rows: in the whole split.
-        epoch: counted from 1; each has its own order.
-        global_batch_size: rows of all ranks together in a full step; the last step takes what is left.
+        rows: Number of rows in the whole split.
+        seed: Seed of the order.
+        epoch: Number of the epoch, counted from 1; each has its own order.
+        global_batch_size: Rows of all ranks together in a full step; the last step takes the rest.
+        rank: This rank, counted from 0.
+        size: Number of ranks.
     """
     order = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(rows)
     starts = np.arange(0, rows, global_batch_size)
@@ -85,7 +88,7 @@ def plan_epoch(rows: int, *, seed: int, epoch: int, global_batch_size: int, rank
 
 
 class MemoryData:
-    """A split in memory, once per rank."""
+    """A split in memory; every rank holds all of it."""
 
     def __init__(self, data: SplitData) -> None:
         self._data = data
@@ -97,11 +100,11 @@ class MemoryData:
         return self._data.rows
 
     def steps(self, global_batch_size: int) -> int:
-        """Steps in an epoch."""
+        """Number of steps in an epoch."""
         return math.ceil(self.rows / global_batch_size)
 
     def batches(self, epoch: int, *, seed: int, global_batch_size: int, rank: int = 0, size: int = 1) -> RowBatches:
-        """As `Data.batches`, every epoch in an order of its own over the whole split."""
+        """See `Data.batches`; every epoch has its own order over the whole split."""
         import tensorflow as tf
 
         plan = plan_epoch(self.rows, seed=seed, epoch=epoch, global_batch_size=global_batch_size, rank=rank, size=size)
@@ -109,15 +112,15 @@ class MemoryData:
             return RowBatches(tf.constant(plan.rows), tf.constant(plan.global_rows, tf.float32), *self._as_tensors())
 
     def failures(self) -> AbstractContextManager[None]:
-        """There are none: all is read."""
+        """A context that does nothing, as all rows have been read."""
         return nullcontext()
 
     def memory_bytes(self, *, rank: int = 0, size: int = 1) -> int:
-        """What the features take, in every rank the same."""
+        """The bytes that the features take, the same in every rank."""
         return self._data.features.nbytes
 
     def slices(self, *, rank: int = 0, size: int = 1) -> Iterator[tuple[NDArray[Any], NDArray[np.int32]]]:
-        """As `Data.slices`, in the order of the split."""
+        """See `Data.slices`; in the order of the split."""
         first, last = self.rows * rank // size, self.rows * (rank + 1) // size
         for start in range(first, last, _SLICE_ROWS):
             part = slice(start, min(start + _SLICE_ROWS, last))
@@ -134,7 +137,7 @@ class MemoryData:
 
 
 def _as_tensor(array: NDArray[Any]) -> "tf.Tensor":
-    """`array` as a tensor, without a copy where its place in memory allows it; it must not be changed any more."""
+    """`array` as a tensor, without a copy where its alignment allows; the array must not be changed afterwards."""
     import tensorflow as tf
 
     if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous or not array.flags.writeable:
@@ -143,23 +146,23 @@ def _as_tensor(array: NDArray[Any]) -> "tf.Tensor":
 
 
 def cache_of(settings: TrainingSettings, manifest: FeaturesManifest) -> Literal["memory", "stream"]:
-    """Where training takes its rows from: by recipe and feature set, not by the machine, as their order depends on it."""
+    """The source of training rows, by recipe and feature set. Not by the machine, as the rows' order depends on it."""
     if settings.cache != "auto":
         return settings.cache
     return "memory" if memory_bytes(manifest) <= settings.cache_gb * 1e9 else "stream"
 
 
 def memory_bytes(manifest: FeaturesManifest) -> int:
-    """What the features of training and validation take in memory."""
+    """The bytes that the features of training and validation take in memory."""
     rows = manifest.split_rows("train") + manifest.split_rows("validation")
     return rows * int(np.prod(manifest.feature_shape)) * np.dtype(manifest.feature_dtype).itemsize
 
 
 def open_split(url: str, manifest: FeaturesManifest, split: str, settings: TrainingSettings) -> Data:
-    """One split of the feature set at `url`, in memory or as a stream.
+    """One split of the feature set at `url`, in memory or read from disk.
 
     Raises:
-        JobError: files are missing or damaged, or hold other rows or features than the manifest says.
+        JobError: Files are missing or damaged, or hold other rows or features than the manifest says.
     """
     if cache_of(settings, manifest) == "memory":
         return MemoryData(read_split(url, manifest, split))

@@ -1,6 +1,6 @@
-"""Files as a file system of the legacy interface of pyarrow, the only one that Petastorm's Parquet reader accepts.
+"""Files behind pyarrow's legacy file system interface, the only one that Petastorm's Parquet reader accepts.
 
-To be imported with warnings ignored, as that interface is deprecated.
+Import it with warnings ignored, as that interface is deprecated.
 """
 
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from featurize.tables.row_groups import open_source
 
 
 class LegacyFiles(FileSystem):  # type: ignore[misc]
-    """Knows nothing but some files, by invented names.
+    """A file system that holds only some files, under made-up names.
 
-    Petastorm cuts true names at `#` and `?`, and takes folders like ``split=train`` for columns.
+    Petastorm cuts true names at `#` and `?`, and takes folders such as ``split=train`` for columns.
 
     Args:
-        urls: of the files, by name.
+        urls: URLs of the files, by name.
     """
 
     pathsep = "/"
@@ -26,15 +26,15 @@ class LegacyFiles(FileSystem):  # type: ignore[misc]
         self._urls = urls
 
     def isdir(self, path: str) -> bool:
-        """Nothing is a folder."""
+        """Always false: nothing is a folder."""
         return False
 
     def isfile(self, path: str) -> bool:
-        """Whether it is one of the files."""
+        """Whether `path` is one of the files."""
         return path in self._urls
 
     exists = isfile
 
     def open(self, path: str, mode: str = "rb") -> Any:
-        """One of the files, for reading, whatever `mode` is."""
+        """Opens one of the files for reading, whatever `mode` is."""
         return open_source(self._urls[path])

@@ -1,4 +1,4 @@
-"""The Parquet of a feature set streamed by Petastorm, on any file system that Firn knows; by pyarrow: `tables.row_groups`."""
+"""Reading the Parquet files of a feature set with Petastorm, on any file system that Firn knows."""
 
 import threading
 import warnings
@@ -13,20 +13,20 @@ from featurize.tables.manifests import FeaturesManifest
 if TYPE_CHECKING:
     from petastorm.reader import Reader
 
-_importing = threading.Lock()  # the filters of warnings are of the whole process
+_importing = threading.Lock()  # warning filters belong to the whole process
 
 
 def open_petastorm_reader(
     url: str, manifest: FeaturesManifest, split: str, columns: Sequence[str], *, num_epochs: int | None = None
 ) -> "Reader":
-    """Petastorm's `make_batch_reader` on one split, for a training loop of one's own; a context manager.
+    """Petastorm's `make_batch_reader` on one split, for your own training loop; a context manager.
 
-    It yields a row group at a time, endlessly unless `num_epochs` is given. Give it with care: at the end of its work the thread
-    pool of Petastorm 0.13.1 may lose row groups, as it looks whether its workers are idle before it looks whether all work
-    has been handed out. An endless reader never comes to that end.
+    It yields a row group at a time, endlessly unless `num_epochs` is given. Use `num_epochs` with care: at the end of its work
+    the thread pool of Petastorm 0.13.1 may lose row groups, as it checks whether its workers are idle before it checks whether
+    all work has been handed out. An endless reader never reaches that end.
 
     Raises:
-        UsageError: the split has no rows.
+        UsageError: The split has no rows.
     """
     files = [storage.join_url(url, file.path) for file in manifest.files if file.split == split]
     if not files:
@@ -38,14 +38,16 @@ def open_petastorm_reader(
 def open_ordered_reader(
     files: Sequence[str], columns: Sequence[str], *, seed: int, part: int = 0, parts: int = 1
 ) -> Iterator["Reader"]:
-    """Petastorm's `make_batch_reader` on some files, whose row groups come in an order by `seed`, again and again.
+    """Petastorm's `make_batch_reader` on some files, whose row groups come in an order that follows from `seed`, endlessly.
 
-    One thread reads and decodes, up to four row groups ahead: with more of them the order would be a matter of luck.
+    One thread reads and decodes, up to four row groups ahead: with more threads the order would be random.
 
     Args:
-        files: URLs.
-        seed: from 1 up; Petastorm takes 0 for no seed.
-        part: of `parts`; of all row groups in the order of the files, those whose place is `part` modulo `parts`.
+        files: URLs of the files.
+        columns: Columns to read.
+        seed: 1 or more, as Petastorm reads 0 as no seed.
+        part: Which share of the row groups to read: those whose number, in the order of the files, is `part` modulo `parts`.
+        parts: Number of shares.
     """
     reader = _make_reader(
         files,
@@ -59,7 +61,7 @@ def open_ordered_reader(
     )
     try:
         yield reader
-    finally:  # its own __exit__ does this and prints a line
+    finally:  # like its own __exit__, which also prints a line
         reader.stop()
         reader.join()
 
@@ -76,13 +78,13 @@ def _make_reader(files: Sequence[str], columns: Sequence[str], **options: Any) -
 
 
 def _load_petastorm() -> tuple[Any, Any]:
-    """`make_batch_reader`, and the file system it is to read from."""
-    with _importing, warnings.catch_warnings():  # Petastorm imports what pyarrow and setuptools deprecate
+    """`make_batch_reader`, and the file system that it reads from."""
+    with _importing, warnings.catch_warnings():  # Petastorm imports deprecated parts of pyarrow and setuptools
         warnings.simplefilter("ignore")
         from petastorm import make_batch_reader
 
         from finetune.rows.petastorm_files import LegacyFiles
     warnings.filterwarnings(
         "ignore", category=FutureWarning, module="petastorm"
-    )  # which goes on using it, in its threads
+    )  # Petastorm continues to use it in its threads
     return make_batch_reader, LegacyFiles

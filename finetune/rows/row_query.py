@@ -1,7 +1,7 @@
-"""Training sets by query: which rows of a feature set count, by their metadata, by predictions and by tables of labels.
+"""Training sets by query: rows of a feature set selected by their metadata, by predictions and by tables of labels.
 
-The query is the condition of a recipe's `[features] where`, in DuckDB's SQL. It is asked once, of all rows together; features are
-not read for it. What it selects becomes edits of the manifest, which go to every rank and every reader.
+The query is the condition of a recipe's `[features] where`, in DuckDB's SQL. It runs once over all rows, without reading
+features. The selection becomes edits of the manifest, which go to every rank and every reader.
 """
 
 from collections.abc import Sequence
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from finetune.rows.joined_tables import JoinedTable
 
 _COLUMNS = ("image_id", "path", "label", "label_index", "width", "height")
-_ROW = "firn row"  # no name that a query would use
+_ROW = "firn row"  # a name that no query would use
 _MAX_NAMED = 8
 
 
 def read_selected(features: FeaturesSettings) -> FeaturesManifest:
-    """The manifest of a recipe's feature set as its rows are to be trained on: with corrected labels, and those that it selects.
+    """The manifest of a recipe's feature set with the rows to train on: selected by the recipe, with corrected labels.
 
     Raises:
-        UsageError: there is no feature set; or the query is wrong, selects nothing, or leaves a class that it does not name
+        UsageError: There is no feature set; or the query is wrong, selects nothing, or leaves a class that it does not name
             without training rows.
-        JobError: files are damaged.
+        JobError: Files are damaged.
     """
     manifest = read_features_manifest(features.url)
     if features.where is None:
@@ -42,15 +42,16 @@ def read_selected(features: FeaturesSettings) -> FeaturesManifest:
 
 
 def read_selected_by_model(card: ModelCard, url: str, *, all_rows: bool = False) -> FeaturesManifest:
-    """The manifest of the feature set at `url` with the rows that the query of a model selects there.
+    """The manifest of the feature set at `url` with the rows that a model's query selects there.
 
     Args:
-        url: of that which the model was trained on, or of another.
-        all_rows: whether to select them all whatever the model was trained on.
+        card: The model's description.
+        url: URL of the feature set that the model was trained on, or of another.
+        all_rows: Whether to select all rows, whatever the model was trained on.
 
     Raises:
-        UsageError: there is no feature set, or the query cannot be asked there or selects nothing.
-        JobError: files are damaged.
+        UsageError: There is no feature set, or the query cannot be run there or selects nothing.
+        JobError: Files are damaged.
     """
     features = FeaturesSettings.model_validate({**card.recipe["features"], "url": url})
     manifest = read_features_manifest(url)
@@ -58,13 +59,13 @@ def read_selected_by_model(card: ModelCard, url: str, *, all_rows: bool = False)
 
 
 def select_rows(features: FeaturesSettings, manifest: FeaturesManifest) -> FeaturesManifest:
-    """`manifest` with the rows alone that `features.where` selects; those of all splits alike.
+    """`manifest` with only the rows that `features.where` selects, in all splits.
 
     Raises:
-        UsageError: the query is wrong, or selects nothing.
-        JobError: files are damaged.
+        UsageError: The query is wrong, or selects nothing.
+        JobError: Files are damaged.
     """
-    from finetune.rows.joined_tables import read_joined_tables  # which imports Spark
+    from finetune.rows.joined_tables import read_joined_tables  # imports Spark
 
     places, tables = list[tuple[str, str, int, int]](), list[pa.Table]()
     for split, path, group, table in scan_rows(features.url, manifest, _COLUMNS):
@@ -88,13 +89,13 @@ def select_rows(features: FeaturesSettings, manifest: FeaturesManifest) -> Featu
 
 
 def ask(where: str, rows: pa.Table, others: "Sequence[JoinedTable]") -> NDArray[np.bool_]:
-    """Which of `rows` a condition selects: bool ``(n_rows,)``.
+    """The rows that a condition selects: bool ``(n_rows,)``.
 
-    The columns of `rows` are known by their names, as `features.label` too; those of others by the name of their table
-    (`predictions.label`), and by their own alone where no other table has it. Of what is null nothing is selected.
+    The columns of `rows` go by their names, or as `features.label`; those of other tables by table and name
+    (`predictions.label`), or by name alone where no other table has it. A row for which the condition is null is not selected.
 
     Raises:
-        UsageError: the condition is wrong.
+        UsageError: The condition is wrong.
     """
     import duckdb
 
@@ -114,7 +115,7 @@ def ask(where: str, rows: pa.Table, others: "Sequence[JoinedTable]") -> NDArray[
         except duckdb.Error as error:
             fault = str(error).splitlines()[0]
             columns = ", ".join(_shown_names(rows, others, plain))
-            raise UsageError(f"`features.where` cannot be asked: {fault}\nColumns: {columns}.") from error
+            raise UsageError(f"`features.where` cannot be run: {fault}\nColumns: {columns}.") from error
         answer = found.read_all() if isinstance(found, pa.RecordBatchReader) else found
     kept = np.zeros(len(rows), np.bool_)
     chosen = answer["chosen"].fill_null(False).to_numpy()
@@ -123,7 +124,7 @@ def ask(where: str, rows: pa.Table, others: "Sequence[JoinedTable]") -> NDArray[
 
 
 def describe_selection(manifest: FeaturesManifest) -> str:
-    """How many rows of each split are selected, in words; nothing where there is no selection."""
+    """The number of selected rows in each split, in words; empty where there is no selection."""
     edits = manifest.edits
     if edits is None or edits.where is None:
         return ""
@@ -135,10 +136,10 @@ def describe_selection(manifest: FeaturesManifest) -> str:
 
 
 def _check_classes(where: str, before: FeaturesManifest, after: FeaturesManifest) -> None:
-    """A class that has lost all its training rows is learned by no model, and is expected of it in the other splits.
+    """Checks that no class has lost all its training rows: no model could learn it, but the other splits would test it.
 
     Raises:
-        UsageError: there is one that the query does not name.
+        UsageError: There is such a class, and the query does not name it.
     """
     left = after.rows.get("train", {})
     lost = [label for label, rows in before.rows.get("train", {}).items() if rows and not left.get(label)]
@@ -147,12 +148,12 @@ def _check_classes(where: str, before: FeaturesManifest, after: FeaturesManifest
         more = f" and {len(unnamed) - _MAX_NAMED} more" if len(unnamed) > _MAX_NAMED else ""
         raise UsageError(
             f"`features.where` leaves no training rows of {', '.join(unnamed[:_MAX_NAMED])}{more}. Select some; "
-            f"or, if that is wanted, name the class in the query, as in label != '{unnamed[0]}'."
+            f"or, if this is intended, name the class in the query, as in label != '{unnamed[0]}'."
         )
 
 
 def _plain_names(rows: pa.Table, others: "Sequence[JoinedTable]") -> dict[str, list[str]]:
-    """The columns of each of the other tables that are known by their own name alone; the case of letters does not matter."""
+    """The columns of each other table that can be named without the table; names are case-insensitive."""
     taken = [name.lower() for name in rows.column_names] + [other.name for other in others]
     taken += [name.lower() for other in others for name in other.table.column_names]
     return {other.name: [name for name in other.columns if taken.count(name.lower()) == 1] for other in others}
@@ -166,7 +167,7 @@ def _shown_names(rows: pa.Table, others: "Sequence[JoinedTable]", plain: dict[st
 
 
 def _joined(rows: pa.Table, others: "Sequence[JoinedTable]", plain: dict[str, list[str]]) -> str:
-    """All tables side by side, a row for each of `rows`; each of the others also as a struct by its name."""
+    """All tables side by side, a row for each of `rows`; each other table also as a struct of its name."""
     columns = [f"firn_rows.{_quoted(name)}" for name in (_ROW, *rows.column_names)]
     joins = ""
     for other in others:

@@ -1,4 +1,4 @@
-"""A shuffle buffer: rows come in the order of a stream and go in one that a random generator draws."""
+"""A shuffle buffer: rows enter in the order of a stream and leave in a random order."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -21,13 +21,14 @@ class Rows(NamedTuple):
 
 
 class ShuffleBuffer:
-    """Holds `capacity` rows of `source`; whoever takes rows gets some drawn from those, and others come in their place.
+    """Holds `capacity` rows of `source`; rows are drawn from these, and the next ones take their places.
 
-    What is taken is a function of `source`, `capacity`, the state of `random` and the counts taken so far.
+    The rows drawn depend only on `source`, `capacity`, the state of `random` and the counts taken so far.
 
     Args:
-        source: rows in pieces of any length; read as far as needed.
-        capacity: rows, 1 or more. 1 keeps the order.
+        source: Rows in pieces of any length; read as far as needed.
+        capacity: Number of rows, 1 or more. 1 keeps the order.
+        random: Generator that draws the rows.
     """
 
     def __init__(self, source: Iterator[Rows], *, capacity: int, random: np.random.Generator) -> None:
@@ -35,7 +36,7 @@ class ShuffleBuffer:
         self._held: Rows | None = None
         self._filled = 0
         self._coming: Rows | None = None
-        self._used = 0  # rows of `_coming` that came in already
+        self._used = 0  # rows of `_coming` that are in the buffer already
 
     def fill(self) -> None:
         """Reads until the buffer is full or the source has ended."""
@@ -45,10 +46,10 @@ class ShuffleBuffer:
             self._filled = last
 
     def take(self, target: Rows, *, first: int, count: int) -> None:
-        """Moves `count` rows into `target`, from its row `first` on.
+        """Moves `count` rows into `target`, starting at its row `first`.
 
         Raises:
-            ValueError: there are not so many.
+            ValueError: There are fewer rows.
         """
         while count:
             self.fill()
@@ -62,7 +63,7 @@ class ShuffleBuffer:
             first, count = first + part, count - part
 
     def _replace(self, slots: NDArray[np.int64]) -> None:
-        """Puts the next rows of the source into `slots`, and where it has ended, rows from the end of the buffer."""
+        """Fills `slots` with the next rows of the source or, where it has ended, with rows from the end of the buffer."""
         done = 0
         while done < len(slots) and (there := self._look()):
             part = slots[done : done + there]
@@ -76,7 +77,7 @@ class ShuffleBuffer:
             self._filled = left
 
     def _put(self, where: slice | NDArray[np.int64], count: int) -> None:
-        """Moves the next `count` rows, which are there, to places in the buffer."""
+        """Moves the next `count` rows, which have been read, into the buffer."""
         if self._coming is None:
             return
         if self._held is None:
@@ -86,7 +87,7 @@ class ShuffleBuffer:
         self._used += count
 
     def _look(self) -> int:
-        """How many rows have been read and not come in; reads on where there are none. 0 at the end of the source."""
+        """The number of rows read but not yet in the buffer; reads more where there are none. 0 at the end of the source."""
         while self._coming is None or self._used == self._coming.n_rows:
             self._coming, self._used = next(self._source, None), 0
             if self._coming is None:

@@ -24,8 +24,8 @@ from featurize.tables.row_groups import (
     row_shape,
 )
 
-_ROW_ID_DIGITS = 15  # of hexadecimal: 60 bits, the most that an int64 holds whatever the digits
-ALIGNMENT = 64  # bytes: what TensorFlow asks of memory that it is to share
+_ROW_ID_DIGITS = 15  # hexadecimal digits: 60 bits, the most that always fit into an int64
+ALIGNMENT = 64  # bytes: the alignment at which TensorFlow shares memory
 _KEYS = ("image_id", "path")
 _COLUMNS = (*_KEYS, "label_index", "features")
 
@@ -35,11 +35,11 @@ class SplitData:
     """Rows of one split of a feature set.
 
     Attributes:
-        features: float32 ``(n_images, feature_dim)``, or uint8 ``(n_images, height, width, channels)`` of `pixels`.
+        features: float32 ``(n_images, feature_dim)``, or uint8 ``(n_images, height, width, channels)`` for `pixels`.
         label_index: int32 ``(n_images,)``.
-        paths: Arrow's large_string ``(n_images,)``.
-        row_ids: int64 ``(n_images,)``, the first digits of the image ids: what a row is known by wherever it lies. Equal
-            images share it.
+        paths: Arrow large_string ``(n_images,)``.
+        row_ids: int64 ``(n_images,)``, the first digits of the image ids, which identify a row whatever file it is in. Equal
+            images share a row id.
     """
 
     features: NDArray[Any]
@@ -54,13 +54,13 @@ class SplitData:
 
 
 def read_split(url: str, manifest: FeaturesManifest, split: str) -> SplitData:
-    """Reads one split of the feature set at `url` into memory, in the order of image id and path, whatever files it lies in.
+    """Reads one split of the feature set at `url` into memory, in the order of image id and path, whatever files rows are in.
 
-    Every row group is written to its place in the one array as it comes: beside that array there are never more than ids and
-    paths, and as many row groups as there are threads.
+    Every row group is written to its place in one array as it arrives: besides that array, memory holds only ids, paths, and as
+    many row groups as there are threads.
 
     Raises:
-        JobError: files are missing or damaged, or hold other rows or features than the manifest says.
+        JobError: Files are missing or damaged, or hold other rows or features than the manifest says.
     """
     groups = list_row_groups(url, manifest, split)
     ids, paths, label_index = _read_keys(groups)
@@ -86,7 +86,7 @@ def iterate_split(url: str, manifest: FeaturesManifest, split: str) -> Iterator[
     """One split of the feature set at `url`, a row group at a time, in the order of the files.
 
     Raises:
-        JobError: as `read_split`.
+        JobError: Raised by `read_split` for the same reasons.
     """
     yield from iterate_groups(list_row_groups(url, manifest, split), manifest)
 
@@ -95,7 +95,7 @@ def iterate_groups(groups: Sequence[RowGroup], manifest: FeaturesManifest) -> It
     """The rows of each of `groups`, a few of which are read ahead in threads.
 
     Raises:
-        JobError: a file is missing or damaged, or has other features than the manifest says.
+        JobError: A file is missing or damaged, or has other features than the manifest says.
     """
     for group, table in zip(groups, iterate_row_groups(groups, _COLUMNS), strict=True):
         yield SplitData(
@@ -107,7 +107,7 @@ def iterate_groups(groups: Sequence[RowGroup], manifest: FeaturesManifest) -> It
 
 
 def _aligned_empty(shape: tuple[int, ...], dtype: "np.dtype[Any]") -> NDArray[Any]:
-    """As `np.empty`, at a multiple of 64 bytes: TensorFlow takes such memory as it is, and copies other."""
+    """Like `np.empty`, but aligned to 64 bytes: TensorFlow shares such memory, and copies other memory."""
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     first = -memory.ctypes.data % ALIGNMENT
@@ -118,7 +118,7 @@ def row_ids_of(image_ids: Sequence[str], *, origin: str) -> NDArray[np.int64]:
     """The first 15 hexadecimal digits of each image id as int64 ``(n_images,)``.
 
     Raises:
-        JobError: an image id is no hexadecimal number.
+        JobError: An image id is not a hexadecimal number.
     """
     try:
         return np.array([int(text[:_ROW_ID_DIGITS], 16) for text in image_ids], np.int64)

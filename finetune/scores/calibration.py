@@ -1,4 +1,4 @@
-"""The statistics of a report that are not in `finetune.scores.metrics`: intervals, baseline, calibration. Pure NumPy."""
+"""Statistics for reports beyond `finetune.scores.metrics`: intervals, baseline, calibration. Pure NumPy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ class CalibrationBin:
     """The rows whose highest probability is in (low, high].
 
     Attributes:
-        rows: at least 1.
-        confidence: mean of the highest probabilities, in [0, 1].
-        accuracy: share of rows that are right, in [0, 1].
-        interval: of the accuracy; see `wilson_interval`.
+        rows: Number of rows, at least 1.
+        confidence: Mean of the highest probabilities, in [0, 1].
+        accuracy: Share of rows that are right, in [0, 1].
+        interval: 95 % interval of the accuracy; see `wilson_interval`.
     """
 
     low: float
@@ -34,12 +34,12 @@ class CalibrationBin:
 
 
 def wilson_interval(right: int, rows: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The score interval of a share, which stays in [0, 1] and holds for few rows and for shares near 0 and 1.
+    """The score interval of a share, which stays in [0, 1] and is valid for few rows and for shares near 0 and 1.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", 1927.
 
     Raises:
-        ValueError: no rows, or more right than there are.
+        ValueError: There are no rows, or more right rows than rows.
     """
     if rows < 1 or not 0 <= right <= rows:
         raise ValueError(f"`right` must be in [0, `rows`] and `rows` at least 1. Got {right} and {rows}.")
@@ -59,14 +59,14 @@ def most_frequent_class(rows: Mapping[str, int], classes: Sequence[str]) -> int:
 def calibration_bins(
     probabilities: FloatArray, label_index: IntArray, bins: int = CALIBRATION_BINS
 ) -> list[CalibrationBin]:
-    """How often a model is right when it is so sure: bins of equal width by the highest probability, empty ones left out.
+    """Accuracy by confidence: bins of equal width by the highest probability, without the empty ones.
 
     Source: A. Niculescu-Mizil, R. Caruana, "Predicting Good Probabilities with Supervised Learning", 2005.
 
     Args:
         probabilities: float ``(n_rows, n_classes)`` in [0, 1].
         label_index: int ``(n_rows,)``, the true classes.
-        bins: at least 1.
+        bins: Number of bins, at least 1.
     """
     confidence = np.clip(probabilities.max(axis=1).astype(np.float64), 0, 1)
     is_right = probabilities.argmax(axis=1) == label_index
@@ -89,7 +89,7 @@ def calibration_bins(
 
 
 def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
-    """Mean distance of confidence and accuracy over the bins, weighted by their rows, in [0, 1].
+    """Mean distance between confidence and accuracy over the bins, weighted by their rows, in [0, 1].
 
     Source: M. P. Naeini, G. F. Cooper, M. Hauskrecht, "Obtaining Well Calibrated Probabilities Using Bayesian Binning", 2015.
     """
@@ -98,17 +98,17 @@ def expected_calibration_error(bins: Sequence[CalibrationBin]) -> float:
 
 
 def most_confident_mistakes(probabilities: FloatArray, label_index: IntArray, n: int) -> NDArray[np.int64]:
-    """The rows that are wrong, the surest first, at most `n` of them: int64 ``(n_mistakes,)``."""
+    """The wrong rows, the most confident first, at most `n` of them: int64 ``(n_mistakes,)``."""
     wrong = np.flatnonzero(probabilities.argmax(axis=1) != label_index)
     order = np.argsort(-probabilities[wrong].max(axis=1), kind="stable")
     return wrong[order][:n].astype(np.int64)
 
 
 def order_by_confusion(matrix: IntArray) -> list[int]:
-    """The classes in an order in which those that are taken for each other stand together.
+    """The classes in an order that puts classes which are confused with each other side by side.
 
-    A greedy chain: it begins with the class that has the most errors, and goes on to the class that is most confused with the
-    last one, in either direction; where none is, to the class with the most errors of those left.
+    A greedy chain: it begins with the class that has the most errors, and continues with the class that is most confused with the
+    last one, in either direction; where there is none, with the remaining class that has the most errors.
 
     Args:
         matrix: int ``(n_classes, n_classes)``, rows = true, columns = predicted.

@@ -1,7 +1,7 @@
 """Figures of a report: the confusion matrix and the course of a training.
 
 Figures are made with matplotlib's `Figure` and never with pyplot, whose global state is neither thread-safe nor
-headless. Class names are drawn as they are: `parse_math=False` keeps a "$" in one from being read as TeX.
+headless. Class names are drawn literally: `parse_math=False` keeps a "$" in one from being read as TeX.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MAX_CLASSES_WITH_ALL_LABELS = 110
 MAX_LABEL_CHARACTERS = 24
 
 PAD_IN = 0.12
-LABEL_PITCH_IN = 0.14  # The least room for a line of 7 point text.
-COLOUR_BAR_IN = 0.95  # The bar, its gap, its ticks and its name.
+LABEL_PITCH_IN = 0.14  # Least height of a line of 7 point text.
+COLOUR_BAR_IN = 0.95  # Width of the bar, its gap, its ticks and its name.
 
 # Blue and vermilion stay apart under every common colour blindness. Source: Okabe and Ito, "Color Universal Design",
 # 2008, https://jfly.uni-koeln.de/color/.
@@ -40,21 +40,21 @@ VALIDATION_COLOUR = "#D55E00"
 def plot_confusion_matrix(matrix: IntArray, classes: Sequence[str], *, title: str) -> Figure:
     """Draws a confusion matrix that stays readable from 2 classes to some hundreds.
 
-    Colour is the share of the true class (the row), so that rare classes show as clearly as common ones; it follows the
-    square root, so that an error of 1 % is still seen; cells without rows are white. Up to `MAX_CLASSES_WITH_COUNTS`
+    Colour is the share of the true class (the row), so that rare classes are as visible as common ones. It follows the square
+    root, so that an error of 1 % is still visible. Cells without rows are white. Up to `MAX_CLASSES_WITH_COUNTS`
     classes, cells show their counts; up to `MAX_CLASSES_WITH_ALL_LABELS`, the figure grows until every label fits;
     beyond, every n-th class is labelled and the figure says so.
 
     Args:
         matrix: int (n_classes, n_classes), rows = true, columns = predicted, at least 0 and not all 0.
-        classes: The label of every index; long ones are elided in the middle.
-        title: Stands above the figure, followed by the accuracy and the number of rows.
+        classes: The class labels, in the order of `label_index`; long ones are shortened in the middle.
+        title: Text above the figure, followed by the accuracy and the number of rows.
 
     Returns:
         A figure at most 20 inches a side.
 
     Raises:
-        ValueError: The matrix is no confusion matrix or has another number of classes than `classes`.
+        ValueError: The matrix is not a confusion matrix or has another number of classes than `classes`.
     """
     check_confusion_matrix(matrix, classes)
     layout = _Layout(tuple(_elide(label) for label in classes), title)
@@ -79,14 +79,14 @@ def plot_history(history: Sequence[Mapping[str, float]], *, title: str, best_epo
     Args:
         history: Per epoch: "epoch" (1-based), "loss" (nats), "accuracy" in [0, 1] and, where the epoch was validated,
             "validation_loss" and "validation_accuracy". Other keys are ignored.
-        title: Stands above the panels.
+        title: Text above the panels.
         best_epoch: The "epoch" to mark as the one kept, if any.
 
     Returns:
         A figure of 10 by 4.5 inches.
 
     Raises:
-        ValueError: There are no epochs, one lacks a key, or `best_epoch` is none of them.
+        ValueError: There are no epochs, one lacks a key, or `best_epoch` is not one of them.
     """
     _check_history(history, best_epoch)
     figure = Figure(figsize=(10, 4.5), facecolor="white", layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
@@ -124,7 +124,7 @@ def render_png(figure: Figure, *, dpi: int = 150) -> bytes:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Where the parts of a confusion matrix go, in inches from the lower left, found by measuring the texts."""
+    """The positions of a confusion matrix's parts, in inches from the lower left, found by measuring the texts."""
 
     labels: tuple[str, ...]
     title: str
@@ -136,7 +136,7 @@ class _Layout:
     @cached_property
     def cell_in(self) -> float:
         if self.n_classes <= MAX_CLASSES_WITH_COUNTS:
-            # Wide enough for labels side by side if they are short, for seven-digit counts in any case.
+            # Wide enough for short labels side by side, and always for seven-digit counts.
             widest = min(1.6, 11 / self.n_classes)
             return max(0.6, 2.8 / self.n_classes, min(widest, _text_width_in(self.labels, 9) + 0.15))
         if self.n_classes <= MAX_CLASSES_WITH_ALL_LABELS:
@@ -153,7 +153,7 @@ class _Layout:
 
     @property
     def label_points(self) -> float:
-        # A line of DejaVu Sans is 1.17 times its size high; 1.4 leaves some air.
+        # A line of DejaVu Sans is 1.17 times its size high; 1.4 leaves some space.
         return float(np.clip(self.cell_in * self.label_step * 72 / 1.4, 7, 9))
 
     @cached_property
@@ -162,7 +162,7 @@ class _Layout:
 
     @property
     def labels_lie(self) -> bool:
-        """Whether the labels of the columns fit side by side; they stand upright otherwise."""
+        """Whether the column labels fit side by side; otherwise they are drawn upright."""
         return self.label_step == 1 and self.label_width_in + 0.1 <= self.cell_in
 
     @property
@@ -191,18 +191,18 @@ class _Layout:
 
     @property
     def axes_left_in(self) -> float:
-        """The left edge of the cells: a small matrix under a wide heading stands in the middle."""
+        """The left edge of the cells: a small matrix under a wide heading is centred."""
         return self.left_in + (self.width_in - self.left_in - self.axes_in - COLOUR_BAR_IN - PAD_IN) / 2
 
     def box(self, left_in: float, width_in: float) -> tuple[float, float, float, float]:
-        """A box as high as the cells, in figure fractions: left, bottom, width, height."""
+        """A box of the height of the cells, in figure fractions: left, bottom, width, height."""
         bottom, height = self.bottom_in / self.height_in, self.axes_in / self.height_in
         return left_in / self.width_in, bottom, width_in / self.width_in, height
 
 
 def _draw_cells(axes: Axes, matrix: IntArray) -> AxesImage:
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    # The map without its palest quarter: the smallest share must differ from an empty cell, which is white.
+    # The colour map without its palest quarter: the smallest share must differ from an empty cell, which is white.
     colours = ListedColormap(colormaps["YlGnBu"](np.linspace(0.25, 1, 256))).with_extremes(bad="white")
     return axes.imshow(
         np.where(share > 0, share, np.nan), cmap=colours, norm=PowerNorm(0.5, vmin=0, vmax=1), aspect="auto"
@@ -282,7 +282,7 @@ def _check_history(history: Sequence[Mapping[str, float]], best_epoch: int | Non
 
 
 def _elide(label: str) -> str:
-    """Cuts the middle out of a long label: its start and its end (a model's year, a breed's name) tell most."""
+    """Shortens a long label in the middle: its start and end (a model's year, a breed's name) tell most."""
     line = " ".join(label.split())
     if len(line) <= MAX_LABEL_CHARACTERS:
         return line
@@ -291,7 +291,7 @@ def _elide(label: str) -> str:
 
 
 def _wrap(text: str, points: float, width_in: float) -> str:
-    """Breaks a text into lines that are at most `width_in` wide, within words where a word alone is wider."""
+    """Breaks a text into lines that are at most `width_in` wide; breaks within a word only where it alone is wider."""
     most = int(4 * width_in * 72 / points)  # The narrowest letters are a quarter of their size wide.
     for characters in range(max(1, min(most, len(text))), 0, -1):
         lines = textwrap.wrap(text, characters) or [""]

@@ -1,6 +1,6 @@
-"""How good a classifier is: accuracy, macro scores, log loss and the confusion matrix.
+"""The quality of a classifier: accuracy, macro scores, log loss and the confusion matrix.
 
-Pure NumPy, no TensorFlow, no Spark: the numbers in a report come from here whichever engine made the probabilities.
+Pure NumPy, no TensorFlow, no Spark: the numbers in a report come from here, whichever engine made the probabilities.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
-CONFIDENCE = 0.95  # of every interval that Firn states
+CONFIDENCE = 0.95  # confidence level of every interval that Firn reports
 
 LOG_LOSS_EPSILON = 1e-15
 """Smallest probability that enters a logarithm. Source: scikit-learn's ``log_loss`` before 1.3 (``eps=1e-15``)."""
 
 ROW_SUM_TOLERANCE = 1e-3
-"""How far a row of probabilities may be from 1: a float16 softmax over 1,000 classes is off by up to 5e-4."""
+"""Largest distance from 1 of a row's sum of probabilities: a float16 softmax over 1,000 classes is off by up to 5e-4."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Evaluation:
         log_loss: Mean negative log likelihood in nats, at least 0.
         rows: Number of rows evaluated.
         confusion_matrix: int64 (n_classes, n_classes), rows = true, columns = predicted.
-        classes: The label of every index.
+        classes: The class labels, in the order of `label_index`.
     """
 
     accuracy: float
@@ -51,7 +51,7 @@ class Evaluation:
     classes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the scores as plain Python numbers, lists and strings, ready for `json.dumps`."""
+        """The scores as plain Python numbers, lists and strings, ready for `json.dumps`."""
         scores = {field.name: getattr(self, field.name) for field in fields(self)}
         return scores | {"confusion_matrix": self.confusion_matrix.tolist(), "classes": list(self.classes)}
 
@@ -75,7 +75,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class ConfusedPair:
-    """A way to be wrong: `count` rows of `true_label`, a `fraction` in (0, 1] of them, went to `predicted_label`."""
+    """A kind of error: `count` rows of `true_label`, a `fraction` in (0, 1] of them, were predicted as `predicted_label`."""
 
     true_label: str
     predicted_label: str
@@ -89,7 +89,7 @@ def evaluate_probabilities(probabilities: FloatArray, label_index: IntArray, cla
     Args:
         probabilities: float (n_rows, n_classes), finite, at least 0, every row summing to 1.
         label_index: int (n_rows,) in [0, n_classes).
-        classes: The label of every index, n_classes of them.
+        classes: The class labels, in the order of `label_index`.
 
     Returns:
         All scores. Where two classes tie for most probable, the lower index is the prediction.
@@ -159,7 +159,7 @@ def class_scores(matrix: IntArray) -> ClassScores:
 
 
 def scores_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> ClassScores:
-    """As `class_scores`, of what a confusion matrix has on its diagonal and as sums of its rows and columns.
+    """The scores of `class_scores`, from the diagonal, the row sums and the column sums of a confusion matrix.
 
     Args:
         correct: int (n_classes,), rows of each class that were predicted as it.
@@ -175,10 +175,10 @@ def scores_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> 
 
 
 def macro_average(matrix: IntArray) -> tuple[float, float, float]:
-    """Averages precision, recall and F1 over the classes that occur, each class weighing the same.
+    """Averages precision, recall and F1 over the classes that occur, with equal weights.
 
-    A class that is neither true nor predicted in any row is left out: a split without it says nothing about it. A class
-    that is only predicted counts, with 0. Source: scikit-learn's ``precision_recall_fscore_support(average="macro",
+    A class that is neither true nor predicted in any row is left out: a split without it says nothing about it. A class that is
+    only predicted counts as 0. Source: scikit-learn's ``precision_recall_fscore_support(average="macro",
     zero_division=0)``, whose default labels are the same set.
 
     Args:
@@ -192,7 +192,7 @@ def macro_average(matrix: IntArray) -> tuple[float, float, float]:
 
 
 def macro_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> tuple[float, float, float]:
-    """As `macro_average`, of the counts that `scores_of_counts` takes."""
+    """The averages of `macro_average`, from the counts that `scores_of_counts` takes."""
     scores = scores_of_counts(correct, true, predicted)
     occurs = (true + predicted) > 0
     precision, recall, f1 = (values[occurs].mean() for values in (scores.precision, scores.recall, scores.f1))
@@ -202,11 +202,11 @@ def macro_of_counts(correct: IntArray, true: IntArray, predicted: IntArray) -> t
 def top_k_accuracy(probabilities: FloatArray, label_index: IntArray, k: int) -> float:
     """Share of rows whose true class is among the `k` most probable.
 
-    The predicted class (the lowest index among the most probable) ranks first, so that k = 1 is the accuracy. Any other
-    true class ranks behind all it ties with: a saturated softmax, which gives 0 to many classes, earns nothing by it.
+    The predicted class (the lowest index among the most probable) ranks first, so that k = 1 is the accuracy. Any other true
+    class ranks behind all classes that it ties with: a saturated softmax, with 0 for many classes, gains nothing by it.
 
     Args:
-        probabilities: float (n_rows, n_classes), as `evaluate_probabilities` takes them.
+        probabilities: float (n_rows, n_classes), as for `evaluate_probabilities`.
         label_index: int (n_rows,) in [0, n_classes).
         k: At least 1; n_classes or more makes every row a hit.
 
@@ -216,7 +216,7 @@ def top_k_accuracy(probabilities: FloatArray, label_index: IntArray, k: int) -> 
     if k < 1:
         raise ValueError(f"`k` must be at least 1. Got {k}.")
     _check_probabilities(probabilities, label_index)
-    # Counting what is not below the true class needs no sort, and puts ties before it (itself is the 1 taken off).
+    # Counting the classes that are not below the true one needs no sort and puts ties first (the 1 is the true class).
     classes_before = (probabilities >= _probability_of_label(probabilities, label_index)[:, None]).sum(axis=1) - 1
     hit = (classes_before < k) | (probabilities.argmax(axis=1) == label_index)
     return float(hit.mean())
@@ -241,12 +241,12 @@ def log_loss(probabilities: FloatArray, label_index: IntArray) -> float:
 
 
 def most_confused(matrix: IntArray, classes: Sequence[str], n: int = 10) -> list[ConfusedPair]:
-    """Lists the commonest errors.
+    """Lists the most frequent errors.
 
     Args:
         matrix: int (n_classes, n_classes), rows = true, columns = predicted, at least 0.
-        classes: The label of every index, n_classes of them.
-        n: How many pairs to list at most, at least 1.
+        classes: The class labels, in the order of `label_index`.
+        n: Most pairs to list, at least 1.
 
     Returns:
         Pairs of different classes that occurred, by falling count, then by true and predicted label.
@@ -315,7 +315,7 @@ def _probability_of_label(probabilities: FloatArray, label_index: IntArray) -> F
 
 
 def _counts(matrix: IntArray) -> tuple[IntArray, IntArray, IntArray]:
-    """Of each class the rows that are right, true and predicted."""
+    """For each class the number of right, true and predicted rows."""
     return np.diagonal(matrix).astype(np.int64), matrix.sum(axis=1), matrix.sum(axis=0)
 
 

@@ -1,6 +1,6 @@
-"""How far predictions depend on the seed: which images change, which classes, and whether two models differ at all.
+"""How much predictions depend on the seed: which images and classes change, and whether two models differ at all.
 
-Pure NumPy but for one distribution function: no TensorFlow, no Spark.
+Pure NumPy except for one distribution function: no TensorFlow, no Spark.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from finetune.scores.metrics import IntArray
 
 @dataclass(frozen=True, eq=False)
 class RowStability:
-    """What several models say of the same rows.
+    """The predictions of several models for the same rows, compared.
 
     Attributes:
-        changing_share: of the rows, those on which not all models agree, in [0, 1].
-        is_changing: bool (n_rows,).
-        agreement: float64 (n_rows,) in (0, 1], the share of the models that say the majority's class.
-        majority: int64 (n_rows,), the class that most models say; of several, the lowest.
+        changing_share: Share of the rows on which not all models agree, in [0, 1].
+        is_changing: bool ``(n_rows,)``, whether the models disagree.
+        agreement: float64 ``(n_rows,)`` in (0, 1], share of the models that predict the majority's class.
+        majority: int64 ``(n_rows,)``, the class that most models predict; of several, the lowest index.
     """
 
     changing_share: float
@@ -30,22 +30,22 @@ class RowStability:
     majority: NDArray[np.int64]
 
     def most_unstable(self, n: int = 20) -> list[int]:
-        """The rows that change, least agreement first, then by their place; `n` of them at most."""
+        """The rows that change, least agreement first, then by position; at most `n` of them."""
         order = np.argsort(self.agreement, kind="stable")[: np.count_nonzero(self.is_changing)]
         return [int(row) for row in order[:n]]
 
 
 @dataclass(frozen=True, eq=False)
 class ClassStability:
-    """How the recall of each class varies over several models; nan for a class without rows.
+    """How the recall of each class varies over several models; NaN for a class without rows.
 
     Attributes:
-        recall: float64 (n_models, n_classes) in [0, 1].
-        mean: float64 (n_classes,), over the models.
-        sd: float64 (n_classes,), of the sample (n_models - 1); nan with one model.
-        range: float64 (n_classes,), the largest recall less the smallest.
-        changing_share: float64 (n_classes,), of the rows of the class those on which not all models agree.
-        support: int64 (n_classes,), rows of the class.
+        recall: float64 ``(n_models, n_classes)`` in [0, 1].
+        mean: float64 ``(n_classes,)``, mean recall over the models.
+        sd: float64 ``(n_classes,)``, sample standard deviation (n_models - 1) of the recall; NaN with one model.
+        range: float64 ``(n_classes,)``, the largest recall minus the smallest.
+        changing_share: float64 ``(n_classes,)``, share of the class's rows on which not all models agree.
+        support: int64 ``(n_classes,)``, number of rows of the class.
     """
 
     recall: NDArray[np.float64]
@@ -64,15 +64,15 @@ class ClassStability:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Two models on the same rows.
+    """McNemar's test of two models on the same rows.
 
     Attributes:
-        both_right: rows that both models have right.
-        only_first: b, rows that the first model alone has right.
-        only_second: c, rows that the second model alone has right.
-        both_wrong: rows that both have wrong, in the same way or not.
-        differing: rows on which they predict different classes, at least b + c.
-        p_value: of b and c or what is less even, if both models were equally often right; in [0, 1], 1 where b = c.
+        both_right: Number of rows that both models predict correctly.
+        only_first: b, number of rows that only the first model predicts correctly.
+        only_second: c, number of rows that only the second model predicts correctly.
+        both_wrong: Number of rows that both predict wrongly, in the same way or not.
+        differing: Number of rows on which they predict different classes, at least b + c.
+        p_value: Chance of b and c as uneven as these, or more, if both models were equally often right; in [0, 1], 1 where b = c.
     """
 
     both_right: int
@@ -84,19 +84,19 @@ class McNemar:
 
 
 def row_stability(predictions: IntArray) -> RowStability:
-    """Which rows change their prediction from model to model.
+    """Finds the rows whose prediction changes from model to model.
 
     Args:
         predictions: int (n_models, n_rows), the class indices that each model predicts, at least 0.
 
     Raises:
-        ValueError: the shape is another, there is no model or no row, or an index is negative.
+        ValueError: The array has another shape, there is no model or no row, or an index is negative.
     """
     _check_predictions(predictions)
     n_models, n_rows = predictions.shape
     most = np.zeros(n_rows, np.int64)
     majority = np.zeros(n_rows, np.int64)
-    for candidate in predictions:  # every class that was said is a candidate: no array of rows times classes
+    for candidate in predictions:  # every predicted class is a candidate: this needs no array of rows times classes
         votes = (predictions == candidate).sum(axis=0)
         wins = (votes > most) | ((votes == most) & (candidate < majority))
         most[wins], majority[wins] = votes[wins], candidate[wins]
@@ -105,7 +105,7 @@ def row_stability(predictions: IntArray) -> RowStability:
 
 
 def class_stability(predictions: IntArray, label_index: IntArray, n_classes: int) -> ClassStability:
-    """Which classes depend on the seed.
+    """Finds the classes whose recall depends on the seed.
 
     Args:
         predictions: int (n_models, n_rows), the class indices that each model predicts, at least 0.
@@ -113,7 +113,7 @@ def class_stability(predictions: IntArray, label_index: IntArray, n_classes: int
         n_classes: Number of classes.
 
     Raises:
-        ValueError: the shapes differ, there is no model or no row, or an index is out of range.
+        ValueError: The shapes differ, there is no model or no row, or an index is out of range.
     """
     _check_predictions(predictions)
     _check_labels(label_index, predictions.shape[1])
@@ -135,23 +135,23 @@ def class_stability(predictions: IntArray, label_index: IntArray, n_classes: int
 
 
 def mcnemar_test(first: IntArray, second: IntArray, label_index: IntArray) -> McNemar:
-    """Whether two models are right equally often, by the rows on which one is right and the other wrong.
+    """Tests whether two models are right equally often, by the rows on which one is right and the other wrong.
 
-    Under the hypothesis that they are, each such row is as likely to be the first model's as the second's: b is binomial with
-    b + c trials and chance 1/2. The p value is the exact two-sided one, twice the smaller tail.
+    If they are, each such row is as likely to be the first model's as the second's: b is binomial with b + c trials and chance
+    1/2. The p-value is the exact two-sided one, twice the smaller tail.
     Source: McNemar, "Note on the sampling error of the difference between correlated proportions or percentages", Psychometrika
     12, 1947; exact: Dietterich, "Approximate statistical tests for comparing supervised classification learning algorithms",
     Neural Computation 10, 1998, with the binomial in place of its approximation.
 
-    It holds for the rows at hand: of what another seed would have given it says nothing.
+    It holds for these two trained models on these rows; it says nothing of what another seed would give.
 
     Args:
         first: int (n_rows,), the class indices that the first model predicts, at least 0.
-        second: int (n_rows,), of the second model.
+        second: int (n_rows,), the class indices that the second model predicts, at least 0.
         label_index: int (n_rows,), the true classes, at least 0.
 
     Raises:
-        ValueError: the shapes differ, there are no rows, or an index is negative.
+        ValueError: The shapes differ, there are no rows, or an index is negative.
     """
     for name, values in (("first", first), ("second", second)):
         if values.ndim != 1 or len(values) != len(label_index):
@@ -172,7 +172,7 @@ def mcnemar_test(first: IntArray, second: IntArray, label_index: IntArray) -> Mc
 
 
 def exact_p_value(only_first: int, only_second: int) -> float:
-    """The two-sided p value of McNemar's exact test, in [0, 1]; see `mcnemar_test`. 1 where no row tells them apart."""
+    """The two-sided p-value of McNemar's exact test, in [0, 1]; see `mcnemar_test`. 1 where no row distinguishes the models."""
     from scipy.special import bdtr
 
     trials, fewer = only_first + only_second, min(only_first, only_second)
@@ -180,7 +180,7 @@ def exact_p_value(only_first: int, only_second: int) -> float:
 
 
 def _share(counts: IntArray, of: IntArray) -> NDArray[np.float64]:
-    """`counts` / `of`, nan where `of` is 0."""
+    """`counts` / `of`, NaN where `of` is 0."""
     out = np.full(counts.shape, np.nan)
     return np.divide(counts, of, out=out, where=np.broadcast_to(of != 0, counts.shape))
 

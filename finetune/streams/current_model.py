@@ -1,4 +1,4 @@
-"""The model of a stream: looked up before every batch, exchanged where the name means another one by now, held by a claim."""
+"""The model of a stream: looked up before every batch, replaced when its name refers to another model, held by a claim."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -25,11 +25,12 @@ from finetune.streams.drift_windows import StreamDrift, WindowSettings
 
 @dataclass(frozen=True)
 class ModelInUse:
-    """A model that the workers have, and the claim on its predictions.
+    """The model on the workers, and the claim on its predictions.
 
     Attributes:
-        drift: the windows that are tested; None: none are.
-        files_read: index files of the predictions. Nobody else writes there, so that a batch reads only what the last one wrote.
+        drift: The windows that are tested for drift; None: none.
+        files_read: Index files of the predictions read so far. As nobody else writes there, a batch reads only those that the
+            last batch wrote.
     """
 
     plan: PredictionPlan
@@ -41,22 +42,22 @@ class ModelInUse:
 
     @property
     def model_id(self) -> str:
-        """Of the model."""
+        """The model's id."""
         return self.plan.card.model_id
 
 
 class StreamModels:
-    """Which model labels a batch.
+    """Decides which model labels a batch.
 
-    The claim on a model's predictions is held from the model's first batch here to its last: a second stream of the same model
+    The claim on a model's predictions is held from the model's first batch here to its last: a second stream with the same model
     is refused, and so is `finetune predict` with it.
 
     Args:
-        first: what is to be labelled with, as it was found when the stream was planned; its source has no images.
-        windows: that are tested for drift; None: none.
+        first: The model as found when the stream was planned; its source has no images.
+        windows: The windows that are tested for drift; None: none.
 
     Raises:
-        UsageError: windows of the first model cannot be tested, or it cannot be used.
+        UsageError: Windows of the first model cannot be tested, or the model cannot be used.
     """
 
     def __init__(
@@ -64,26 +65,26 @@ class StreamModels:
     ) -> None:
         self._spark, self._checkpoint, self._windows = spark, checkpoint, windows
         self._name, self._source = first.name, first.source
-        self._output, self._precision = first.output, first.precision
+        self._output, self._target_precision = first.output, first.target_precision
         self._told: str | None = None
         self._current = self._take(first, is_first=True)
 
     @property
     def current(self) -> ModelInUse:
-        """The model that the last batch was labelled by, or the first one."""
+        """The model that labelled the last batch, or the first model."""
         return self._current
 
     def close(self) -> None:
-        """Gives the claim back."""
+        """Releases the claim."""
         self._current.held.close()
 
     def for_batch(self, batch_id: int, query: str) -> ModelInUse:
-        """The model of a batch: that which it was begun with before a kill, or else the one that the name means now.
+        """The model of a batch: the one recorded for it before a kill, or else the one that the name refers to now.
 
-        It is pinned: from here on no other model labels this batch.
+        It is recorded: from here on no other model labels this batch.
 
         Raises:
-            FirnError: the batch was begun with a model that cannot be had any more.
+            FirnError: The batch was begun with a model that is no longer available.
         """
         pin = self._checkpoint.read_pin(batch_id, query)
         if pin is None:
@@ -95,28 +96,28 @@ class StreamModels:
             self._checkpoint.write_pin(batch_id, pin)
         elif pin.model_id != self._current.model_id:
             folder = _folder_of(pin, self._checkpoint.pin_url(batch_id))
-            say(f"batch {batch_id} was begun with the model {pin.model_id[:16]} and is finished with it.")
-            self._exchange(_plan_of(pin.name, folder, self._source, self._output, self._precision))
+            say(f"batch {batch_id} was begun with the model {pin.model_id[:16]} and finishes with it.")
+            self._exchange(_plan_of(pin.name, folder, self._source, self._output, self._target_precision))
         return self._current
 
     def _follow(self) -> None:
-        """Exchanges the model if the name means another one by now; where that fails the old one goes on, and it is told."""
+        """Replaces the model if its name refers to another one now; if that fails, the old model stays, with a warning."""
         before = self._current.model_id
         try:
             folder = resolve_model(self._name)
-            plan = _plan_of(self._name, folder, self._source, self._output, self._precision)
+            plan = _plan_of(self._name, folder, self._source, self._output, self._target_precision)
             if plan.card.model_id == before:
                 self._told = None
                 return
             self._exchange(plan)
-        except (FirnError, OSError) as error:  # of the registry or of the new model: images go on being labelled
+        except (FirnError, OSError) as error:  # a fault of the registry or the new model must not stop the labelling
             if str(error) != self._told:
-                warn(f"the model {before[:16]} goes on labelling: {error}")
+                warn(f"the model {before[:16]} continues to label: {error}")
             self._told = str(error)
             return
         self._told = None
         say(
-            f"{self._name} is the model {self._current.model_id[:16]} now; it labels from here on, after {before[:16]}."
+            f"{self._name} is now the model {self._current.model_id[:16]}; it labels from here on, in place of {before[:16]}."
         )
 
     def _exchange(self, plan: PredictionPlan) -> None:
@@ -131,7 +132,7 @@ class StreamModels:
             claim = stack.enter_context(claim_output(plan.url))
             reference = stack.enter_context(planned_reference(plan))
             if isinstance(reference, str):
-                warn(f"no drift of features will be seen: {reference}")
+                warn(f"drift of features will not be detected: {reference}")
             shipped = ship_planned(self._spark, plan, reference=reference)
             drift = None if self._windows is None else _drift_of(plan, reference, self._windows, is_first=is_first)
             return ModelInUse(plan, shipped, claim, stack.pop_all(), drift)
@@ -140,48 +141,50 @@ class StreamModels:
 def _drift_of(
     plan: PredictionPlan, reference: Reference | str, settings: WindowSettings, *, is_first: bool
 ) -> StreamDrift | None:
-    """The windows of a model; None, which is told, where those of a later one cannot be tested: it labels all the same.
+    """The windows of a model; None, with a warning, where those of a later model cannot be tested: it labels all the same.
 
     Raises:
-        FirnError: those of the first one cannot.
+        FirnError: Those of the first model cannot be tested.
     """
     try:
         if isinstance(reference, str):
-            raise UsageError(f"`--drift-window`: {plan.name} has nothing to compare its images with: {reference}")
+            raise UsageError(f"`--drift-window`: {plan.name} has no reference to compare its images with: {reference}")
         drift = StreamDrift(plan.output, plan.card.model_id, reference, settings)
     except (FirnError, OSError) as error:
         if is_first:
             raise
-        warn(f"images that are labelled by {plan.card.model_id[:16]} are not tested for drift: {error}")
+        warn(f"images labelled by {plan.card.model_id[:16]} are not tested for drift: {error}")
         return None
     for line in too_small(images_needed(reference, false_alarm_rate=settings.false_alarm_rate), settings.images):
         warn(f"drift of {line}")
     return drift
 
 
-def plan_labelling(name: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
-    """What `finetune predict` plans, of a source of which no image is listed yet.
+def plan_labelling(name: str, source: ImageSource, output: str, target_precision: float | None) -> PredictionPlan:
+    """The plan of `finetune predict` for a source whose images are not listed yet.
 
     Raises:
-        UsageError: no such model.
+        UsageError: There is no such model.
     """
-    return _plan_of(name, resolve_model(name), source, output, precision)
+    return _plan_of(name, resolve_model(name), source, output, target_precision)
 
 
-def _plan_of(name: str, folder: str, source: ImageSource, output: str, precision: float | None) -> PredictionPlan:
-    return PredictionPlan(name, folder, read_folder(folder), source, True, output, precision)
+def _plan_of(
+    name: str, folder: str, source: ImageSource, output: str, target_precision: float | None
+) -> PredictionPlan:
+    return PredictionPlan(name, folder, read_folder(folder), source, True, output, target_precision)
 
 
 def _folder_of(pin: Pin, pin_url: str) -> str:
-    """The folder of the model that a batch was begun with, or that of a copy which the registry has.
+    """The folder of the model that a batch was begun with, or of the registry's copy of it.
 
     Raises:
-        JobError: it is gone.
+        JobError: It is gone.
     """
     try:
         if read_folder(pin.url).model_id == pin.model_id:
             return pin.url
-    except FirnError:  # gone or damaged: there may be a copy
+    except FirnError:  # gone or damaged: the registry may have a copy
         pass
     if not is_folder(pin.name):
         settings = registry_at(RegistrySettings())
@@ -191,6 +194,6 @@ def _folder_of(pin: Pin, pin_url: str) -> str:
         if run is not None:
             return resolve_model(str(run.info.run_id))
     raise JobError(
-        f"the batch of {pin_url} was begun with the model {pin.model_id[:16]}, and {pin.url} holds it no longer. Put it back; or "
-        "remove that file, and images of this batch may be labelled by two models."
+        f"the batch of {pin_url} was begun with the model {pin.model_id[:16]}, which is no longer in {pin.url}. Put it back; or "
+        "remove that file, and two models may label images of this batch."
     )

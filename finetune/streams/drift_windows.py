@@ -1,11 +1,11 @@
-"""Drift in a stream: what a model labels, in windows, each tested once against the reference of the model.
+"""Drift in a stream: a model's predictions, cut into windows, each tested once against the model's reference.
 
-    <output>/drift/stream/<model_id>-<number>.parquet    windows from that number on, a row for each; see `finetune.drift.check`
-    <output>/drift/stream/_<model_id>.json               how many there are, and the last shard of the predictions that is in one
+<output>/drift/stream/<model_id>-<number>.parquet    windows from that number on, a row for each; see `finetune.drift.check`
+<output>/drift/stream/_<model_id>.json               how many windows there are, and the last shard of predictions in them
 
-The windows follow from the predictions that are published. A manifest lists shards in the order of their publication, and a
-window ends where a micro-batch ends: a batch that is run again after a kill makes the same windows, in a file of the same name.
-How a batch was cut into shards does not matter, since images that fill more than one window are dealt to them by their ids.
+The windows follow from the published predictions. A manifest lists shards in the order of their publication, and a window ends
+where a micro-batch ends: a batch that is repeated after a kill makes the same windows, in a file of the same name. How a batch
+was cut into shards does not matter, since images that fill more than one window are assigned to windows by their ids.
 """
 
 from dataclasses import dataclass
@@ -27,29 +27,29 @@ from finetune.streams.checkpoint import read_document
 
 @dataclass(frozen=True)
 class WindowSettings:
-    """How a stream is tested.
+    """How a stream is tested for drift.
 
     Attributes:
-        images: in a window, at least; fewer than twice as many.
-        false_alarm_rate: of one window; see `check_window`.
+        images: Fewest images in a window; the most are one less than twice as many.
+        false_alarm_rate: Chance of a false alarm for each window; see `check_window`.
     """
 
     images: int
     false_alarm_rate: float = FALSE_ALARM_RATE
 
     def check(self) -> None:
-        """Raises UsageError where there can be no such windows."""
+        """Raises UsageError where such windows are impossible."""
         check_rate(self.false_alarm_rate)
         if self.images < LEAST_IMAGES:
             raise UsageError(f"`--drift-window` must be at least {LEAST_IMAGES} images. Got {self.images}.")
 
 
 class Position(BaseModel):
-    """`_<model_id>.json`: how far the windows of a model have come.
+    """`_<model_id>.json`: how many of a model's predictions the windows cover.
 
     Attributes:
-        windows: that there are, of all times: the number of the next one.
-        through: the index file of the last shard whose images are not to be in a window any more; None: there is none.
+        windows: Number of windows ever made: the number of the next one.
+        through: Index file of the last shard whose images belong to a window or are passed over; None: there is none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -60,13 +60,13 @@ class Position(BaseModel):
 
 
 class StreamDrift:
-    """The windows of one model. Whoever makes them holds the claim on the predictions of the model.
+    """The windows of one model. Whoever makes them holds the claim on the model's predictions.
 
-    They begin with what is labelled after the model was first taken up with them; what it labels later, by whatever command, is
-    in a window, also if the stream was stopped or had another model meanwhile.
+    They begin with the images that are labelled after this output first made windows of the model; everything that it labels
+    later, by whatever command, belongs to a window, even if the stream was stopped or used another model in between.
 
     Raises:
-        JobError: the position or the manifest is damaged.
+        JobError: The position or the manifest is damaged.
     """
 
     def __init__(self, output: str, model_id: str, reference: Reference, settings: WindowSettings) -> None:
@@ -75,17 +75,17 @@ class StreamDrift:
         self._position = self._find_position()
 
     def check(self, manifest: PredictionsManifest) -> tuple[CheckedWindow, ...]:
-        """Tests the windows that the predictions, as `manifest` has them, have filled by now, and keeps what was found.
+        """Tests the windows that the predictions in `manifest` have newly filled, and writes the results.
 
         Raises:
-            JobError: a file is missing or damaged.
+            JobError: A file is missing or damaged.
         """
         shards = manifest.shards[_shards_through(manifest, self._position) :]
         least = self._settings.images
         if sum(shard.row_count for shard in shards) < least:
             return ()
         rows = read_rows(self._output, manifest.model_copy(update={"shards": shards}), EVERYTHING).sort_by("image_id")
-        count = rows.num_rows // least  # none where images of equal bytes, which count once, make up for the rest
+        count = rows.num_rows // least  # may be 0, as images with equal bytes count once
         if not count:
             return ()
         rate, first = self._settings.false_alarm_rate, self._position.windows
@@ -100,7 +100,7 @@ class StreamDrift:
         return windows
 
     def _find_position(self) -> Position:
-        """Where the windows were left; where there were none, or the place is gone, they begin after all that is there."""
+        """The position after the last window; where there is none, or its shard is gone, after all present predictions."""
         kept = read_position(self._output, self._model_id)
         manifest = read_manifest(partition_url(self._output, self._model_id))
         names = [] if manifest is None else [shard.index_file.path for shard in manifest.shards]
@@ -108,8 +108,8 @@ class StreamDrift:
             return kept
         if kept is not None:
             warn(
-                f"drift: the predictions of {self._model_id[:16]} were made again since the last window, by `finetune "
-                "predict`; the next window begins with the images that are labelled from now on."
+                f"drift: `finetune predict` has made the predictions of {self._model_id[:16]} again since the last window; "
+                "the next window begins with the images that are labelled from now on."
             )
         return self._write(Position(windows=0 if kept is None else kept.windows, through=names[-1] if names else None))
 
@@ -119,16 +119,16 @@ class StreamDrift:
 
 
 def read_position(output: str, model_id: str) -> Position | None:
-    """How far the windows of a model have come; None where there never were any.
+    """How many of a model's predictions the windows cover; None where there never was a window.
 
     Raises:
-        JobError: the position is damaged.
+        JobError: The position is damaged.
     """
     return read_document(_position_url(output, model_id), Position)
 
 
 def windows_url(output: str) -> str:
-    """Of the folder with the table of windows of streams to `output`."""
+    """URL of the folder with the table of windows of streams to `output`."""
     return storage.join_url(output, WINDOWS_FOLDERS["stream"])
 
 
@@ -137,14 +137,14 @@ def _position_url(output: str, model_id: str) -> str:
 
 
 def _shards_through(manifest: Manifest, position: Position) -> int:
-    """How many shards are behind the windows.
+    """How many shards the windows cover.
 
     Raises:
-        JobError: the last of them is gone.
+        JobError: The last of these shards is gone.
     """
     if position.through is None:
         return 0
     for number, shard in enumerate(manifest.shards, start=1):
         if shard.index_file.path == position.through:
             return number
-    raise JobError(f"the predictions of the last window, up to {position.through}, are not in the manifest any more.")
+    raise JobError(f"the predictions of the last window, up to {position.through}, are no longer in the manifest.")

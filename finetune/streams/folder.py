@@ -1,6 +1,6 @@
-"""The images of a stream: Spark notices the files that come into a folder, and Firn reads them as `finetune predict` does.
+"""The images of a stream from a folder: Spark notices arriving files, and Firn reads them as `finetune predict` does.
 
-`ArrivingImages` is what every kind of stream gives; `FolderImages` are those of a folder.
+`ArrivingImages` is the interface of every kind of stream; `FolderImages` implements it for a folder.
 """
 
 import re
@@ -19,9 +19,9 @@ from featurize.sources.listing import ImageSource, listing_batch, make_listing
 from featurize.sources.readers import FileReader
 from featurize.sources.splits import SplitRule
 
-_SCHEMA = "path string, modificationTime timestamp, length long, content binary"  # Spark wants the whole one
+_SCHEMA = "path string, modificationTime timestamp, length long, content binary"  # Spark demands the complete one
 _FOR_EVER = "36500d"
-# Looking at the files of a batch again, Spark would start a task for each, and one for every 32 images after that.
+# Without this, Spark would start a task for each file of a batch, and one for every 32 images after that.
 _LISTING_TASKS = 8
 _OPEN_BYTES = 64 << 10
 _GLOB = re.compile(r"([\\{}\[\]*?])")
@@ -33,7 +33,7 @@ class BatchImages:
     """The images of a micro-batch.
 
     Attributes:
-        found: by Spark, where an image may be twice.
+        found: Number of images that Spark found; one image may count twice.
     """
 
     source: ImageSource
@@ -41,51 +41,51 @@ class BatchImages:
 
 
 class ArrivingImages(Protocol):
-    """Where the images of a stream come from."""
+    """The source of a stream's images."""
 
     @property
     def url(self) -> str:
-        """Of the place they come from."""
+        """URL of the place that the images come from."""
         ...
 
     @property
     def place(self) -> str:
-        """What of it may not change while a checkpoint is in use."""
+        """The part of the URL that must not change while a checkpoint is in use."""
         ...
 
     @property
     def messages(self) -> str | None:
-        """What the messages of a topic are, which may not change either; None: it is none."""
+        """The kind of a topic's messages, which must not change either; None: the source is not a topic."""
         ...
 
     def source(self) -> ImageSource:
-        """A source without an image."""
+        """A source without any images."""
         ...
 
     def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
-        """A streaming frame of what arrives.
+        """A streaming data frame of what arrives.
 
         Args:
-            most_per_batch: images in a micro-batch; None: all that are there.
+            most_per_batch: Most images in a micro-batch; None: no limit.
         """
         ...
 
     def of_batch(self, batch: DataFrame, staging_url: str) -> AbstractContextManager[BatchImages]:
-        """The images of a micro-batch of the frame, to be read in a ``with`` block.
+        """The images of a micro-batch of the data frame, to be read in a ``with`` block.
 
         Args:
-            staging_url: of a folder for what they need meanwhile. What is left in it by a kill is overwritten by the next batch.
+            staging_url: URL of a folder for temporary files. Files that a kill left there are overwritten by the next batch.
         """
         ...
 
     def failures(self) -> AbstractContextManager[None]:
-        """Names the place in errors of Spark's that do not."""
+        """Adds the source's name to errors of Spark that lack it."""
         ...
 
 
 @dataclass(frozen=True)
 class FolderImages:
-    """The images of a folder, at whatever depth: `ArrivingImages`."""
+    """The images in a folder, at any depth: an `ArrivingImages`."""
 
     url: str
     messages: None = None
@@ -115,23 +115,23 @@ class FolderImages:
 
 
 def stream_files(spark: SparkSession, url: str, *, most_per_batch: int | None) -> DataFrame:
-    """A streaming frame of the files in the folder at `url`, at any depth: `path`, `length` in bytes, `modified` in ms.
+    """A streaming data frame of the files in the folder at `url`, at any depth: `path`, `length` in bytes, `modified` in ms.
 
-    No file is opened: their content is not selected. A file that was moved here may be older than those that are known by
-    weeks, so Spark is to forget none of these and to pass over no old one, as it does otherwise.
+    No file is opened, as the content is not selected. A file that was moved here may be weeks older than the known files, so
+    Spark must not forget any of these, nor skip old files, as it does by default.
 
     Args:
-        most_per_batch: images in a micro-batch.
+        most_per_batch: Most images in a micro-batch; None: no limit.
     """
-    session = spark.newSession()  # the settings are for this stream
-    session.conf.set("spark.sql.files.ignoreMissingFiles", "true")  # removed before its batch: nothing is left to label
+    session = spark.newSession()  # so that the settings apply to this stream only
+    session.conf.set("spark.sql.files.ignoreMissingFiles", "true")  # a file removed before its batch needs no label
     session.conf.set("spark.sql.sources.parallelPartitionDiscovery.parallelism", str(_LISTING_TASKS))
     session.conf.set("spark.sql.files.openCostInBytes", str(_OPEN_BYTES))
     reader = session.readStream.format("binaryFile").schema(_SCHEMA)
     reader = reader.option("recursiveFileLookup", "true").option("maxFileAge", _FOR_EVER)
     if most_per_batch is not None:
         reader = reader.option("maxFilesPerTrigger", most_per_batch)
-    files = reader.load(_GLOB.sub(r"\\\1", url))  # Spark takes the path for a pattern
+    files = reader.load(_GLOB.sub(r"\\\1", url))  # Spark reads the path as a pattern
     return files.select("path", "length", F.expr("unix_millis(modificationTime)").alias("modified"))
 
 
@@ -139,11 +139,11 @@ def files_source(url: str, rows: Sequence[Any] = ()) -> ImageSource:
     """The images of a batch as a source.
 
     Args:
-        url: of the folder.
-        rows: of `stream_files`.
+        url: URL of the folder.
+        rows: Rows of `stream_files`.
 
     Raises:
-        JobError: a file that is not in the folder.
+        JobError: A file is not in the folder.
     """
     listed = {}
     for path, length, modified in rows:
@@ -160,7 +160,7 @@ def files_source(url: str, rows: Sequence[Any] = ()) -> ImageSource:
 
 
 def _inner_path(path: str, url: str) -> str:
-    """The path below the folder of a file as Spark names it: `file:/folder/name`, `hdfs://host:port/folder/name`."""
+    """A file's path below the folder, from the name that Spark gives: `file:/folder/name`, `hdfs://host:port/folder/name`."""
     found, folder = _AUTHORITY.sub("", path), _AUTHORITY.sub("", url) + "/"
     if not found.startswith(folder):
         raise JobError(f"Spark found {path}, which is not in {url}.")
@@ -168,7 +168,7 @@ def _inner_path(path: str, url: str) -> str:
 
 
 def _size_and_stamp(file: str, length: int, modified_ms: int) -> tuple[int, str]:
-    """As a walk over the folder would have it, to the nanosecond: or `finetune predict` would take it for a changed one."""
+    """Size and stamp to the nanosecond, as a walk over the folder gives them, or `finetune predict` would see a changed file."""
     if file.startswith("file://") and (found := storage.find_file(file)) is not None:
         return found.size, f"{found.size}:{found.modified}"
     return length, f"{length}:{modified_ms}"

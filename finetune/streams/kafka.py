@@ -1,8 +1,8 @@
-"""The images of a stream that come as messages of a Kafka topic, or whose URLs do.
+"""The images of a stream that arrive as messages of a Kafka topic, or whose URLs do.
 
-Spark's connector says which offsets are in which batch, and gives the same ones again to a batch that is run again. Images that
-are messages are first written by the executors to a table below the checkpoint, from which the workers read them as they read an
-images table: no driver sees their bytes. It is removed when the batch is done, and written anew when it is run again.
+Spark's connector decides which offsets are in which batch, and gives a repeated batch the same offsets again. Images that are
+messages are first written by the executors to a table below the checkpoint, from which the workers read them like an images
+table: the driver never sees their bytes. The table is removed when the batch is done, and rewritten when a batch is repeated.
 """
 
 import re
@@ -31,32 +31,33 @@ from finetune.streams.message_urls import MessageFileReader, read_url, size_and_
 CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
 SCHEME = "kafka://"
 Messages = Literal["images", "named-images", "urls"]
-"""What a message is: an image, an image of which the key is the path, or the URL of an image."""
+"""The kinds of messages: an image; an image whose key is its path; or the URL of an image."""
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+):(\d{1,5})")
 _FIRNS_OPTIONS = {"kafka.bootstrap.servers", "subscribe", "subscribepattern", "assign", "maxoffsetspertrigger"}
 _CONNECT_TIMEOUT_S = 10.0
-_MAX_URL_BYTES = 4096  # of what is longer, an image perhaps, the driver sees nothing
+_MAX_URL_BYTES = 4096  # the driver does not load longer messages, which may be images
 _STATS_AT_A_TIME = 16
 _PLACE = "concat_ws('/', topic, cast(partition as string), cast(offset as string))"
 _KEY = "CASE WHEN length(key) > 0 AND encode(decode(key, 'UTF-8'), 'UTF-8') = key THEN decode(key, 'UTF-8') END"
 _GROUP_BYTES = 16 << 20  # a worker has one or two row groups in memory
-_STAGED: dict[str, str | int] = {
+STAGED_OPTIONS: dict[str, str | int] = {
     "compression": "none",  # images are compressed
     "parquet.enable.dictionary": "false",
     "parquet.block.size": _GROUP_BYTES,
-    "parquet.page.size.row.check.min": 1,  # or Parquet would look at the size of a row group after 100 images only
+    "parquet.page.size.row.check.min": 1,  # or Parquet checks the size of a row group only after 100 images
     "parquet.page.size.row.check.max": 16,
 }
+"""How Spark writes the messages of a batch before workers read them as images."""
 
 
 @dataclass(frozen=True)
 class KafkaImages:
-    """The images of the messages of a topic: an `ArrivingImages`.
+    """The images in the messages of a topic: an `ArrivingImages`.
 
     Attributes:
         brokers: ``host:port,host:port``.
-        options: for Spark's connector, by its names for them; they may hold secrets.
+        options: Options for Spark's connector, by its names; they may hold secrets.
     """
 
     brokers: str
@@ -71,7 +72,7 @@ class KafkaImages:
 
     @property
     def place(self) -> str:
-        """See `ArrivingImages`. Without the brokers, in whose place there may be others of the same cluster one day."""
+        """See `ArrivingImages`. Leaves out the brokers, which other brokers of the same cluster may replace one day."""
         return f"{SCHEME}/{self.topic}"
 
     def source(self) -> ImageSource:
@@ -79,13 +80,13 @@ class KafkaImages:
         return self._source(TableReader(), [])
 
     def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
-        """See `ArrivingImages`: `path`, `partition`, `offset`, and `value`, or of an image `stamp`, `bytes_size`, `content`.
+        """`ArrivingImages.open`: `path`, `partition`, `offset`; and `value`, or for images `stamp`, `bytes_size`, `content`.
 
-        Messages without a value are passed over: they say that something is deleted.
+        Messages without a value are skipped: they mean that something was deleted.
 
         Raises:
             UsageError: Spark has no connector.
-            JobError: no broker answers.
+            JobError: No broker answers.
         """
         options = {"startingOffsets": "earliest", **self.options}
         options |= {"kafka.bootstrap.servers": self.brokers, "subscribe": self.topic}
@@ -121,15 +122,15 @@ class KafkaImages:
         folder = storage.join_url(staging_url, "messages")
         try:
             with job_errors():
-                batch.write.mode("overwrite").options(**_STAGED).parquet(folder)
+                batch.write.mode("overwrite").options(**STAGED_OPTIONS).parquet(folder)
             yield self._of_staged(folder)
         finally:
-            with suppress(OSError):  # of the storage: the next batch overwrites it
+            with suppress(OSError):  # a fault of the storage does no harm: the next batch overwrites the table
                 storage.remove(folder)
 
     @contextmanager
     def failures(self) -> Iterator[None]:
-        """See `ArrivingImages`: names the topic, which Kafka does not."""
+        """See `ArrivingImages`. Names the topic, which Kafka's errors do not."""
         try:
             yield
         except StreamingQueryException as error:
@@ -171,15 +172,15 @@ def open_topic(url: str, messages: str | None, options_file: str | None) -> Kafk
     """The images of the topic at ``kafka://host:port,host:port/topic``.
 
     Args:
-        messages: one of `Messages`.
-        options_file: a local file of lines ``name=value``: options for Spark's connector.
+        messages: One of `Messages`.
+        options_file: Path of a local file of lines ``name=value``: options for Spark's connector.
 
     Raises:
-        UsageError: one of them is not what it should be.
+        UsageError: One of the arguments is invalid.
     """
     brokers, _, topic = url.removeprefix(SCHEME).partition("/")
     if not all(map(_BROKER.fullmatch, brokers.split(","))) or not _TOPIC.fullmatch(topic):
-        raise UsageError(f"a topic is named by {SCHEME}host:port,host:port/topic. Got {url}.")
+        raise UsageError(f"a topic must be named as {SCHEME}host:port,host:port/topic. Got {url}.")
     kinds = {str(kind): kind for kind in get_args(Messages)}
     if messages not in kinds:
         raise UsageError(f"`--messages` must say what a message is: {', '.join(kinds)}. Got {messages or 'none'}.")
@@ -198,9 +199,11 @@ def _read_options(path: Path) -> dict[str, str]:
             continue
         name, separator, value = (part.strip() for part in line.partition("="))
         if not name or not separator:
-            raise UsageError(f"{path}, line {number}: `name=value` is wanted.")  # not the line, which may hold a secret
+            raise UsageError(
+                f"{path}, line {number} must be `name=value`."
+            )  # without the line, which may hold a secret
         if name.lower() in _FIRNS_OPTIONS:
-            raise UsageError(f"{path}, line {number}: {name} is what `finetune stream` says itself; leave it out.")
+            raise UsageError(f"{path}, line {number}: {name} is set by `finetune stream` itself; leave it out.")
         options[name] = value
     return options
 
@@ -214,7 +217,7 @@ def _missing_connector() -> str:
 
 
 def _check_reachable(brokers: str) -> None:
-    """Fails soon where the connector would go on trying for minutes."""
+    """Fails within seconds where the connector would retry for minutes."""
     reasons = []
     for broker in brokers.split(","):
         host, _, port = broker.rpartition(":")

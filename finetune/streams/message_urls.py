@@ -1,4 +1,4 @@
-"""Images whose URLs are sent to a stream: whoever sends one may be wrong, and that is a reject and not the end of the stream."""
+"""Images whose URLs are sent to a stream: a wrong URL becomes a reject and does not end the stream."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _NO_FILE = (None, "no file")
 
 @dataclass(frozen=True)
 class MessageFileReader(FileReader):
-    """Files that messages name, as `FileReader`; of what is no file the size is null, and it is not touched."""
+    """Reads the files that messages name, like `FileReader`; an image that is not a file has size null and is not touched."""
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
         """See `ContentReader`."""
@@ -25,7 +25,7 @@ class MessageFileReader(FileReader):
 def read_url(value: bytes | None) -> str | None:
     """The URL in a message, as `finetune predict` would name the file; None where there is none.
 
-    It is taken as it is: what is percent-encoded stays so.
+    It is taken literally: percent-encoding is not decoded.
     """
     try:
         text = (value or b"").decode()
@@ -35,18 +35,18 @@ def read_url(value: bytes | None) -> str | None:
 
 
 def size_and_stamp(url: str) -> tuple[int | None, str]:
-    """The size in bytes of the file at `url`, and its stamp, as a walk over its folder would have it; no size: there is none.
+    """The size in bytes of the file at `url`, and its stamp, as a walk over its folder gives them; None as size: no such file.
 
     Raises:
-        OSError, JobError: the storage does not answer.
+        OSError, JobError: The storage does not answer.
     """
     if not url.startswith(_BEGINNINGS):
         return _NO_FILE
     try:
         file = storage.find_file(url)
-    except (RuntimeError, ValueError):  # a name service that is in no setting here, or no host and port
+    except (RuntimeError, ValueError):  # an unknown name service, or a URL without host and port
         return _NO_FILE
-    except OSError:  # a name that the storage does not take, or one that this user may not see
+    except OSError:  # a name that the storage refuses, or a file that this user may not read
         if not storage.exists(url.removesuffix(storage.open_filesystem(url)[1]) + "/"):
             raise
         return _NO_FILE
@@ -55,5 +55,5 @@ def size_and_stamp(url: str) -> tuple[int | None, str]:
 
 def _refuse(path: str) -> bytes:
     if path.startswith(_BEGINNINGS):
-        raise ImageReadError("there is no such file, or this user may not see it")
-    raise ImageReadError("the message is no absolute path and no URL that begins with file:// or hdfs://")
+        raise ImageReadError("there is no such file, or this user may not read it")
+    raise ImageReadError("the message is neither an absolute path nor a URL that begins with file:// or hdfs://")

@@ -1,8 +1,8 @@
 """Streams: images are labelled as they arrive in a folder or a topic, in micro-batches, each as `finetune predict` does it.
 
 Spark's checkpoint knows which image is in which batch. The table of predictions knows which images it has, so that a batch that
-is run again after a kill labels what is missing and doubles nothing. The model of a batch is written down before the batch
-begins (`finetune.streams.checkpoint`), so that it is one model's whatever happens.
+is repeated after a kill labels only what is missing. The model of a batch is recorded before the batch begins
+(`finetune.streams.checkpoint`), so that a batch is always labelled by one model.
 """
 
 import threading
@@ -39,11 +39,11 @@ _SPARKS_LOG = "org.apache.spark.sql.execution.streaming.MicroBatchExecution"
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """A stream that may begin: from where, to which output, by which model, with which memory.
+    """A stream that is ready to begin: its source, output, checkpoint and model.
 
     Attributes:
-        first: the model as it was found; its source has no images yet.
-        windows: that are tested for drift; None: none.
+        first: The first model, as it was found; its source has no images yet.
+        windows: The windows that are tested for drift; None: none.
     """
 
     arriving: ArrivingImages
@@ -54,7 +54,7 @@ class StreamPlan:
 
     @property
     def record(self) -> StreamRecord:
-        """What its checkpoint says of it."""
+        """The record of this stream for its checkpoint."""
         return StreamRecord(images=self.arriving.place, output=self.output, messages=self.arriving.messages)
 
 
@@ -63,12 +63,13 @@ class LabelledBatch:
     """A micro-batch that is done.
 
     Attributes:
-        images: that Spark found for it.
-        result: what was done; an image that was found again in the same batch is among those that were skipped.
-        views: on the predictions; None where they could not be brought up to date, for `views_fault`.
-        windows: that it has filled, and what was found in them.
-        drift_fault: why none could be tested; None: they could.
-        seconds: the whole of it, but for what Spark does before and after.
+        images: Number of images that Spark found for it.
+        result: What was done; an image that was found again in the same batch counts as skipped.
+        views: The views on the predictions; None where they could not be updated, see `views_fault`.
+        views_fault: Why the views could not be updated, or None.
+        windows: The drift windows that the batch has filled, with their results.
+        drift_fault: Why no window could be tested, or None.
+        seconds: Duration of the batch, without what Spark does before and after it.
     """
 
     batch_id: int
@@ -84,14 +85,14 @@ class LabelledBatch:
 
 @dataclass
 class Streamed:
-    """What a stream has done since it was started.
+    """The totals of a stream since it was started.
 
     Attributes:
-        added: labelled images by model.
-        skipped: images that were in the predictions already.
-        windows: that were tested for drift.
-        alarms: of these, those that gave alarm.
-        views: on the predictions, as they were published last.
+        added: Number of labelled images by `model_id`.
+        skipped: Number of images that the predictions already had.
+        windows: Number of windows that were tested for drift.
+        alarms: Number of these that raised an alarm.
+        views: The views on the predictions, as published last.
     """
 
     batches: int = 0
@@ -104,7 +105,7 @@ class Streamed:
     views: PublishedViews | None = None
 
     def count(self, batch: LabelledBatch) -> None:
-        """Adds a batch."""
+        """Adds a batch to the totals."""
         self.batches += 1
         self.added[batch.model_id] = self.added.get(batch.model_id, 0) + batch.result.added
         self.rejected += batch.result.rejected
@@ -122,23 +123,24 @@ def plan_stream(
     *,
     messages: str | None = None,
     kafka_options: str | None = None,
-    precision: float | None = None,
+    target_precision: float | None = None,
     windows: WindowSettings | None = None,
 ) -> StreamPlan:
-    """Finds the model and sees that a stream may go from `images` to `output`. Needs neither Spark nor TensorFlow.
+    """Finds the model and checks that a stream can go from `images` to `output`. Needs neither Spark nor TensorFlow.
 
     Args:
-        model: a folder, the id of a run, or ``name@alias``.
-        images: a folder in which images arrive, at whatever depth, or ``kafka://host:port,host:port/topic``.
-        checkpoint: a folder of the stream's own.
-        messages: of a topic: what they are; one of `stream_kafka.Messages`.
-        kafka_options: of a topic: a local file of options for Spark's connector.
-        precision: as for `plan_prediction`.
-        windows: that are to be tested for drift; None: none.
+        model: A folder, the id of a run, or ``name@alias``.
+        images: A folder in which images arrive, at any depth, or ``kafka://host:port,host:port/topic``.
+        output: URL of the predictions.
+        checkpoint: A folder that only this stream uses.
+        messages: What a topic's messages are; one of `kafka.Messages`.
+        kafka_options: Path of a local file of options for Spark's connector; for a topic only.
+        target_precision: The target precision, as for `plan_prediction`.
+        windows: The windows to test for drift; None: none.
 
     Raises:
-        UsageError: no such model, folder or kind of message, places within each other, a checkpoint of another stream, or no such
-            windows.
+        UsageError: There is no such model or folder, an unknown kind of message, a place within another, a checkpoint of another
+            stream, or windows that cannot be tested.
     """
     if windows is not None:
         windows.check()
@@ -149,20 +151,20 @@ def plan_stream(
     elif messages is None and kafka_options is None:
         arriving = _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint)
     else:
-        raise UsageError(f"`--messages` and `--kafka-options` go with a topic, {SCHEME}host:port/topic. Got {images}.")
+        raise UsageError(f"`--messages` and `--kafka-options` need a topic, {SCHEME}host:port/topic. Got {images}.")
     if storage.is_within(output, checkpoint) or storage.is_within(checkpoint, output):
-        raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} lie within each other.")
+        raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} must not lie within each other.")
     check_output(output)
-    first = plan_labelling(model, arriving.source(), output, precision)
+    first = plan_labelling(model, arriving.source(), output, target_precision)
     plan = StreamPlan(arriving, output, Checkpoint(checkpoint), first, windows)
     plan.checkpoint.check(plan.record)
     return plan
 
 
 def _open_folder(url: str, *, output: str, checkpoint: str) -> FolderImages:
-    """Raises UsageError: there is no such folder, or it is not one to be watched."""
+    """The folder as a source. Raises UsageError where there is no such folder, or it cannot be watched."""
     if not storage.is_folder(url):
-        raise UsageError(f"there is no folder {url}. A stream watches a folder; make it, and move images into it.")
+        raise UsageError(f"there is no folder {url}. A stream watches a folder: make it, and move images into it.")
     manifest = read_manifest(url)
     if manifest is not None:
         raise UsageError(
@@ -171,7 +173,7 @@ def _open_folder(url: str, *, output: str, checkpoint: str) -> FolderImages:
     for option, other in (("output", output), ("checkpoint", checkpoint)):
         if storage.is_within(other, url):
             raise UsageError(
-                f"`--{option}` {other} is in the folder of the images, {url}: its own files would be taken for images."
+                f"`--{option}` {other} is in the folder of the images, {url}: its files would be taken for images."
             )
     return FolderImages(url)
 
@@ -187,21 +189,21 @@ def run_stream(
     is_asked_to_stop: Callable[[], bool] = lambda: False,
     on_batch: Callable[[LabelledBatch], None] = lambda _: None,
 ) -> Streamed:
-    """Labels what is there and then what comes, until it is asked to stop.
+    """Labels the images that are there and those that arrive, until it is asked to stop.
 
     Args:
-        once: label what is there and end.
-        trigger_s: seconds between looks; where a batch takes longer, the next look is at its end.
-        most_per_batch: images in a micro-batch; None: all that are there.
-        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
-        is_asked_to_stop: asked twice a second; the batch under way is finished first.
-        on_batch: called after each batch, in a thread of its own.
+        once: Whether to label what is there and end.
+        trigger_s: Seconds between looks; where a batch takes longer, the next look comes at its end.
+        most_per_batch: Most images in a micro-batch; None: no limit.
+        decode_timeout_s: Seconds; an image that takes longer to decode is rejected.
+        is_asked_to_stop: Called twice a second; when it returns true, the current batch is finished first.
+        on_batch: Called after each batch, in a thread of its own.
 
     Raises:
-        UsageError: the model's backbone cannot be had as it was, other predictions are there, Spark has no connector, or there is
-            no reference to test windows against.
-        JobError: a batch failed, no broker answers, or another stream has this checkpoint or labels with this model. Started
-            again, it goes on.
+        UsageError: The model's backbone cannot be rebuilt identically, the output holds other predictions, Spark has no
+            connector, or there is no reference to test windows against.
+        JobError: A batch failed, no broker answers, or another stream uses this checkpoint or labels with this model. The stream
+            resumes when started again.
     """
     done = Streamed()
     frame = plan.arriving.open(spark, most_per_batch=most_per_batch)
@@ -226,11 +228,11 @@ def run_stream(
 
 
 class _StoppingError(Exception):
-    """Keeps a batch from beginning when the stream is to end; Spark gives it again when the stream is started the next time."""
+    """Keeps a batch from beginning when the stream is to end; Spark repeats the batch at the stream's next start."""
 
 
 class _Labeller:
-    """Labels one micro-batch after the other: the function that Spark calls, in a thread of its own."""
+    """Labels one micro-batch after another: the function that Spark calls, in a thread of its own."""
 
     def __init__(
         self,
@@ -248,7 +250,7 @@ class _Labeller:
         self.failure: Exception | None = None
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        """Labels the images that `batch`, of the frame of `ArrivingImages`, lists."""
+        """Labels the images that `batch`, a part of the data frame of `ArrivingImages`, lists."""
         with self._lock:
             if self.is_stopping:
                 raise _StoppingError
@@ -257,14 +259,14 @@ class _Labeller:
             labelled = self._label(batch, batch_id)
             self._done.count(labelled)
             self._on_batch(labelled)
-        except Exception as error:  # Spark would make one text of it and its trace: `_wait` raises it as it is
+        except Exception as error:  # Spark would merge it with its trace into one text: `_wait` raises it unchanged
             self.failure = error
             raise
         finally:
             self._is_busy = False
 
     def stop(self) -> bool:
-        """Lets no further batch begin. Returns whether none is under way."""
+        """Lets no further batch begin. Returns whether none is in progress."""
         with self._lock:
             self.is_stopping = True
             return not self._is_busy
@@ -278,7 +280,7 @@ class _Labeller:
                 batch.sparkSession,
                 replace(model.plan, source=images.source),
                 model.shipped,
-                max_reject_fraction=None,  # corrupt images stay where they are: a limit would end the stream for ever
+                max_reject_fraction=None,  # corrupt images stay where they are: with a limit, the stream could never resume
                 decode_timeout_s=self._decode_timeout_s,
                 held=model.claim,
                 files_read=model.files_read,
@@ -304,15 +306,15 @@ def _test_windows(drift: StreamDrift | None, manifest: Manifest) -> tuple[tuple[
         return (), None
     try:
         return drift.check(manifest), None
-    except Exception as error:  # whatever it is, images go on being labelled; run again, the batch would fail for ever
+    except Exception as error:  # whatever the fault, labelling continues; a repeated batch would fail for ever
         return (), first_line(error)
 
 
 def _wait(query: StreamingQuery, labeller: _Labeller, is_asked_to_stop: Callable[[], bool]) -> None:
-    """Waits for the end of the stream, or for the end of the batch under way once it is asked to stop.
+    """Waits for the end of the stream, or for the end of the current batch once it is asked to stop.
 
     Raises:
-        Exception: that which ended a batch, or Spark's own.
+        Exception: The error that ended a batch, or Spark's own.
     """
     try:
         while not query.awaitTermination(_POLL_S):  # type: ignore[arg-type]  # takes fractions
@@ -332,13 +334,13 @@ def _wait(query: StreamingQuery, labeller: _Labeller, is_asked_to_stop: Callable
 
 
 def _with_authority(spark: SparkSession, url: str) -> str:
-    """A URL with the host that it means where it names none, as in ``hdfs:///checkpoint``: Spark's checkpoints need it."""
+    """The URL with its host added where it names none, as in ``hdfs:///checkpoint``: Spark's checkpoints need it."""
     path = spark.sparkContext._jvm.org.apache.hadoop.fs.Path(url)  # type: ignore[union-attr]
     hadoop = spark.sparkContext._jsc.hadoopConfiguration()
     return str(path.getFileSystem(hadoop).makeQualified(path).toString())
 
 
 def _silence(spark: SparkSession) -> None:
-    """Keeps Spark from logging a trace for an error that is told, or is no error: a batch that is not begun at the end."""
+    """Keeps Spark from logging a trace for an error that is reported anyway, or is none: a batch not begun at the end."""
     log4j = spark.sparkContext._jvm.org.apache.logging.log4j  # type: ignore[union-attr]
     log4j.core.config.Configurator.setLevel(_SPARKS_LOG, log4j.Level.OFF)

@@ -1,4 +1,4 @@
-"""Many trainings: every setting with every seed, none trained twice.
+"""Sweeps: many trainings, one for each setting and seed, none done twice.
 
 Import `plan` and `run`; `folder` reads the results.
 """

@@ -1,4 +1,4 @@
-"""The folder of a sweep: `sweep.json`, which says what was varied and what came of it, and a model folder for every trial."""
+"""The folder of a sweep: `sweep.json`, which records settings and results, and a model folder for every trial."""
 
 import math
 from collections.abc import Sequence
@@ -19,31 +19,31 @@ MODELS_FOLDER = "models"
 
 
 class Trial(BaseModel):
-    """One model: a setting with one seed."""
+    """One trained model: a setting with one seed."""
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
-    values: dict[str, Any]  # of the swept keys, such as {"training.learning_rate": 0.1}; without the seed
+    values: dict[str, Any]  # values of the swept keys, such as {"training.learning_rate": 0.1}; without the seed
     seed: int
     model_id: str
-    url: str  # of the model folder
+    url: str  # URL of the model folder
     state: Literal["done", "failed"]
     error: str | None = None
-    metrics: dict[str, float] = {}  # of the best epoch, as in the model's card
+    metrics: dict[str, float] = {}  # metrics of the best epoch, as in the model's `model.json`
     epochs: int = 0
-    seconds: float = 0.0  # of training; trials that were trained together share it equally
+    seconds: float = 0.0  # training time; trials that were trained together share it equally
 
 
 class Setting(BaseModel):
-    """The trials that differ in their seeds alone."""
+    """The trials that differ only in their seeds."""
 
     model_config = ConfigDict(frozen=True)
 
     values: dict[str, Any]
     trials: list[Trial]
-    mean: float | None  # of the sweep's metric over the trials that are done; None: none is
-    sd: float | None  # None with fewer than two
-    interval: tuple[float, float] | None  # of the mean, at 95 % confidence; None with fewer than two
+    mean: float | None  # mean of the sweep's metric over the trials that are done; None where none is
+    sd: float | None  # standard deviation; None with fewer than two trials
+    interval: tuple[float, float] | None  # 95 % confidence interval of the mean; None with fewer than two trials
 
 
 class SweepCard(BaseModel):
@@ -52,23 +52,23 @@ class SweepCard(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    recipe: dict[str, Any]  # of every trial, but for its values and its seed
+    recipe: dict[str, Any]  # recipe of every trial, without its own values and seed
     features: FeaturesReference
     classes: list[str]
-    keys: list[str]  # what was varied
+    keys: list[str]  # the swept keys
     seeds: list[int]
-    metric: str  # by which settings are ranked, such as validation_accuracy
-    is_halving: bool = False  # then those that were trained for more epochs come first
+    metric: str  # metric that ranks the settings, such as validation_accuracy
+    is_halving: bool = False  # then settings that were trained for more epochs come first
     trials: list[Trial]
     created_at: str
     updated_at: str
 
 
 def read_sweep(url: str) -> SweepCard | None:
-    """The card of the sweep at `url`, or None where there is none.
+    """The content of `sweep.json` of the sweep at `url`, or None where there is none.
 
     Raises:
-        JobError: it is damaged, or of a newer Firn.
+        JobError: It is damaged, or was written by a newer Firn.
     """
     card_url = storage.join_url(url, CARD_NAME)
     try:
@@ -79,14 +79,14 @@ def read_sweep(url: str) -> SweepCard | None:
         return SweepCard.model_validate(document)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:  # of json and of pydantic
+    except ValueError as error:  # raised by json and by pydantic
         raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
 
 
 def rank_settings(card: SweepCard) -> list[Setting]:
-    """The settings of a sweep, best mean first (least, where the metric is a loss), those without a trial that is done last.
+    """The settings of a sweep, best mean first (smallest, where the metric is a loss), those without a finished trial last.
 
-    Of successive halving those come first that got farther.
+    With successive halving, settings that were trained longer come first.
     """
     groups = dict[str, list[Trial]]()
     for trial in card.trials:
@@ -103,18 +103,18 @@ def rank_settings(card: SweepCard) -> list[Setting]:
 
 
 def with_metric(trials: Sequence[Trial], metric: str) -> list[Trial]:
-    """Those of `trials` that are done and have the metric."""
+    """The trials that are done and have the metric."""
     return [trial for trial in trials if trial.state == "done" and metric in trial.metrics]
 
 
 def mean_of(trials: Sequence[Trial], metric: str) -> float | None:
-    """The mean of a metric over those of `trials` that are done; None: none is."""
+    """The mean of a metric over the trials that are done; None where none is."""
     found = _values_of(trials, metric)
     return fmean(found) if found else None
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Of the mean of two or more independent, normally distributed values, at 95 %: Student, 1908."""
+    """The 95 % interval of the mean of two or more independent, normally distributed values: Student, 1908."""
     from scipy.stats import t
 
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * stdev(values) / math.sqrt(len(values))

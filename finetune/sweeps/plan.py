@@ -1,4 +1,4 @@
-"""Which models a sweep is of: every setting with every seed, each checked and given its identity before anything is trained."""
+"""The models of a sweep: every setting with every seed, each checked and given its identity before any training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +15,16 @@ from finetune.sweeps.folder import MODELS_FOLDER
 from finetune.sweeps.search import Search, Values, count_settings, start_search
 from finetune.training.plan import TrainingPlan, plan_training
 
-_ID_DIGITS = 16  # of the model's identity, in the name of its folder
+_ID_DIGITS = 16  # digits of the model's identity in the name of its folder
 
 
 @dataclass(frozen=True)
 class PlannedTrial:
-    """One model to be.
+    """A model to be trained.
 
     Attributes:
-        values: of the swept keys.
-        plan: its `recipe.model.url` is the model's folder in the sweep.
+        values: Values of the swept keys.
+        plan: Its training plan; `recipe.model.url` is the model's folder in the sweep.
     """
 
     values: Values
@@ -32,19 +32,19 @@ class PlannedTrial:
 
     @property
     def seed(self) -> int:
-        """That of the training."""
+        """The seed of the training."""
         return self.plan.recipe.training.seed
 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A sweep that has been checked and not begun.
+    """A checked sweep that has not begun.
 
     Attributes:
-        recipe: of every trial, but for its values and its seed.
-        document: the sections of the recipe that say what is trained, as they were written.
-        origin: what to call the recipe in errors.
-        most_models: how many the sweep will have, at most.
+        recipe: The recipe of every trial, without its own values and seed.
+        document: The recipe's sections that determine the training, as written.
+        origin: The recipe's name in errors.
+        most_models: Largest number of models that the sweep can have.
     """
 
     url: str
@@ -56,14 +56,14 @@ class SweepPlan:
     most_models: int
 
     def search(self) -> Search:
-        """The search of this sweep, from its start."""
+        """A new search for this sweep."""
         return start_search(self.settings, epochs=self.recipe.training.epochs)
 
     def plan_trials(self, settings: Sequence[Values]) -> list[PlannedTrial]:
         """The trials of `settings`, each with every seed.
 
         Raises:
-            UsageError: a setting is wrong; of many the first few.
+            UsageError: A setting is wrong; of many, the first few are named.
         """
         trials, faults = list[PlannedTrial](), list[str]()
         for values in settings:
@@ -78,7 +78,7 @@ class SweepPlan:
 
     @property
     def seeds(self) -> list[int]:
-        """With which every setting is trained."""
+        """The seeds with which every setting is trained."""
         return self.settings.seeds_from(self.recipe.training.seed)
 
     def _plan_trial(self, values: Values, seed: int) -> PlannedTrial:
@@ -92,13 +92,14 @@ class SweepPlan:
 
 
 def plan_sweep(recipe: Recipe, *, origin: str) -> SweepPlan:
-    """The sweep that `recipe` asks for. What it will try is checked as far as it is known before anything is trained.
+    """The sweep that `recipe` describes. All that is known of its settings is checked before anything is trained.
 
     Args:
-        origin: what to call the recipe in errors.
+        recipe: A recipe with a `[sweep]` section.
+        origin: The recipe's name in errors.
 
     Raises:
-        UsageError: a section is missing, a setting is wrong, or there is no feature set; of many wrong settings the first few.
+        UsageError: A section is missing, a setting is wrong (of many, the first few are named), or there is no feature set.
     """
     if recipe.sweep is None or recipe.features is None or recipe.model is None:
         missing = [f"[{name}]" for name in ("features", "model", "sweep") if getattr(recipe, name) is None]
@@ -121,7 +122,7 @@ def plan_sweep(recipe: Recipe, *, origin: str) -> SweepPlan:
 
 
 def _each_value(sweep: SweepSettings) -> list[Values]:
-    """Settings among which is every value, and both ends of every range, for what will be tried is not known yet."""
+    """Settings that cover every value and both ends of every range, as it is not known yet which will be tried."""
     ends = {
         key: [each.low, each.high] if isinstance(each, ValueRange) else each
         for key, each in sweep.values_by_key().items()
@@ -131,12 +132,12 @@ def _each_value(sweep: SweepSettings) -> list[Values]:
 
 
 def in_words(values: Values) -> str:
-    """A setting for people: ``training.learning_rate = 0.1, training.l2 = 0``."""
+    """A setting in words: ``training.learning_rate = 0.1, training.l2 = 0``."""
     return ", ".join(f"{key} = {value}" for key, value in values.items())
 
 
 def _changed(document: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """`document` with other values put in, by their whole keys."""
+    """`document` with other values, given by their whole keys."""
     changed = _copied(document)
     for key, value in values.items():
         table = changed
@@ -152,7 +153,7 @@ def _copied(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def group_trials(trials: Sequence[PlannedTrial], *, most: int) -> Iterator[list[PlannedTrial]]:
-    """The trials in groups that can be trained together, of up to `most`; one that can be trained only alone is a group."""
+    """The trials in groups of up to `most` that can be trained together; a trial that must be trained alone is a group."""
     from finetune.sweeps.stacks import stack_key
 
     groups = dict[Any, list[PlannedTrial]]()
@@ -167,6 +168,6 @@ def group_trials(trials: Sequence[PlannedTrial], *, most: int) -> Iterator[list[
 
 
 def is_dense(trial: PlannedTrial) -> bool:
-    """Whether the network of a trial is dense layers alone, without dropout."""
+    """Whether the network of a trial consists of dense layers only, without dropout."""
     model = trial.plan.recipe.model
     return model.name in ("softmax_head", "mnist_mlp", "mlp_head") and not model.dropout

@@ -1,4 +1,4 @@
-"""Running a sweep: round by round of its search, what is there is kept, and two sweeps at once share the work."""
+"""Running a sweep, round by round of its search: existing models are reused, and concurrent sweeps share the work."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,12 +17,12 @@ _POLL_S = 1.0
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a call of `run_sweep` has come to.
+    """The result of `run_sweep`.
 
     Attributes:
-        trained: how many models this call trained.
-        reused: how many were there, or were trained by another job meanwhile.
-        failed: how many trainings failed.
+        trained: Number of models that this call trained.
+        reused: Number of models that were there, or that another job trained in the meantime.
+        failed: Number of trainings that failed.
     """
 
     card: SweepCard
@@ -37,18 +37,19 @@ def run_sweep(
     runner: TrialRunner | None = None,
     on_trials: Callable[[Sequence[Trial]], None] | None = None,
 ) -> SweepResult:
-    """Trains what `plan` lacks and writes `sweep.json` after every group of trials.
+    """Trains the missing models of `plan`, and writes `sweep.json` after every group of trials.
 
-    A trial that has failed before is tried again. One that another job is training is waited for, and trained here if that job
-    dies.
+    A trial that failed before is tried again. The call waits for a trial that another job is training, and trains it itself if
+    that job dies.
 
     Args:
-        runner: where; left out, in this process.
-        on_trials: called with every group of trials that is through or was found.
+        plan: The checked sweep.
+        runner: Where to train; default: in this process.
+        on_trials: Called with every group of trials that is finished or was found.
 
     Raises:
-        UsageError: what a Bayesian search proposes is refused.
-        JobError: the features cannot be read, or the sweep's folder not be written.
+        UsageError: A proposal of a Bayesian search is invalid.
+        JobError: The features cannot be read, or the sweep's folder cannot be written.
     """
     sweep = _Sweep(plan, runner or InProcess(), on_trials or (lambda trials: None))
     search = plan.search()
@@ -63,19 +64,19 @@ def run_sweep(
 
 @dataclass
 class _Sweep:
-    """A sweep under way: what has come of its trials."""
+    """A sweep in progress, with the trials that are done."""
 
     plan: SweepPlan
     runner: TrialRunner
     on_trials: Callable[[Sequence[Trial]], None]
-    done: dict[str, Trial] = field(default_factory=dict)  # by identity of the model
+    done: dict[str, Trial] = field(default_factory=dict)  # by the model's identity
     reused: int = 0
 
     def run_round(self, settings: Sequence[Values]) -> list[float | None]:
-        """Sees to it that the models of `settings` are there.
+        """Makes sure that the models of `settings` exist.
 
         Returns:
-            Of each setting the mean of the sweep's metric; None: none of its models could be trained.
+            For each setting the mean of the sweep's metric; None where none of its models could be trained.
         """
         trials = self.plan.plan_trials(settings)
         todo = self._without_done(trials)
@@ -94,14 +95,14 @@ class _Sweep:
         return [mean_of([self.done[model_id] for model_id in group], self.plan.settings.metric) for group in groups]
 
     def result(self) -> SweepResult:
-        """What the sweep has come to."""
+        """The result so far."""
         trials = list(self.done.values())
         failed = sum(trial.state == "failed" for trial in trials)
         card = write_card(self.plan, trials)
         return SweepResult(card=card, trained=len(trials) - self.reused - failed, reused=self.reused, failed=failed)
 
     def _without_done(self, trials: Sequence[PlannedTrial]) -> list[PlannedTrial]:
-        """Those of `trials` that are not through; those whose models are there are taken."""
+        """The trials that are not finished; finished models that exist already are taken over."""
         left = [trial for trial in trials if trial.plan.model_id not in self.done]
         if found := find_done(left):
             self.reused += len(found)
@@ -115,7 +116,7 @@ class _Sweep:
 
 
 def write_card(plan: SweepPlan, trials: Sequence[Trial]) -> SweepCard:
-    """Writes `sweep.json`: `trials`, and those of earlier calls with other values, whose models are there still."""
+    """Writes `sweep.json`: `trials`, and trials of earlier calls with other values whose models still exist."""
     before = read_sweep(plan.url)
     known = {trial.model_id for trial in trials}
     kept = [trial for trial in before.trials if trial.model_id not in known] if before is not None else []

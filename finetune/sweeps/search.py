@@ -1,8 +1,8 @@
-"""Which settings a sweep tries next, by what the earlier ones came to.
+"""Which settings a sweep tries next, given the results of the earlier ones.
 
 A search is a generator: it yields the settings of a round and is sent, for each of them, the mean of the sweep's metric, or None
-where no training ended well. It is a function of its settings and of what it is sent alone. So a sweep that is run again asks
-for the same models in the same order, finds those that are there, and goes on where it was.
+where no training succeeded. It depends only on its settings and on the values it is sent. So a repeated sweep asks for the same
+models in the same order, finds those that exist, and resumes where it stopped.
 """
 
 import itertools
@@ -18,18 +18,19 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Values = dict[str, Any]
-"""Of the swept keys: a setting."""
+"""A setting: the values of the swept keys."""
 Search = Generator[list[Values], Sequence[float | None], None]
 
-PROPOSED_AT_ONCE = 8  # of a Bayesian search, whatever trains them: as many on any machine
-_REPEATS = 20  # of a setting that was proposed before, until the space counts as used up
+PROPOSED_AT_ONCE = 8  # proposals of a Bayesian search at a time, the same on any machine
+_REPEATS = 20  # repeated proposals until the space counts as exhausted
 
 
 def start_search(sweep: SweepSettings, *, epochs: int) -> Search:
     """The search of a sweep.
 
     Args:
-        epochs: the recipe's.
+        sweep: The `[sweep]` section.
+        epochs: The recipe's number of epochs.
     """
     if sweep.search == "bayesian":
         return _bayesian(sweep)
@@ -40,7 +41,7 @@ def start_search(sweep: SweepSettings, *, epochs: int) -> Search:
 
 
 def count_settings(sweep: SweepSettings, *, epochs: int) -> int:
-    """How many settings the search tries, at most."""
+    """The largest number of settings that the search tries."""
     if sweep.search == "bayesian":
         return sweep.n_settings or 0
     n_settings = len(list_settings(sweep))
@@ -52,7 +53,7 @@ def count_settings(sweep: SweepSettings, *, epochs: int) -> int:
 def list_settings(sweep: SweepSettings) -> list[Values]:
     """The settings of a search that does not learn, in the order of the recipe: all combinations, or some drawn at random.
 
-    The first of a random search are the same whatever `n_settings`. Without ranges none is drawn twice.
+    A random search begins with the same settings whatever `n_settings` is. Without ranges, none is drawn twice.
     """
     values = sweep.values_by_key()
     lists = {key: each for key, each in values.items() if not isinstance(each, ValueRange)}
@@ -70,9 +71,9 @@ def list_settings(sweep: SweepSettings) -> list[Values]:
 
 
 def rungs_of(sweep: SweepSettings, n_settings: int, *, epochs: int) -> list[tuple[int, int]]:
-    """How many settings are trained in each round of successive halving, and for how many epochs.
+    """The number of settings and of epochs in each round of successive halving.
 
-    Every round has a `halving`-th of the settings of the one before, and as many times its epochs. Source: K. Jamieson,
+    Every round keeps one in `halving` of the settings and multiplies the epochs by `halving`. Source: K. Jamieson,
     A. Talwalkar: Non-stochastic Best Arm Identification and Hyperparameter Optimization, 2016.
     """
     factor = sweep.halving or 2
@@ -85,7 +86,7 @@ def rungs_of(sweep: SweepSettings, n_settings: int, *, epochs: int) -> list[tupl
 
 
 def _draw(values: Mapping[str, list[Any] | ValueRange], sweep: SweepSettings) -> list[Values]:
-    """Settings of which each has random numbers of its own, so that more settings are these and others."""
+    """Settings drawn with random numbers of their own, so that a larger number begins with the same settings."""
     settings = []
     for number in range(sweep.n_settings or 0):
         random = np.random.default_rng([sweep.search_seed, number])
@@ -94,7 +95,7 @@ def _draw(values: Mapping[str, list[Any] | ValueRange], sweep: SweepSettings) ->
 
 
 def _drawn(values: list[Any] | ValueRange, place: float) -> Any:
-    """The value at `place` in [0, 1)."""
+    """The value at `place`, in [0, 1)."""
     if not isinstance(values, ValueRange):
         return values[int(place * len(values))]
     low, high = float(values.low), float(values.high) + values.is_whole
@@ -107,7 +108,7 @@ def _all_at_once(settings: list[Values]) -> Search:
 
 
 def _halving(settings: list[Values], rungs: Sequence[tuple[int, int]], *, is_loss: bool) -> Search:
-    """Each round has the best of the one before. Every model is trained from its start: it is the one that `fit` trains."""
+    """Each round keeps the best of the one before. Every model is trained from its start, so that it equals that of `fit`."""
     for n_settings, epochs in rungs:
         settings = settings[:n_settings]
         means = yield [{**values, EPOCHS: epochs} for values in settings]
@@ -165,7 +166,7 @@ def _distribution(values: list[Any] | ValueRange) -> "BaseDistribution":
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(values, ValueRange):
-        return CategoricalDistribution(range(len(values)))  # places, as a value may be a list
+        return CategoricalDistribution(range(len(values)))  # positions, as a value may be a list
     if values.is_whole:
         return IntDistribution(int(values.low), int(values.high), log=values.log)
     return FloatDistribution(float(values.low), float(values.high), log=values.log)

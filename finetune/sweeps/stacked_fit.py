@@ -1,8 +1,8 @@
-"""Many dense networks trained at once: those that see the same batches become one network, side by side.
+"""Many dense networks trained at once: networks that see the same batches become one network, side by side.
 
 The first layers of K networks of the same shape are one matrix product, as all of them multiply the same features; every later
-layer is a product batched over the networks. The gradient of the sum of their losses holds the gradient of each, and every
-network has its own learning rate and penalty. So each of them takes the steps that it would take alone.
+layer is a product batched over the networks. The gradient of the sum of their losses contains the gradient of each, and every
+network has its own learning rate and penalty. So each network takes the steps that it would take alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,21 +34,23 @@ def fit_stack(
     stacks: Stacks | None = None,
     is_asked_to_stop: Callable[[], bool] = lambda: False,
 ) -> list[FitResult | FirnError]:
-    """Trains each of `models` as `fit` would by its own settings, all of them at once.
+    """Trains each of `models`, all at once, as `fit` would by the model's own settings.
 
     Args:
-        models: of the same shape, each a chain by `stacks.find_chain`.
-        settings: of each model; with the same `stacks.stack_key`.
-        class_weights: of each class, by index.
-        stacks: those of earlier calls, one of which is used again if it fits: making the graphs takes seconds.
-        is_asked_to_stop: asked before each epoch.
+        models: Networks of the same shape, each a chain according to `stacks.find_chain`.
+        train: The training rows.
+        validation: The validation rows.
+        settings: Settings of each model; with the same `stacks.stack_key`.
+        class_weights: Weight of each class, in the order of `label_index`.
+        stacks: Stacks of earlier calls; one that fits is used again, as building the graphs takes seconds.
+        is_asked_to_stop: Called before each epoch; true ends the training.
 
     Returns:
-        For each model what `fit` returns, or the error that it raises. Seconds and rows per second are the stack's, divided
+        For each model the result of `fit`, or the error that it raises. Seconds and rows per second are the stack's, divided
         among the models.
 
     Raises:
-        InterruptedTrainingError: it was asked to stop; nothing of it is kept.
+        InterruptedTrainingError: It was asked to stop; nothing is kept.
     """
     steps = train.steps(settings[0].batch_size)
     stack = (stacks or Stacks()).take(models, settings, class_weights=class_weights, steps=steps)
@@ -57,7 +59,7 @@ def fit_stack(
         if not any(member.is_going for member in members):
             break
         if is_asked_to_stop():
-            raise InterruptedTrainingError(f"stopped as asked, after epoch {epoch - 1} of {settings[0].epochs}.")
+            raise InterruptedTrainingError(f"stopped on request after epoch {epoch - 1} of {settings[0].epochs}.")
         started = perf_counter()
         sums = stack.train_epoch(train, epoch)
         seconds = (perf_counter() - started) / len(members)
@@ -70,7 +72,7 @@ def fit_stack(
 
 
 class _Member:
-    """One network of a stack: its history, its best weights, and whether it goes on."""
+    """One network of a stack: its history, its best weights, and whether its training continues."""
 
     def __init__(self, model: "keras.Model", settings: TrainingSettings) -> None:
         self._model, self._settings = model, settings
@@ -79,11 +81,11 @@ class _Member:
 
     @property
     def is_going(self) -> bool:
-        """Whether there is an epoch to come, as far as it is for this network alone."""
+        """Whether this network, taken alone, has an epoch left."""
         return self._error is None and not has_stalled(self._state.history, self._settings)
 
     def take(self, sums: NDArray[np.float64], facts: Entry, *, weights: Weights) -> None:
-        """Takes what an epoch has given: `Stack.train_epoch` and the rest of the entry."""
+        """Records the results of an epoch: those of `Stack.train_epoch` and the rest of the entry."""
         if not self.is_going:
             return
         loss, right, rows = sums.T
@@ -99,7 +101,7 @@ class _Member:
         self._state = next_state(self._state, entry, self._settings, weights=weights, optimizer=[])
 
     def result(self) -> FitResult | FirnError:
-        """What `fit` returns or raises."""
+        """The result or the error of `fit` for this network."""
         if self._error is not None:
             return self._error
         _assign(self._model, self._state.weights)

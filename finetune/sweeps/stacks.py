@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.backbones.tensorflow_log import start_xla
 from featurize.recipes.training_section import TrainingSettings
 from finetune.networks.build import logits_of
 from finetune.rows.batches import begin_epoch, take_batch
@@ -21,16 +22,16 @@ if TYPE_CHECKING:
     import keras
 
 _OWN = ("learning_rate", "l2", "best_by", "early_stopping")
-"""The settings in which the networks of one stack may differ."""
+"""The settings that may differ between the networks of one stack."""
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A network that is dense layers one after another.
+    """A network of dense layers one after another.
 
     Attributes:
-        before: what is done to the features first, without any weights to train: float32 ``(n_images, feature_dim)``.
-        layers: the dense layers, ReLU after all but the last.
+        before: Preparation of the features, without trainable weights: float32 ``(n_images, feature_dim)``.
+        layers: The dense layers, with ReLU after all but the last.
     """
 
     before: "keras.Model"
@@ -38,14 +39,14 @@ class Chain:
 
 
 def stack_key(settings: TrainingSettings) -> Hashable | None:
-    """What trainings must have in common to be stacked, beside the features and the network; None: it cannot be stacked."""
+    """The settings that stacked trainings must share, besides the features and the network; None: they cannot be stacked."""
     if settings.augmentation is not None or settings.gradient_normalization is not None:
         return None
     return repr(sorted(settings.model_dump(exclude=set(_OWN)).items()))
 
 
 def find_chain(model: "keras.Model") -> Chain | None:
-    """The dense layers of `model`, or None if it is not only that, so that it cannot be stacked."""
+    """The dense layers of `model`, or None if it has anything else and cannot be stacked."""
     import keras
 
     logits = logits_of(model)
@@ -62,10 +63,13 @@ def find_chain(model: "keras.Model") -> Chain | None:
 
 
 class Stacks:
-    """The stacks of a process, by what their graphs are made of."""
+    """The stacks of a process, by the settings that their graphs depend on."""
 
     def __init__(self) -> None:
         self._stacks: dict[Hashable, Stack] = {}
+
+    def __len__(self) -> int:
+        return len(self._stacks)
 
     def take(
         self,
@@ -75,7 +79,7 @@ class Stacks:
         class_weights: Sequence[float] | None,
         steps: int,
     ) -> "Stack":
-        """A stack of `models`, ready to be trained for `steps` an epoch."""
+        """A stack of `models`, ready to be trained with `steps` steps an epoch."""
         chain = find_chain(models[0])
         if chain is None:
             raise ValueError("only chains of dense layers can be stacked.")
@@ -97,10 +101,11 @@ class Stack:
     their biases ``(K, 1, units)``.
 
     Args:
-        before: what is done to features first.
-        weights: of each network.
-        settings: of one of them, for what all share.
-        steps: of an epoch.
+        before: Preparation of the features.
+        weights: The weights of each network.
+        settings: The settings of one network, for the values that all share.
+        class_weights: Weight of each class, in the order of `label_index`.
+        steps: Number of steps in an epoch.
     """
 
     def __init__(
@@ -130,7 +135,7 @@ class Stack:
         self._run, self._evaluate = self._make_run(), self._make_evaluation()
 
     def load(self, weights: Sequence[Weights], settings: Sequence[TrainingSettings]) -> None:
-        """Makes these the networks, at the start of their training."""
+        """Loads these networks, at the start of their training."""
         self._settings = settings[0]
         rates = [own.learning_rate for own in settings]
         scales = rates if self._is_linear else [1.0] * len(settings)
@@ -144,7 +149,7 @@ class Stack:
         """Trains all networks for one epoch.
 
         Returns:
-            float64 ``(n_steps, K, 3)``: loss and right answers before each step, summed over its rows; the number of rows.
+            float64 ``(n_steps, K, 3)``: before each step, loss and right answers, summed over its rows; and the number of rows.
         """
         import tensorflow as tf
 
@@ -167,11 +172,13 @@ class Stack:
         return [scores_of(row) for row in sums]
 
     def weights(self) -> list[Weights]:
-        """The trainable weights of each network now."""
+        """The current trainable weights of each network."""
         return _apart([variable.numpy() for variable in self._variables], self._n_models)
 
     def _make_run(self) -> Callable[..., Any]:
         import tensorflow as tf
+
+        start_xla()
 
         @tf.function(jit_compile=True, autograph=False)
         def step(features: Any, labels: Any, global_rows: Any) -> Any:
@@ -193,7 +200,7 @@ class Stack:
         return run  # type: ignore[no-any-return, unused-ignore]
 
     def _gradients(self, features: Any, labels: Any, global_rows: Any) -> tuple[list[Any], Any]:
-        """Of the mean losses, each times its scale; and float32 ``(K, 2)``, summed loss and right answers of each network."""
+        """Gradients of the scaled mean losses; and float32 ``(K, 2)``, each network's summed loss and right answers."""
         import tensorflow as tf
 
         known, weights = tf.maximum(labels, 0), tf.cast(labels >= 0, tf.float32)
@@ -211,7 +218,7 @@ class Stack:
         return gradients, tf.stack([sums, right], 1)
 
     def _logits(self, prepared: Any) -> Any:
-        """Of features ``(n, feature_dim)``, ``(K, n, n_classes)``."""
+        """The logits, ``(K, n, n_classes)``, of features ``(n, feature_dim)``."""
         import tensorflow as tf
 
         kernel, bias, *later = self._variables
@@ -222,10 +229,10 @@ class Stack:
         return tensor
 
     def _update(self, gradients: Sequence[Any]) -> None:
-        """The step of every network, by its own learning rate and penalty.
+        """Takes a step for every network, with its own learning rate and penalty.
 
-        What is done to every weight takes longer than the products of matrices. So the number of rows, and with an optimizer
-        that is linear in the gradient the learning rates too, are put into the losses, and are no work here.
+        Operations on every weight take longer than the matrix products. So the number of rows, and with an optimizer that is
+        linear in the gradient the learning rates too, are multiplied into the losses and cost nothing here.
         """
         factor = self._optimizer.learning_rate
         for place, (variable, gradient, rate) in enumerate(zip(self._variables, gradients, self._rates, strict=True)):
@@ -246,7 +253,7 @@ class Stack:
         return evaluate  # type: ignore[no-any-return, unused-ignore]
 
     def _spread(self, values: Sequence[float]) -> Weights:
-        """A number for each network as an array for each variable, that goes with its shape."""
+        """A number for each network as an array for each variable, shaped to broadcast with it."""
         each = np.array(values, np.float32)
         wide = np.repeat(each, self._variables[1].shape[0] // self._n_models)
         return [wide, wide, *(each.reshape(-1, 1, 1) for _ in self._variables[2:])]
@@ -260,7 +267,7 @@ def _side_by_side(weights: Sequence[Weights]) -> Weights:
 
 
 def _apart(stacked: Weights, n_models: int) -> list[Weights]:
-    """The inverse of `_side_by_side`; copies."""
+    """The inverse of `_side_by_side`; returns copies."""
     kernel, bias, *later = stacked
     kernels = np.moveaxis(kernel.reshape(len(kernel), n_models, -1), 1, 0)
     rest = [value if place % 2 == 0 else value[:, 0] for place, value in enumerate(later)]

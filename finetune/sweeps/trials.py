@@ -1,4 +1,4 @@
-"""Training the models of a sweep: those that can be trained together in one process, each claimed so that nobody else does."""
+"""Training the models of a sweep: together in one process where possible, each claimed so that no other job trains it."""
 
 import threading
 import time
@@ -25,21 +25,21 @@ from finetune.training.loop import FitResult, InterruptedTrainingError, fit
 from finetune.training.plan import TrainingPlan, identity_of_rows, weights_of_classes
 from finetune.training.train import build_network, publish
 
-MOST_TOGETHER = 20  # heads of 1,024 x 102: 40 are slower, as are 14 (benchmarks/sweep.py)
+MOST_TOGETHER = 20  # for heads of 1,024 x 102, both 40 and 14 are slower (benchmarks/sweep.py)
 
 
 _building = (
     threading.Lock()
-)  # networks are built one at a time: a user's own function may draw from random states of the process
+)  # networks are built one at a time: a user's own function may use the process's random state
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What has come of a group of trials.
+    """The outcome for a group of trials.
 
     Attributes:
-        trials: those that were trained, or failed.
-        others: those that another job is training, or has trained meanwhile.
+        trials: Trials that were trained, or failed.
+        others: Trials that another job is training, or has trained in the meantime.
     """
 
     trials: list[Trial]
@@ -47,36 +47,36 @@ class Outcome:
 
 
 class TrialRunner(Protocol):
-    """Trains trials, wherever."""
+    """Trains trials somewhere."""
 
     def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
-        """What comes of the trials, group by group as they are through.
+        """The outcomes of the trials, group by group as they finish.
 
         Raises:
-            JobError: the features cannot be read, or the work cannot go on.
+            JobError: The features cannot be read, or the work cannot continue.
         """
         ...
 
 
 class InProcess:
-    """Trains trials in this process, some groups at a time, each in a thread.
+    """Trains trials in this process, several groups at a time, each in a thread.
 
-    Two stacks on a thread each are half as fast again as one on two threads: small operations gain little by being split.
+    Two stacks on one thread each are half as fast again as one on two threads: splitting small operations gains little.
 
     Args:
-        at_once: groups at a time; as many as `set_threads` was told, or one.
+        at_once: Groups at a time: the number given to `set_threads`, or one.
     """
 
     def __init__(self, *, at_once: int = 1) -> None:
         self._at_once = at_once
         self._opened = OpenedData()
-        self._trainers: Queue[Trainer] = Queue()  # those that are not at work
+        self._trainers: Queue[Trainer] = Queue()  # the idle trainers
         self._is_stopping = threading.Event()
         for _ in range(at_once):
             self._trainers.put(Trainer(self._opened, is_asked_to_stop=self._is_stopping.is_set))
 
     def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
-        """As `TrialRunner` says. Left early, it ends with the epochs that are under way."""
+        """See `TrialRunner`. When left early, it ends with the epochs in progress."""
         self._is_stopping.clear()
         return train_groups(fair_groups(trials, self._at_once), self._train, self._at_once, stop=self._is_stopping.set)
 
@@ -89,7 +89,7 @@ class InProcess:
 
 
 def fair_groups(trials: Sequence[PlannedTrial], at_once: int) -> list[list[PlannedTrial]]:
-    """The trials in groups to be trained together, so small that `at_once` have work."""
+    """The trials in groups that can be trained together, small enough that `at_once` groups have work."""
     return list(group_trials(trials, most=min(MOST_TOGETHER, max(1, -(-len(trials) // at_once)))))
 
 
@@ -100,10 +100,13 @@ def train_groups(
     *,
     stop: Callable[[], None],
 ) -> Iterator[Outcome]:
-    """What `train` makes of the groups, `at_once` of which are under way at a time, as they are through.
+    """The outcomes of `train` for the groups, `at_once` of them at a time, in the order in which they finish.
 
     Args:
-        stop: called if one fails or nobody waits for the others any more.
+        groups: Groups of trials.
+        train: Trains one group.
+        at_once: Groups in progress at a time.
+        stop: Called if one fails or the caller stops reading.
     """
     with ThreadPoolExecutor(at_once) as threads:
         under_way = [threads.submit(train, group) for group in groups]
@@ -118,17 +121,17 @@ def train_groups(
 
 
 class OpenedData:
-    """The splits of the last feature set, open: those in memory once for all threads."""
+    """The open splits of the last feature set; rows in memory are shared by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._data: dict[tuple[tuple[str, ...], str, tuple[int, int] | None], tuple[Data, Data]] = {}
 
     def open(self, url: str, manifest: FeaturesManifest, settings: TrainingSettings) -> tuple[Data, Data]:
-        """Training and validation rows; of a stream, those of the calling thread.
+        """Training and validation rows; where rows are read from disk, those of the calling thread.
 
         Raises:
-            JobError: the features cannot be read.
+            JobError: The features cannot be read.
         """
         cache = cache_of(settings, manifest)
         own = (settings.shuffle_rows, threading.get_ident()) if cache == "stream" else None
@@ -147,8 +150,8 @@ class Trainer:
     """Trains groups of trials one after another, in one thread at a time.
 
     Args:
-        opened: where it has its data from.
-        is_asked_to_stop: asked after each epoch.
+        opened: Source of the data.
+        is_asked_to_stop: Called after each epoch; true ends the training.
     """
 
     def __init__(self, opened: OpenedData, *, is_asked_to_stop: Callable[[], bool] = lambda: False) -> None:
@@ -156,14 +159,14 @@ class Trainer:
         self._stacks = Stacks()
 
     def train(self, group: Sequence[PlannedTrial]) -> Outcome:
-        """Trains a group as `group_trials` makes them."""
+        """Trains a group made by `group_trials`."""
         with ExitStack() as held:
             claimed, others = list[tuple[PlannedTrial, Claim]](), list[PlannedTrial]()
             for trial in group:
                 try:
                     held.enter_context(storage.no_empty_folder(trial.plan.recipe.model.url))
                     claim = held.enter_context(claim_output(trial.plan.recipe.model.url))
-                except JobError:  # another job holds it
+                except JobError:  # another job holds the claim
                     others.append(trial)
                     continue
                 if card_of(trial) is None:
@@ -193,7 +196,7 @@ class Trainer:
     def _fit_together(
         self, plans: Sequence[TrainingPlan], train_data: Data, validation_data: Data
     ) -> Sequence[FitResult | FirnError]:
-        """Trains what `group_trials` has put together: many as a stack, one alone, from its checkpoint if it has left one."""
+        """Trains a group of `group_trials`: several trials as a stack; one alone, from its checkpoint where there is one."""
         plan, settings = plans[0], [plan.recipe.training for plan in plans]
         weights = weights_of_classes(settings[0], plan.manifest)
         asked = self._is_asked_to_stop
@@ -229,19 +232,19 @@ class Trainer:
 
 
 def card_of(trial: PlannedTrial) -> ModelCard | None:
-    """The card of the model of a trial, if it has been trained."""
+    """The description of a trial's model, if it has been trained."""
     card = read_model_card(trial.plan.recipe.model.url)
     return card if card is not None and card.model_id == trial.plan.model_id else None
 
 
 def find_done(trials: Sequence[PlannedTrial]) -> list[Trial]:
-    """Those of the trials whose models are there."""
+    """The trials whose models exist."""
     found = ((trial, card_of(trial)) for trial in trials)
     return [as_trial(trial, card) for trial, card in found if card is not None]
 
 
 def as_trial(trial: PlannedTrial, card: ModelCard) -> Trial:
-    """A trial whose model is there."""
+    """The record of a trial whose model exists."""
     return Trial(
         values=trial.values,
         seed=trial.seed,

@@ -1,4 +1,4 @@
-"""One training: its plan, its steps on any number of ranks, checkpoints, and the model that it leaves.
+"""One training: its plan, its steps on any number of ranks, checkpoints, and the model that it writes.
 
-Import `plan` and `train`; `loop` trains on data that is open already.
+Import `plan` and `train`; `loop` trains on data that is already open.
 """

@@ -1,6 +1,6 @@
-"""Checkpoints: what a training has come to after an epoch, in one file beside the model it will make.
+"""Checkpoints: the state of a training after an epoch, in one file beside the model that it will write.
 
-One file holds weights, optimizer and history, so that it is there whole or not at all. It is removed once the model is published.
+One file holds weights, optimizer and history, so that it is complete or missing. It is removed once the model is published.
 """
 
 import io
@@ -23,7 +23,7 @@ def write_checkpoint(url: str, model_id: str, state: TrainingState) -> None:
     """Replaces the checkpoint in the model folder at `url`.
 
     Raises:
-        JobError: it cannot be written; the one before is still there.
+        JobError: It cannot be written; the previous one is still there.
     """
     facts = {
         "model_id": model_id,
@@ -47,7 +47,7 @@ def read_checkpoint(url: str, model_id: str) -> TrainingState | None:
     """The state in the checkpoint of the model folder at `url`; None where there is none, or one of another model.
 
     Raises:
-        JobError: it is damaged.
+        JobError: It is damaged.
     """
     checkpoint_url = storage.join_url(url, CHECKPOINT_NAME)
     try:
@@ -60,13 +60,13 @@ def read_checkpoint(url: str, model_id: str) -> TrainingState | None:
         return None
     except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         raise JobError(
-            f"{checkpoint_url} is damaged: {first_line(error)}. Train without --resume to start afresh."
+            f"{checkpoint_url} is damaged: {first_line(error)}. Train without --resume to start from the beginning."
         ) from error
     return TrainingState(epoch=facts["epoch"], best_epoch=facts["best_epoch"], history=facts["history"], **groups)
 
 
 def has_checkpoint(url: str) -> bool:
-    """Whether some training has left a checkpoint in the model folder at `url`."""
+    """Whether a training has left a checkpoint in the model folder at `url`."""
     return storage.exists(storage.join_url(url, CHECKPOINT_NAME))
 
 

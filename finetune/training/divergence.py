@@ -1,4 +1,4 @@
-"""Trainings that have gone astray: stopped at once, with the step and what to do about it."""
+"""Trainings that diverge: stopped at once, naming the step and the remedy."""
 
 import math
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ def check_losses(
     """Checks the mean loss of each of some steps, ``float64 (n_steps,)``, the first of which is `first_step`.
 
     Raises:
-        SharedError: one is not finite, or a million times that of a guess.
+        SharedError: A loss is not finite, or a million times that of a guess.
     """
     bad = np.flatnonzero(~(losses <= _EXPLODED * math.log(max(n_classes, 2))))
     if len(bad):
@@ -31,10 +31,10 @@ def check_losses(
 
 
 def check_validation(entry: Mapping[str, float], settings: TrainingSettings) -> None:
-    """Checks what was measured after an epoch.
+    """Checks the values measured after an epoch.
 
     Raises:
-        SharedError: the loss is not finite.
+        SharedError: The loss is not finite.
     """
     if not math.isfinite(entry.get("validation_loss", 0.0)):
         what = f"the validation loss is {entry['validation_loss']:g} after epoch {entry['epoch']}"
@@ -42,10 +42,10 @@ def check_validation(entry: Mapping[str, float], settings: TrainingSettings) -> 
 
 
 def check_weights(model: "keras.Model", settings: TrainingSettings) -> None:
-    """Checks what the last step has left, which no loss has shown yet.
+    """Checks the weights after the last step, whose effect no loss has shown yet.
 
     Raises:
-        SharedError: a weight is not finite.
+        SharedError: A weight is not finite.
     """
     if not all(np.isfinite(weights).all() for weights in model.get_weights()):
         raise SharedError(_diverged("the weights are not finite after the last epoch", settings))

@@ -1,4 +1,4 @@
-"""One rank's training loop, epoch by epoch. It knows of other ranks only that sums over all of them can be had."""
+"""One rank's training loop, epoch by epoch. All it needs of other ranks is sums over all ranks."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,23 +23,24 @@ if TYPE_CHECKING:
     import keras
 
 _MAX_STEPS_A_CALL = 64
-_CALL_S = 2.0  # about so long a call of many steps may take, after which a rank can say where it is
+_CALL_S = 2.0  # about the longest call of many steps, in seconds, after which a rank can report its position
 TIMES = ("data_seconds", "compute_seconds", "all_reduce_seconds", "idle_seconds")
 EpochReport = Callable[[Entry], None]
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What training gives. The model holds the weights of the best epoch.
+    """The result of a training. The model holds the weights of the best epoch.
 
     Attributes:
-        history: for each epoch `epoch`, `loss`, `accuracy`, those of validation, `seconds`, `rows_per_second` and the `TIMES` of
-            this rank.
-        best_epoch: of the best value of `best_by`, the later of two that tie; without validation rows, the last.
-        last_weights: of the trainable variables, after the last epoch.
-        rows_per_second: training rows of all ranks, over the time spent in training steps.
-        seconds_of_ranks: for each rank the sums of the `TIMES`.
-        is_stopped_early: whether early stopping ended it.
+        model: The trained model.
+        history: For each epoch `epoch`, `loss`, `accuracy`, the validation scores, `seconds`, `rows_per_second` and the `TIMES`
+            of this rank.
+        best_epoch: The epoch with the best value of `best_by`, the later of two that tie; without validation rows, the last.
+        last_weights: The trainable variables after the last epoch.
+        rows_per_second: Training rows of all ranks, divided by the time spent in training steps.
+        seconds_of_ranks: For each rank the sums of the `TIMES`.
+        is_stopped_early: Whether early stopping ended the training.
     """
 
     model: "keras.Model"
@@ -52,7 +53,7 @@ class FitResult:
 
 
 class InterruptedTrainingError(SharedError):
-    """A training that was asked to stop, and did so after an epoch, its checkpoint written."""
+    """A training that stopped on request after an epoch, with its checkpoint written."""
 
 
 def fit(
@@ -71,19 +72,20 @@ def fit(
     """Trains `model` by synchronous gradient descent.
 
     Args:
-        model: ends in a layer `probabilities`, a softmax.
-        train: the same on every rank.
-        validation: likewise; may be empty.
-        class_weights: of each class, by index.
-        ranks: the other ranks; default: none.
-        state: where to go on; default: from the start.
-        on_epoch: called after each epoch with its entry in the history.
-        keep: rank 0 calls it after each epoch; may raise a `JobError`, which ends the training on all ranks.
-        is_asked_to_stop: asked after each epoch.
+        model: Ends in a layer `probabilities`, a softmax.
+        train: Training rows, the same on every rank.
+        validation: Validation rows, the same on every rank; may be empty.
+        settings: The recipe's `[training]` section.
+        class_weights: Weight of each class, in the order of `label_index`.
+        ranks: The other ranks; default: none.
+        state: The state to resume from; default: the start.
+        on_epoch: Called after each epoch with its entry in the history.
+        keep: Called by rank 0 after each epoch; may raise a `JobError`, which ends the training on all ranks.
+        is_asked_to_stop: Called after each epoch; true ends the training.
 
     Raises:
-        SharedError: the loss is no longer finite or has exploded, or the ranks no longer hold the same weights.
-        InterruptedTrainingError: it was asked to stop, here or on another rank.
+        SharedError: The loss is no longer finite or has exploded, or the ranks no longer hold the same weights.
+        InterruptedTrainingError: It was asked to stop, here or on another rank.
     """
     ranks, state = ranks or SingleRank(), state or TrainingState()
     global_batch_size = settings.batch_size * ranks.size
@@ -115,7 +117,7 @@ def fit(
             on_epoch(entry)
         if any_rank(is_asked_to_stop(), ranks) and state.epoch < settings.epochs:
             raise InterruptedTrainingError(
-                f"stopped as asked, after epoch {state.epoch} of {settings.epochs}; --resume goes on."
+                f"stopped on request after epoch {state.epoch} of {settings.epochs}; resume with --resume."
             )
     check_weights(model, settings)
     check_agreement(model, ranks)
@@ -134,7 +136,7 @@ def fit(
 def _train_epoch(
     steps: TrainSteps, train: Data, settings: TrainingSettings, ranks: Communicator, *, epoch: int, n_classes: int
 ) -> tuple[Entry, float]:
-    """Trains one epoch: its entry in the history, and the seconds that its steps took."""
+    """Trains one epoch; returns its entry in the history and the seconds that its steps took."""
     import tensorflow as tf
 
     global_batch_size = settings.batch_size * ranks.size
@@ -184,7 +186,7 @@ def _assign(variables: Sequence["keras.Variable"], values: Weights) -> None:
 
 
 def _keep(state: TrainingState, keep: Callable[[TrainingState], None] | None, ranks: Communicator) -> None:
-    """Has rank 0 keep a state; if it cannot, all ranks end."""
+    """Lets rank 0 keep a state; if it cannot, all ranks end."""
     if keep is None:
         return
     error: JobError | None = None

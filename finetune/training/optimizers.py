@@ -1,4 +1,4 @@
-"""Optimizers by name, and what is done to gradients between the all-reduce and the update."""
+"""Optimizers by name, and the processing of gradients between the all-reduce and the update."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,8 @@ def make_optimizer(settings: TrainingSettings, *, steps: int) -> "keras.optimize
     """The optimizer that `settings` name. The learning rate is the recipe's, whatever the number of ranks.
 
     Args:
-        steps: of the whole training, over which the cosine schedule falls to zero.
+        settings: The recipe's `[training]` section.
+        steps: Number of steps in the whole training, over which the cosine schedule falls to zero.
 
     Source: I. Loshchilov, F. Hutter: SGDR, Stochastic Gradient Descent with Warm Restarts, 2017, equation 5 (no restart).
     """
@@ -33,17 +34,18 @@ def make_optimizer(settings: TrainingSettings, *, steps: int) -> "keras.optimize
 
 
 def group_by_layer(model: "keras.Model") -> list[list[int]]:
-    """The places in `model.trainable_variables` of the variables of each layer that has any."""
+    """For each layer with trainable variables, their positions in `model.trainable_variables`."""
     place = {id(variable): number for number, variable in enumerate(model.trainable_variables)}
     layers = [layer for layer in model._flatten_layers(include_self=False) if layer._trainable_variables]
     return [[place[id(variable)] for variable in layer._trainable_variables] for layer in layers if layer.trainable]
 
 
 def normalize_gradients(gradients: Sequence[Any], layers: Sequence[Sequence[int]]) -> list[Any]:
-    """The gradients of each layer divided by their common Euclidean length; those of a layer without any stay zero.
+    """The gradients of each layer divided by their common Euclidean length; gradients that are all zero stay zero.
 
     Args:
-        layers: as `group_by_layer` gives them.
+        gradients: One gradient for each trainable variable.
+        layers: The positions of each layer's variables, from `group_by_layer`.
 
     Source: Deeplearning4j's `RenormalizeL2PerLayer`, by its documentation.
     """
@@ -58,7 +60,7 @@ def normalize_gradients(gradients: Sequence[Any], layers: Sequence[Sequence[int]
 
 
 def add_penalty(gradients: Sequence[Any], variables: Sequence[Any], l2: float) -> list[Any]:
-    """The gradients with that of `l2` times the sum of the squared kernels added; biases are not drawn to zero."""
+    """The gradients plus those of `l2` times the sum of the squared kernels; biases are not penalised."""
     if not l2:
         return list(gradients)
     return [

@@ -1,4 +1,4 @@
-"""What a training has come to after an epoch, and when it ends early."""
+"""The state of a training after an epoch, and whether it ends early."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -14,16 +14,17 @@ Entry = dict[str, float]
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What a training has come to after an epoch: all that is needed to go on with it.
+    """The state of a training after an epoch: everything needed to resume it.
 
-    There is no random state: every random number is a function of the seed, the epoch and the row.
+    There is no random state, as every random number follows from the seed, the epoch and the row.
 
     Attributes:
-        epoch: the last one that was finished; 0 before the first.
-        weights: of the trainable variables.
-        optimizer: of the optimizer's variables.
-        best_weights: of the trainable variables, after `best_epoch`.
-        history: an entry for each epoch.
+        epoch: The last finished epoch; 0 before the first.
+        weights: The trainable variables.
+        optimizer: The optimizer's variables.
+        best_epoch: The best epoch so far.
+        best_weights: The trainable variables after `best_epoch`.
+        history: An entry for each epoch.
     """
 
     epoch: int = 0
@@ -64,6 +65,6 @@ def has_stalled(history: list[Entry], settings: TrainingSettings) -> bool:
 
 
 def _score(entry: Entry, metric: str) -> float:
-    """What makes one epoch better than another, more being better; constant where it is not measured, so that the last wins."""
+    """The value by which epochs are compared, larger being better; constant where unmeasured, so that the last epoch wins."""
     value = entry.get(metric, 0.0)
     return -value if metric.endswith("loss") else value

@@ -1,7 +1,7 @@
-"""The steps of a training as graphs: gradients, one all-reduce of everything at once, the update; many steps a call.
+"""The steps of a training as graphs: gradients, one all-reduce for all of them, the update; many steps in a call.
 
-N ranks with batches of B rows take the steps of one rank with batches of N x B rows: every gradient is the sum over the rows
-of the global batch, divided by their number, whatever share of them a rank holds.
+N ranks with batches of B rows take the same steps as one rank with batches of N x B rows: every gradient is the sum over the
+rows of the global batch, divided by their number, whatever share of them a rank holds.
 """
 
 import os
@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from featurize.backbones.tensorflow_log import start_xla
 from featurize.recipes.training_section import TrainingSettings
 from finetune.networks.augmentation import augment
 from finetune.networks.build import logits_of
@@ -48,15 +49,15 @@ def make_train_steps(
     *,
     class_weights: Sequence[float] | None = None,
 ) -> TrainSteps:
-    """A function that takes so many steps of all ranks, in one call.
+    """A function that takes a number of steps on all ranks, in one call.
 
-    It takes what `batches.begin_epoch` makes of an epoch's batches, how many of its steps are done, how many to take, and the
-    epoch, and returns ``float64 (n_steps, 6)``, the `COLUMNS`: the loss and the number of right answers before each step,
-    summed over the rows of all ranks; these rows; the seconds that this rank waited for its batch (gathered and changed it,
-    where all is in memory), computed, and spent in the all-reduce, waiting for other ranks included.
+    Its arguments are the source from `batches.begin_epoch`, the number of steps already taken in the epoch, the number to take,
+    and the epoch. It returns ``float64 (n_steps, 6)``, the `COLUMNS`: loss and number of right answers before each step, summed
+    over the rows of all ranks; the number of these rows; and the seconds that this rank waited for its batch (for rows in memory:
+    gathered and augmented it), computed, and spent in the all-reduce, including waiting for other ranks.
 
-    The loss is the cross-entropy with smoothed labels, each row times the weight of its class. What is minimised is its sum over
-    the rows of the global batch, divided by their number, plus the penalty of `l2`, which is not part of the loss returned.
+    The loss is the cross-entropy with smoothed labels, each row times the weight of its class. The objective is its sum over
+    the rows of the global batch, divided by their number, plus the penalty of `l2`, which is not part of the returned loss.
     """
     import tensorflow as tf
 
@@ -66,7 +67,7 @@ def make_train_steps(
     weights_of_classes = None if class_weights is None else tf.constant(class_weights, tf.float32)
 
     def gradients_of(features: Any, labels: Any, row_ids: Any, epoch: Any) -> list[Any]:
-        """Of the loss, summed over this rank's rows; and (loss, right answers) as the last one."""
+        """Gradients of the loss, summed over this rank's rows; the last element is (loss, right answers)."""
         known = tf.maximum(labels, 0)
         weights = tf.cast(labels >= 0, tf.float32)
         if weights_of_classes is not None:
@@ -85,7 +86,7 @@ def make_train_steps(
             gradients = normalize_gradients(gradients, layers)
         optimizer.apply(add_penalty(gradients, variables, settings.l2), variables)
 
-    # All or none: compiled code rounds in another way, and ranks whose updates differ would drift apart, bit by bit.
+    # All ranks or none: compiled code rounds differently, and ranks whose updates differ would drift apart, bit by bit.
     (least,) = ranks.minimum([tf.constant(int(is_compiled(model)))])
     step = _compose_step(gradients_of, update, ranks, compiled=bool(least))
 
@@ -120,11 +121,13 @@ def _compose_step(
 ) -> Callable[..., Any]:
     """One step: returns (loss, right answers), the seconds of the all-reduce, and the time at which the step was done.
 
-    One rank alone has all of it in one graph. Several have two, as XLA cannot compile the all-reduce between them; it is one for
-    all gradients and the metrics, since ten small ones take ten times as long.
+    A single rank runs it all in one graph. Several ranks need two, as XLA cannot compile the all-reduce between them; there is
+    one all-reduce for all gradients and metrics, since ten small ones take ten times as long.
     """
     import tensorflow as tf
 
+    if compiled:
+        start_xla()
     # Not inlined, so that what they return is there once they are done and not before, or the times would be wrong.
     function = partial(tf.function, autograph=False, jit_compile=compiled, experimental_attributes={"_noinline": True})
 
@@ -180,24 +183,24 @@ def make_evaluation(model: "keras.Model") -> Callable[[Any, Any], tuple["tf.Tens
 def is_compiled(model: "keras.Model") -> bool:
     """Whether XLA compiles the steps.
 
-    Where all is dense and there are several threads it saves a fifth of a step; with one thread it costs a tenth, and its
-    gradients of convolutions are slow on processors.
+    For dense networks and several threads this saves a fifth of a step; with one thread it costs a tenth, and XLA's gradients of
+    convolutions are slow on CPUs.
     """
     layers = model._flatten_layers(include_self=False)
     return n_threads() > 1 and all(type(layer).__name__ in _COMPILED_LAYERS for layer in layers)
 
 
 def n_threads() -> int:
-    """The threads that an operation has."""
+    """The number of threads that an operation can use."""
     import tensorflow as tf
 
     return tf.config.threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
 
 
 def cross_entropy(logits: Any, labels: Any, smoothing: float) -> Any:
-    """Of each row; classes are the last axis of `logits`.
+    """The cross-entropy of each row; classes are the last axis of `logits`.
 
-    Source of the smoothing: C. Szegedy et al., Rethinking the Inception Architecture, 2016, section 7.
+    Source of the label smoothing: C. Szegedy et al., Rethinking the Inception Architecture, 2016, section 7.
     """
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of a training, in the folder `tensorboard` beside the model."""
+"""TensorBoard event files of a training, in the folder `tensorboard` of the model."""
 
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ EVENTS_FOLDER = "tensorboard"
 
 @contextmanager
 def event_files(url: str) -> Iterator[EpochReport]:
-    """A function to be called after each epoch with its entry in the history, for the model folder at `url`.
+    """A function to call after each epoch with its entry in the history, for the model folder at `url`.
 
-    TensorFlow writes to a local file, whose copy is put in place after each epoch: that goes with every storage.
+    TensorFlow writes to a local file, which is copied to the folder after each epoch, so that every storage works.
     """
     import tensorflow as tf
 
@@ -39,12 +39,12 @@ def event_files(url: str) -> Iterator[EpochReport]:
 
 
 def remove_event_files(url: str) -> None:
-    """Removes those of the model folder at `url`."""
+    """Removes the event files of the model folder at `url`."""
     storage.remove(storage.join_url(url, EVENTS_FOLDER))
 
 
 def _tag(name: str) -> str:
-    """The name under which TensorBoard shows a value: its curves of training and validation stand together."""
+    """The name under which TensorBoard shows a value: training and validation curves are shown together."""
     if name.startswith("validation_"):
         return f"{name.removeprefix('validation_')}/validation"
     return f"{name}/training" if name in ("loss", "accuracy") else f"speed/{name}"

@@ -1,4 +1,4 @@
-"""What a model does on the validation split, after every epoch."""
+"""Scores on the validation split, after every epoch."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def make_validation(model: "keras.Model", data: Data, ranks: Communicator) -> Callable[[], dict[str, float]]:
-    """A function that gives the scores of all of `data`, each rank computing its share: sums, never means of means."""
+    """A function that returns the scores on all of `data`; each rank computes sums over its share, so that results are exact."""
     import tensorflow as tf
 
     if data.rows == 0:
@@ -36,7 +36,7 @@ def make_validation(model: "keras.Model", data: Data, ranks: Communicator) -> Ca
 
 
 def count_rows(label_index: NDArray[np.int32], predicted: NDArray[np.int32], *, n_classes: int) -> NDArray[np.float64]:
-    """Of each class the rows that are right, that are there and that are predicted, ``float64 (3 n_classes,)``."""
+    """For each class the number of right, existing and predicted rows, ``float64 (3 n_classes,)``."""
     counted = (label_index[predicted == label_index], label_index, predicted)
     return np.concatenate([np.bincount(part, minlength=n_classes) for part in counted]).astype(np.float64)
 
@@ -45,7 +45,7 @@ def scores_of(sums: NDArray[np.float64]) -> dict[str, float]:
     """The scores of a split.
 
     Args:
-        sums: the cross-entropy summed over all rows, and then what `count_rows` gives for them.
+        sums: The cross-entropy summed over all rows, followed by the result of `count_rows` for them.
     """
     correct, true, predicted = sums[1:].reshape(3, -1).astype(np.int64)
     precision, recall, f1 = macro_of_counts(correct, true, predicted)

@@ -203,7 +203,7 @@ def test_the_preparation_is_known_by_the_values_of_the_weights_not_by_their_file
         {"height": 13},
         {"resizing": "x"},
     ):
-        assert replace(one, **change).preparation_id != one.preparation_id  # type: ignore[arg-type]
+        assert replace(one, **change).preparation_id != one.preparation_id
 
 
 def test_the_same_preparation_may_be_saved_twice_to_one_place_that_knows_files_by_name(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featurize.backbones.precision import MIN_COSINE, choose_precision, mean_cosine, probe_images
+from featurize.backbones.precision import MIN_COSINE, choose_precision, has_bfloat16, mean_cosine, probe_images
 
 
 def make_fake(noise: float) -> Callable[[str], Callable[[NDArray[np.uint8]], NDArray[Any]]]:
@@ -17,7 +17,7 @@ def make_fake(noise: float) -> Callable[[str], Callable[[NDArray[np.uint8]], NDA
         def forward(images: NDArray[np.uint8]) -> NDArray[Any]:
             features = images.reshape(len(images), 64, -1).mean(2)
             random = np.random.default_rng(0).normal(0, noise * features.mean(), features.shape)
-            return (features + (random if precision == "bfloat16" else 0)).astype(np.float32)
+            return np.asarray(features + (random if precision == "bfloat16" else 0), np.float32)
 
         return forward
 
@@ -38,6 +38,31 @@ def test_auto_is_bfloat16_only_where_the_features_stay(
 def test_auto_is_float32_where_the_processor_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featurize.backbones.precision.has_bfloat16", lambda: False)
     assert choose_precision(make_fake(0), height=32, width=32) == ("float32", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TF_ENABLE_ONEDNN_OPTS", "0"),
+        ("TF_ENABLE_ONEDNN_OPTS", "false"),
+        ("ONEDNN_MAX_CPU_ISA", "AVX2"),
+        ("ONEDNN_MAX_CPU_ISA", "avx512_core_vnni"),
+    ],
+)
+def test_there_is_no_bfloat16_where_onednn_is_kept_from_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert not has_bfloat16()
+
+
+@pytest.mark.parametrize("cap", ["AVX512_CORE_BF16", "AVX512_CORE_AMX", "ALL"])
+def test_a_cap_that_leaves_bfloat16_changes_nothing(monkeypatch: pytest.MonkeyPatch, cap: str) -> None:
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("TF_ENABLE_ONEDNN_OPTS", raising=False)
+    plain = has_bfloat16()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
+    assert has_bfloat16() == plain
 
 
 def test_mean_cosine_of_known_rows() -> None:

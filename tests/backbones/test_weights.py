@@ -52,7 +52,7 @@ def test_imagenet_weights_that_cannot_be_had_end_in_advice(tmp_path: Path, monke
     from keras.src.utils import file_utils
 
     monkeypatch.setattr(file_utils.config, "keras_home", lambda: str(tmp_path))
-    monkeypatch.setattr("featurize.backbones.weights._DOWNLOAD_TIMEOUT_S", 5.0)
+    monkeypatch.setattr("featurize.backbones.weights.DOWNLOAD_TIMEOUT_S", 5.0)
     try:
         prepared = prepare_backbone(settings("MobileNet"), tmp_path)
     except JobError as error:

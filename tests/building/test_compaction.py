@@ -16,6 +16,7 @@ from featurize import storage
 from featurize.building import compaction, staging
 from featurize.building.compaction import Compacted, compact_table
 from featurize.building.known_shards import read_index
+from featurize.building.shard_files import ParquetFile
 from featurize.building.staging import STAGING
 from featurize.digests import combine_digests
 from featurize.errors import JobError
@@ -111,12 +112,13 @@ def killed_at(target: Any, name: str, call: int, *, after: bool) -> Iterator[lis
 @pytest.mark.parametrize(
     ("target", "name", "calls"),
     [
-        (compaction, "_merge", (1, 2)),
-        (compaction, "_copy", (2, 9)),
-        (compaction.staging, "place_files", (1,)),
+        (compaction, "open_source", (2, 9)),
+        (ParquetFile, "close", (1, 3, 4)),
+        (staging, "place_files", (1,)),
         (storage, "move", (1, 3, 5)),
         (compaction, "write_manifest", (1,)),
-        (compaction, "_remove_all_but", (1, 2)),
+        (staging, "remove_others", (1, 2)),
+        (staging, "remove_staging", (1, 2)),
     ],
 )
 @pytest.mark.parametrize("after", [False, True])

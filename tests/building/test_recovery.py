@@ -12,6 +12,7 @@ from helpers.tables.building import Built, assert_same_rows, files_of, read_rows
 from pyspark.sql import SparkSession
 
 from featurize.building import build, staging
+from featurize.building.spark_jobs import run_plan
 from featurize.building.staging import STAGING
 from featurize.errors import JobError, UsageError
 from featurize.jobs.run import featurize
@@ -168,14 +169,13 @@ def test_staged_files_that_vanish_before_they_are_published_publish_nothing(
     spark: SparkSession, mean_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_photos(tmp_path / "images", per_class=2)
-    run = build._run_shards
 
-    def run_and_lose(*arguments: Any) -> Any:
-        records = run(*arguments)
+    def run_and_lose(*arguments: Any, **named: Any) -> Any:
+        rows = run_plan(*arguments, **named)
         shutil.rmtree(tmp_path / "out" / STAGING / "data")
-        return records
+        return rows
 
-    monkeypatch.setattr(build, "_run_shards", run_and_lose)
+    monkeypatch.setattr(build, "run_plan", run_and_lose)
     with pytest.raises(JobError, match="was written and is gone; nothing was published"):
         featurize(spark, recipe(tmp_path / "images", tmp_path / "out", mean_backbone))
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -189,15 +189,14 @@ def test_who_lost_the_claim_publishes_nothing_and_keeps_off_the_others_files(
 ) -> None:
     out = tmp_path / "out"
     make_photos(tmp_path / "images", per_class=2)
-    run = build._run_shards
 
-    def run_and_lose(*arguments: Any) -> Any:
-        records = run(*arguments)
+    def run_and_lose(*arguments: Any, **named: Any) -> Any:
+        rows = run_plan(*arguments, **named)
         (out / CLAIM_NAME).write_text('{"token": "theirs", "host": "elsewhere", "pid": 1, "beat_at": 9e9}')
         staging.write_state(str(out), settings={}, run="01234567", records=[])
-        return records
+        return rows
 
-    monkeypatch.setattr(build, "_run_shards", run_and_lose)
+    monkeypatch.setattr(build, "run_plan", run_and_lose)
     with pytest.raises(JobError, match="lost"):
         featurize(spark, recipe(tmp_path / "images", out, mean_backbone))
     assert not (out / "manifest.json").exists()

@@ -111,6 +111,15 @@ def test_a_fault_of_the_storage_fails_the_task_and_leaves_no_file(tmp_path: Path
     assert make_shard(good, make_task(source), 0).row_count == 20
 
 
+@pytest.fixture
+def no_backbone() -> Iterator[None]:
+    """As in a fresh worker process, before the test and after it."""
+    shipped_backbone.forget_backbone()
+    yield
+    shipped_backbone.forget_backbone()
+
+
+@pytest.mark.usefixtures("no_backbone")
 def test_a_fault_of_the_network_leaves_no_file(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: Any, **__: Any) -> Any:
         def forward(images: Any) -> Any:
@@ -120,7 +129,6 @@ def test_a_fault_of_the_network_leaves_no_file(tmp_path: Path, photos: Path, mon
 
         return forward
 
-    monkeypatch.setattr(shipped_backbone, "_loaded", {})
     monkeypatch.setattr(shipped_backbone, "load_backbone", load)
     source, table = open_photos(photos), tmp_path / "table"
     with pytest.raises(MemoryError):
@@ -214,9 +222,9 @@ def test_decoders_are_kept_from_shard_to_shard_unless_their_limit_changes(tmp_pa
     pools = []
     for number, timeout_s in enumerate((50.0, 50.0, 51.0)):
         make_shard(make_run(tmp_path / str(number), source, decode_timeout_s=timeout_s), task, 0)
-        pools.append(worker._decoders[0])
+        pools.append(worker.DECODERS[0])
     assert pools[0] is pools[1] is not pools[2]
-    assert all(decoder._process is None for decoder in pools[0]._decoders)
+    assert pools[0].pids == []
 
 
 # Digests, threads, GPUs
@@ -249,4 +257,4 @@ def test_as_many_decoders_work_as_there_are_threads(tmp_path: Path, photos: Path
     with as_spark_task(cpus=3):
         record = make_shard(make_run(tmp_path / "table", source, decode_timeout_s=55.0), task, 0)
     assert record.row_count == 20
-    assert len(worker._decoders[0]._decoders) == 3
+    assert worker.DECODERS[0].size == 3

@@ -19,7 +19,7 @@ from featurize.recipes.recipe import FractionSplit
 from featurize.sources.splits import SplitRule
 from featurize.sources.opening import open_source
 from featurize.building.worker import make_shard
-from worker_runs import make_run, make_task
+from helpers.tables.worker_runs import make_run, make_task
 
 source, table, kind, cuts = open_source(sys.argv[1], None), Path(sys.argv[2]), sys.argv[3], json.loads(sys.argv[4])
 run = make_run(table, source, cuts=cuts)

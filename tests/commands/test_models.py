@@ -17,7 +17,6 @@ from finetune.registry.client import ENVIRONMENT
 from finetune.registry.log_model import log_fit
 from finetune.registry.resolve import resolve_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 RATES = {"slow": 0.05, "fast": 0.2}
 
 

@@ -79,8 +79,8 @@ def kill_while_it_decodes(decoder: Decoder, killed: set[int], *, start_s: float)
     """Waits for a process that is not in `killed` and busy for longer than starting takes; kills it and adds it."""
 
     def busy() -> bool:
-        process = decoder._process
-        return process is not None and process.pid not in killed and processor_time_s(process.pid) > 2 * start_s + 0.2
+        pid = decoder.pid
+        return pid is not None and pid not in killed and processor_time_s(pid) > 2 * start_s + 0.2
 
     wait_until(busy)
     killed.add(pid_of(decoder))
@@ -101,7 +101,7 @@ def test_an_image_on_which_decoding_dies_twice_is_rejected_and_once_is_nothing(
         if kills == 1:
             assert (result.result()[0] == 77).all()
         else:
-            with pytest.raises(DecodeError, match=r"^decoding ended its process: SIGSEGV$"):
+            with pytest.raises(DecodeError, match=r"^decoding crashed its process: SIGSEGV$"):
                 result.result()
     decode(decoder)
     assert len(killed) == kills
@@ -134,7 +134,7 @@ def test_it_ends_with_its_parent() -> None:
     code = (
         "import sys\nfrom featurize.decoding.decoder_process import Decoder\nfrom featurize.decoding.decode import DecodeError\n"
         "decoder = Decoder()\n"
-        "try:\n    decoder.inspect(b'')\nexcept DecodeError:\n    print(decoder._process.pid, flush=True)\n"
+        "try:\n    decoder.inspect(b'')\nexcept DecodeError:\n    print(decoder.pid, flush=True)\n"
         "sys.stdin.read()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:

@@ -12,7 +12,6 @@ from featurize.decoding.decode import DecodeError, decode_sized, inspect_image
 from featurize.decoding.decoder_process import Decoder, DecoderPool
 
 # The decoder ignores these itself, but pytest sets its own filters for every test.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +90,6 @@ def test_a_pool_lends_each_decoder_to_one_thread_at_a_time() -> None:
     assert sum(result.exception() is not None for result in results) == 20
     assert all(isinstance(result.exception(), DecodeError | None) for result in results)
     assert most == 2
-    processes = [pid_of(decoder) for decoder in pool._decoders]
+    processes = pool.pids
     pool.close()
     assert not any(is_running(process) for process in processes)

@@ -58,7 +58,6 @@ from featurize.decoding.decode import ImageInfo, inspect_image
 from featurize.decoding.exif import ExifSummary
 
 # The module ignores these itself, but pytest sets its own filters for every test.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 @pytest.mark.parametrize("order", ["II", "MM"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from helpers.images.camera_files import (
@@ -54,7 +55,6 @@ from hypothesis import strategies as st
 from featurize.decoding.exif import ExifSummary
 
 # The module ignores these itself, but pytest sets its own filters for every test.
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 
 
 @pytest.mark.parametrize("order", ["II", "MM"])
@@ -119,7 +119,7 @@ def test_any_entry_may_have_any_type_and_count(part: str, format: str) -> None:
         for type in (0, *range(1, 14), 65535):
             for count in (None, 7, 1_000_000, 2**32 - 1):
                 raw = Entry(entry.tag, type, entry.packed("II"), count)
-                directories = {**whole, part: changed(whole[part], raw)}
+                directories: dict[str, Any] = {**whole, part: changed(whole[part], raw)}
                 found = known(is_decoded(file_with(**directories, format=format)).metadata)
                 assert all(math.isfinite(value) for value in found.values() if isinstance(value, float))
 

@@ -24,11 +24,7 @@ from finetune.drift.read import Selection, read_rows, window_of
 from finetune.drift.reference import encode, find_reference, make_reference, read_reference, reference_url
 from finetune.drift.window import check_window
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = [pytest.mark.slow]
 BEGIN = datetime(2026, 11, 1, 8, 0, tzinfo=UTC)
 
 
@@ -178,9 +174,9 @@ def test_a_model_is_named_by_its_id_or_its_folder_too(copy: Path, known: Known) 
     [
         (["--window", "5"], "`--window` must be at least 20 images. Got 5."),
         (["--false-alarm-rate", "0.9"], "`--false-alarm-rate` must be in [0.001, 0.2]"),
-        (["--since", "yesterday"], "`--since` takes a date or a time"),
-        (["--until", "2026-13-01"], "`--until` takes a date or a time"),
-        (["--model", "nobody"], "no view, and there is no model, of the name 'nobody'. Views: latest."),
+        (["--since", "yesterday"], "`since` must be a date or a time"),
+        (["--until", "2026-13-01"], "`until` must be a date or a time"),
+        (["--model", "nobody"], "no view 'nobody', and there is no model of that name. Views: latest."),
         (["--compare", "latest", "latest"], "are the same model"),
         (["--compare", "latest", "other", "--window", "50"], "`--compare` names two models"),
     ],
@@ -219,12 +215,12 @@ def test_a_large_validation_split_is_sampled_by_the_ids(known: Known, monkeypatc
 def test_a_damaged_reference_is_refused(copy: Path, known: Known) -> None:
     url = reference_url(str(copy), known.card.model_id)
     storage.write_bytes(url, b"nothing")
-    with pytest.raises(JobError, match="is no reference, or damaged"):
+    with pytest.raises(JobError, match="is not a reference, or is damaged"):
         read_reference(str(copy), known.card.model_id)
     buffer = pa.BufferOutputStream()
     pq.write_table(pa.table({"label": ["ant"]}), buffer)
     storage.write_bytes(url, buffer.getvalue().to_pybytes())
-    with pytest.raises(JobError, match="is no reference, or damaged"):
+    with pytest.raises(JobError, match="is not a reference, or is damaged"):
         check_predictions(str(copy))
 
 
@@ -235,7 +231,7 @@ def test_a_reference_of_another_network_is_refused(copy: Path, known: Known) -> 
     with pytest.raises(UsageError, match="holds another model than the one that predicted"):
         reference_of(published.url, other)
     check_predictions(str(copy), selection=Selection(last=50))
-    with pytest.raises(UsageError, match="is of another network than the predictions"):
+    with pytest.raises(UsageError, match="belongs to another network than the predictions"):
         reference_of(published.url, other)
 
 
@@ -264,8 +260,8 @@ def test_two_models_are_compared_on_the_images_of_both(two: tuple[Known, Known],
     differ = labels[0] != labels[1]
     wanted = second.window(pixels[100:350]).probabilities[differ].mean()
     assert found.second.confidence_where_they_differ == pytest.approx(wanted, abs=1e-5)
-    for side, one in ((found.first, first), (found.second, second)):
-        wanted_result = check_window(one.reference, one.window(pixels[100:350]))
+    for side, known in ((found.first, first), (found.second, second)):
+        wanted_result = check_window(known.reference, known.window(pixels[100:350]))
         assert side.result.fired == wanted_result.fired
         assert side.result.stability_index == pytest.approx(wanted_result.stability_index)
     numbers = numbers_of(tmp_path, "--compare", first.card.model_id, second.folder)

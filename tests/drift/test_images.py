@@ -32,8 +32,6 @@ from finetune.rows.splits import read_split
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 
@@ -84,7 +82,7 @@ def test_a_run_that_came_to_nothing_leaves_no_reference_and_a_small_split_gives_
     plan = plan_prediction(str(tmp_path / "small-model"), str(tmp_path / "few-out"), images=str(tmp_path / "few"))
     made = predict(spark, plan)
     assert made.reference_fault is not None
-    assert "images in its validation split; a reference for drift takes 50" in made.reference_fault
+    assert "images in its validation split; a reference for drift needs 50" in made.reference_fault
     assert read_predictions(tmp_path / "few-out")["projection"].isna().all()
     assert not (tmp_path / "few-out" / "drift").exists()
 

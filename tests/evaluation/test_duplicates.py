@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from finetune.evaluation import duplicates
 from finetune.evaluation.duplicates import choose_threshold, find_duplicates, unit_rows
 from finetune.rows.splits import SplitData
 
@@ -64,9 +63,7 @@ def test_pairs_and_leaks_are_those_of_all_with_all_whatever_the_blocks(rows: int
     random = np.random.default_rng(seed)
     features, labels = relu_features(rows, 12, seed=seed)
     splits = in_splits(features, labels, random.integers(0, rows, rows))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_BLOCK_ROWS", block)
-        found = find_duplicates(splits, CLASSES, threshold=0.8123)
+    found = find_duplicates(splits, CLASSES, threshold=0.8123, block_rows=block)
     exact, near = all_pairs(splits, 0.8123)
     listed = [{frozenset((p.path, p.other_path)) for p in found.pairs if p.is_exact == kind} for kind in (True, False)]
     assert listed == [exact, near]
@@ -191,7 +188,7 @@ def test_without_another_class_in_another_split_the_threshold_is_fixed() -> None
 
 def test_rows_without_content_are_similar_to_none() -> None:
     features = np.array([[0, 0], [np.nan, 1], [np.inf, 1], [3, 4]], np.float32)
-    np.testing.assert_allclose(unit_rows(features), [[0, 0], [0, 0], [0, 0], [0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(unit_rows(features), np.array([[0, 0], [0, 0], [0, 0], [0.6, 0.8]]), rtol=1e-6)
     assert not unit_rows(np.full((2, 4, 4, 3), 200, np.uint8)).any()
 
 
@@ -203,9 +200,8 @@ def test_light_and_contrast_of_pixels_do_not_count() -> None:
     assert np.abs(one @ one.T - np.eye(5)).max() < 0.4
 
 
-def test_memory_is_that_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_that_of_blocks() -> None:
     """All products of 12,000 by 6,000 rows would take 288 MB, all rows at length 1 another 18 MB."""
-    monkeypatch.setattr(duplicates, "_BLOCK_ROWS", 512)
     features, labels = relu_features(18_000, 256)
     splits = {
         "train": split(features[:12_000], labels[:12_000], np.arange(12_000)),
@@ -213,7 +209,7 @@ def test_memory_is_that_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     tracemalloc.start()
     try:
-        find_duplicates(splits, CLASSES)
+        find_duplicates(splits, CLASSES, block_rows=512)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

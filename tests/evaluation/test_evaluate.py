@@ -27,7 +27,6 @@ from finetune.training.train import train
 
 CLASSES = ("ant", "bee, wild", 'cat "tom"', "dog", "eel", "fox", "grün")
 DESIGNED = {"accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss", "rows", "confusion_matrix", "classes"}
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,8 @@ def test_sure_and_right_probabilities_show_no_error(pruning: Pruning) -> None:
 
 def test_what_cannot_be_judged_is_refused() -> None:
     good, labels = np.full((3, 2), 0.5), np.array([0, 1, 0])
-    for probabilities in (np.ones((3, 2), int), np.empty((0, 2)), good[0], good + 1, good * np.nan, good - 1):
+    refused: list[NDArray[Any]] = [np.ones((3, 2), int), np.empty((0, 2)), good[0], good + 1, good * np.nan, good - 1]
+    for probabilities in refused:
         with pytest.raises(ValueError, match="`probabilities` must be"):
             find_label_errors(probabilities, labels)
     for wrong in (labels[:2], labels.astype(float), labels + 1, labels - 1):

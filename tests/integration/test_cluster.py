@@ -71,7 +71,7 @@ def site(
 
 def test_the_bare_python_has_keras_and_no_firn(bare_python: Path, tmp_path: Path) -> None:
     program = "from importlib.util import find_spec as f; print([bool(f(name)) for name in ('keras', 'featurize', 'finetune')])"
-    command = [bare_python, "-c", program]
+    command = [str(bare_python), "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=java_environment(), capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[True, False, False]"
 
@@ -93,7 +93,7 @@ def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(site: Site, bui
     made = site.submit("finetune", "predict", model["model"], *arguments, "--json").result()
     assert (made["rows"], made["rejects"]) == (60, 2)
     rows = read_predictions(site.on_hdfs(predictions))
-    assert sum(path.split("/")[-2] == label for path, label in rows["label"].items()) >= 57
+    assert sum(str(path).split("/")[-2] == label for path, label in rows["label"].items()) >= 57
 
     program = ROOT / "tests" / "helpers" / "services" / "sql_program.py"
     asked = site.submit_program(program, model["model"], source.source, predictions).result()

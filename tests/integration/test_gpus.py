@@ -16,7 +16,7 @@ PROGRAM = """
 import json, os, sys
 import pyarrow as pa
 from pyspark.sql import SparkSession
-from building import recipe
+from helpers.tables.building import recipe
 from featurize.jobs.run import featurize
 from pathlib import Path
 

@@ -29,7 +29,6 @@ pytestmark = [
     pytest.mark.hdfs,
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),  # Petastorm reads by the legacy interface of pyarrow
 ]
 
 

@@ -29,8 +29,6 @@ pytestmark = [
     pytest.mark.kafka,
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 
@@ -90,7 +88,7 @@ def fail(_: LabelledBatch) -> None:
 def test_images_as_messages_are_labelled_as_in_a_folder(
     place: Place, kafka: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(kafka_source._STAGED, "parquet.block.size", 4096)  # several row groups
+    monkeypatch.setitem(kafka_source.STAGED_OPTIONS, "parquet.block.size", 4096)  # several row groups
     files = [file.read_bytes() for file in place.make(per_class=4)]
     camera = b"camera 1"  # a key is no name here
     place.send(Message(content, camera, number % 2) for number, content in enumerate(files[:8]))
@@ -161,7 +159,7 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     named = {path for path, reason in reasons.items() if "no such file" in reason}
     paths = {f"file://{path}" for path in (odd[0], odd[3], odd[5], odd[8])} | {odd[6], odd[7]}
     assert named == paths
-    unnamed = {path for path, reason in reasons.items() if "no absolute path and no URL" in reason}
+    unnamed = {path for path, reason in reasons.items() if "neither an absolute path nor a URL" in reason}
     assert unnamed == {f"{place.topic}/{at}" for at in ("0/6", "0/7", "0/9", "1/0")}
     assert set(reasons) - named - unnamed == {f"file://{place.photos}/red/torn.png"}
     then = predicted(place.spark, place.model, place.out, images=place.photos)  # knows them by their stamps

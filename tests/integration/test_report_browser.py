@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from finetune.__main__ import app
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::FutureWarning")]
+pytestmark = pytest.mark.slow
 PAGES = ("two", "many", "sweep")
 N_CLASSES = {"two": 2, "many": 257, "sweep": 5}
 _FLAGS = (
@@ -76,8 +76,14 @@ def open_page(browser: webdriver.Chrome, url: str, *, width: int = 1400, theme: 
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     feature = {"name": "prefers-color-scheme", "value": theme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen", "features": [feature]})
-    browser.get_log("browser")  # what an earlier page left
+    logged(browser)  # what an earlier page left
     browser.get(url)
+
+
+def logged(browser: webdriver.Chrome) -> list[Any]:
+    """What the page has written to its console since this was last asked."""
+    entries: list[Any] = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return entries
 
 
 def probe(browser: webdriver.Chrome, *, width: int = 1400) -> dict[str, Any]:
@@ -98,7 +104,7 @@ def test_all_is_drawn_and_nothing_cut(
     assert found["classes"] == N_CLASSES[name]
     assert found["plots"] == (5 if name == "sweep" else 3)
     assert found["images"] > 0
-    assert browser.get_log("browser") == []
+    assert logged(browser) == []
 
 
 def test_the_probe_sees_what_is_wrong(browser: webdriver.Chrome, pages: dict[str, str]) -> None:
@@ -160,7 +166,7 @@ def test_the_matrix_is_read_by_mouse_and_keyboard(browser: webdriver.Chrome, pag
     assert '<script>alert("class")</script>, found' in readout.text
     canvas.send_keys(Keys.ARROW_RIGHT)
     assert '<script>alert("class")</script>, taken for {{ 7 * 7 }}' in readout.text
-    assert browser.get_log("browser") == []
+    assert logged(browser) == []
 
 
 def test_the_matrix_is_sorted(browser: webdriver.Chrome, pages: dict[str, str]) -> None:
@@ -201,4 +207,4 @@ def test_it_is_printed_light_and_whole(browser: webdriver.Chrome, pages: dict[st
         " && getComputedStyle(e).overflowY !== 'visible').length"
     )
     assert hidden == 0
-    assert browser.get_log("browser") == []
+    assert logged(browser) == []

@@ -35,8 +35,6 @@ from finetune.streams.stream import plan_stream, run_stream
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 IMAGES = int(os.environ.get("FIRN_STREAM_IMAGES", "200"))
 WINDOW = 30

@@ -39,7 +39,7 @@ def test_all_but_hidden_files_arrive_under_their_names_and_are_not_sent_twice(hd
     contents["a/empty.jpg"] = b""
     (tmp_path / "a" / "empty.jpg").write_bytes(b"")
     write_files(tmp_path, [".hidden", "a/.DS_Store", ".git/config", "b/half.jpg._COPYING_"])
-    url, sent, totals = f"{hdfs.webhdfs_url}/up/all", [], []
+    url, sent, totals = f"{hdfs.webhdfs_url}/up/all", list[int](), list[int]()
     first = upload_folder(tmp_path, url, on_bytes=sent.append, on_total=totals.append)
     assert remote_files(hdfs, "/up/all") == contents
     assert (first.uploaded, first.skipped, first.bytes) == (9, 0, sum(map(len, contents.values())))
@@ -77,17 +77,14 @@ def test_a_killed_upload_is_gone_on_with(hdfs: MiniHdfs, tmp_path: Path) -> None
     assert remote_files(hdfs, "/up/killed") == contents
 
 
-def test_a_file_that_vanishes_is_named_and_all_others_arrive(
-    hdfs: MiniHdfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_vanishes_is_named_and_all_others_arrive(hdfs: MiniHdfs, tmp_path: Path) -> None:
     contents = write_files(tmp_path, NAMES)
-    monkeypatch.setattr("featurize.sources.webhdfs_upload._PAUSES_S", (0.0,))
 
     def vanish(total: int) -> None:
         (tmp_path / "a" / "1.jpg").unlink()
 
     with pytest.raises(JobError, match=r"1 of 7 files could not be uploaded[^$]*a/1\.jpg") as raised:
-        upload_folder(tmp_path, f"{hdfs.webhdfs_url}/up/vanished", on_total=vanish)
+        upload_folder(tmp_path, f"{hdfs.webhdfs_url}/up/vanished", pauses_s=(0.0,), on_total=vanish)
     assert "No such file" in str(raised.value)
     del contents["a/1.jpg"]
     assert remote_files(hdfs, "/up/vanished") == contents

@@ -1,6 +1,7 @@
 """Featurizing on a worker: called here as Spark calls it, without Spark."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,11 @@ from featurize.tables.manifests import ShardRecord
 
 
 @pytest.fixture(autouse=True)
-def no_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test begins as a fresh worker process does."""
-    monkeypatch.setattr(shipped_backbone, "_loaded", {})
+def no_backbone() -> Iterator[None]:
+    """Each test begins as a fresh worker process does, and leaves one."""
+    shipped_backbone.forget_backbone()
+    yield
+    shipped_backbone.forget_backbone()
 
 
 def put_pictures(folder: Path, count: int) -> dict[str, bytes]:
@@ -147,7 +150,7 @@ def test_another_backbone_takes_the_place_of_the_one_before(tmp_path: Path) -> N
         record = run(tmp_path / str(channels), source, spec=spec)
         for name, row in rows_of(tmp_path / str(channels), record).items():
             assert row["features"] == decode_image(contents[name], height=4, width=5, channels=channels).tobytes()
-    assert len(shipped_backbone._loaded) == 1
+    assert len(shipped_backbone.kept_backbones()) == 1
 
 
 def test_float_features_are_lists_in_the_order_of_the_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +172,7 @@ def test_a_backbone_file_of_another_digest_is_refused(tmp_path: Path, mean_backb
     spec = dataclasses.replace(
         PIXELS, name="mean.keras", height=32, width=32, feature_shape=(3,), feature_dtype="float32"
     )
-    with pytest.raises(JobError, match=r"mean\.keras.*not the one this job prepared"):
+    with pytest.raises(JobError, match=r"mean\.keras.*not the one that this job prepared"):
         load_backbone(spec, mean_backbone, sha256="0" * 64)
     with pytest.raises(JobError, match="not the one"):
         load_backbone(spec, None, sha256="0" * 64)

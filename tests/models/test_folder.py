@@ -19,8 +19,6 @@ from finetune.ranks.communicator import SingleRank
 from finetune.training.plan import plan_training
 from finetune.training.train import train
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -112,7 +110,7 @@ def test_network_that_brings_code_is_refused_and_the_code_is_not_run(model: Path
 
     mark = tmp_path / "run"
     inputs = keras.Input((6,))
-    layer = keras.layers.Lambda(lambda x, place=str(mark): [open(place, "w").close(), x][1])
+    layer = keras.layers.Lambda(lambda x, place=str(mark): [open(place, "w").close(), x][1])  # type: ignore[func-returns-value]
     keras.Model(inputs, layer(inputs)).save(model / NETWORK_NAME)
     mark.unlink()
     change_card(model, network_sha256=sha256_file(model / NETWORK_NAME))

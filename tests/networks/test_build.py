@@ -214,14 +214,14 @@ def test_logits_share_the_weights_of_the_model() -> None:
 
 @pytest.mark.parametrize("name", PIXEL_MODELS)
 def test_pixel_models_refuse_features(name: str) -> None:
-    with pytest.raises(UsageError, match=rf'`model.name` {name} takes images, of the backbone "pixels". Got float32'):
+    with pytest.raises(UsageError, match=rf'`model.name` {name} needs images, from the backbone "pixels". Got float32'):
         build(name, (784,))
 
 
 def test_faults_are_found_together() -> None:
-    features = {"feature_shape": (784,), "feature_dtype": "float32"}
+    features: dict[str, Any] = {"feature_shape": (784,), "feature_dtype": "float32"}
     assert len(model_faults(settings_of("mnist_convnet", pixels="scale"), **features)) == 2
-    images = {"feature_shape": (28, 28, 1), "feature_dtype": "uint8"}
+    images: dict[str, Any] = {"feature_shape": (28, 28, 1), "feature_dtype": "uint8"}
     settings = settings_of("softmax_head", standardize=True, l2_normalize=True)
     assert [fault.split("`")[1] for fault in model_faults(settings, **images)] == [
         "model.standardize",

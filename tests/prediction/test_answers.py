@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from numpy.typing import NDArray
 
 from finetune.prediction.answers import ANSWERS, TOP, Threshold, answers_of
 
@@ -18,7 +19,7 @@ def threshold_at(value: float) -> Threshold:
 @given(
     arrays.arrays(np.float32, st.tuples(st.integers(0, 9), st.just(len(CLASSES))), elements=st.floats(0, 1, width=32))
 )
-def test_the_label_is_that_of_argmax_and_the_top_five_fall(probabilities: np.ndarray) -> None:
+def test_the_label_is_that_of_argmax_and_the_top_five_fall(probabilities: NDArray[np.float32]) -> None:
     answers = answers_of(probabilities, CLASSES)
     for row, label, probability, labels, values, reason in zip(
         probabilities, *(answers[name] for name in ANSWERS), strict=True

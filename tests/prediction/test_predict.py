@@ -40,8 +40,6 @@ from finetune.prediction.predict import plan_prediction
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 KEYS = ("head", "pixels", "unfrozen")
 
@@ -222,20 +220,21 @@ def test_what_is_wrong_with_a_call_is_said(
 ) -> None:
     def refused(match: str, model: Path | str = trained["head"].folder, output: str = "out", **given: Any) -> None:
         before = set(tmp_path.rglob("*"))
+        texts: dict[str, Any] = {key: str(value) for key, value in given.items()}
         with pytest.raises(UsageError, match=match):
-            plan_prediction(str(model), str(tmp_path / output), **{key: str(value) for key, value in given.items()})
+            plan_prediction(str(model), str(tmp_path / output), **texts)
         assert set(tmp_path.rglob("*")) == before
 
     (tmp_path / "empty").mkdir()
     refused("there is no model .*nowhere: no folder", tmp_path / "nowhere", images=photos)
     refused("holds no files", images=tmp_path / "empty")
     refused("there is nothing at .*none", images=tmp_path / "none")
-    refused("either `--images` or `--features`")
-    refused("either `--images` or `--features`", images=photos, features=trained["head"].features)
-    refused("is a feature set; images are wanted", images=trained["head"].features)
+    refused("either `images` or `features`")
+    refused("either `images` or `features`", images=photos, features=trained["head"].features)
+    refused("is a feature set; images are required", images=trained["head"].features)
     refused("is not a feature set", features=photos)
     features = trained["head"].features
-    with pytest.raises(UsageError, match="predictions go to a folder of their own"):
+    with pytest.raises(UsageError, match="predictions need a folder of their own"):
         plan_prediction(str(trained["head"].folder), str(features), images=str(photos))
     featurize(spark, recipe(photos, tmp_path / "scores", small_backbone, layer="scores"))
     refused("made by another backbone.*\n.*feature_shape: model .8., features .5.", features=tmp_path / "scores")
@@ -250,7 +249,7 @@ def test_a_model_whose_backbone_is_another_by_now_labels_no_images(
     models = train_on_photos(spark, photos, small_backbone, tmp_path / "own")
     shutil.rmtree(models["head"].features)
     featurize(spark, recipe(photos, models["head"].features, small_backbone, layer="scores"))
-    with pytest.raises(UsageError, match="holds features of another backbone now"):
+    with pytest.raises(UsageError, match="now holds features of another backbone"):
         predicted(spark, models["head"].folder, tmp_path / "out", images=photos)
     assert not (tmp_path / "out").exists()
 

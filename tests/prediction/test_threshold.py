@@ -22,7 +22,6 @@ from finetune.networks.forward import predict_probabilities
 from finetune.prediction.threshold import best_precision, choose_threshold, find_threshold
 from finetune.rows.splits import read_split
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 rows_of_answers = st.lists(
     st.tuples(st.sampled_from(np.linspace(0, 1, 9, dtype=np.float32).tolist()), st.booleans()), min_size=1, max_size=40
 )
@@ -71,7 +70,7 @@ def reachable(place: Path) -> float:
 
 def test_the_precision_holds_on_the_validation_split(place: Path) -> None:
     wanted = reachable(place)
-    threshold = choose_threshold(str(place / "model"), card_of(place / "model"), precision=wanted)
+    threshold = choose_threshold(str(place / "model"), card_of(place / "model"), target_precision=wanted)
     probabilities, right = validation_of(place)
     kept = probabilities >= threshold.threshold
     assert 0 < kept.sum() < len(kept)
@@ -84,12 +83,14 @@ def test_the_precision_holds_on_the_validation_split(place: Path) -> None:
 def test_what_cannot_be_reached_is_refused(place: Path, tmp_path: Path) -> None:
     for precision in (0.0, 1.5):
         with pytest.raises(UsageError, match=r"must be in \(0, 1\]"):
-            choose_threshold(str(place / "model"), card_of(place / "model"), precision=precision)
+            choose_threshold(str(place / "model"), card_of(place / "model"), target_precision=precision)
     features, label_index = make_clusters(90, dim=6)
     write_feature_set(tmp_path / "alike", np.zeros_like(features), label_index)  # one answer, which is right for some
     train_model(tmp_path / "alike", tmp_path / "model")
-    with pytest.raises(UsageError, match=r"no threshold gives a precision of 1: on the 18 images.*0\.\d{4} at most"):
-        choose_threshold(str(tmp_path / "model"), card_of(tmp_path / "model"), precision=1.0)
+    with pytest.raises(
+        UsageError, match=r"no threshold reaches a precision of 1: on the 18 images.*the best is 0\.\d{4}"
+    ):
+        choose_threshold(str(tmp_path / "model"), card_of(tmp_path / "model"), target_precision=1.0)
 
 
 @pytest.mark.spark
@@ -97,7 +98,7 @@ def test_predictions_below_the_threshold_have_a_reason_and_no_label(
     spark: SparkSession, place: Path, tmp_path: Path
 ) -> None:
     wanted, out = reachable(place), tmp_path / "out"
-    result = predicted(spark, place / "model", out, features=place / "set", precision=wanted)
+    result = predicted(spark, place / "model", out, features=place / "set", target_precision=wanted)
     rows = read_predictions(out)
     (folder,) = out.glob("model_id=*")
     threshold = manifest_of(folder).threshold
@@ -112,7 +113,7 @@ def test_predictions_below_the_threshold_have_a_reason_and_no_label(
     assert result.manifest.rows["predicted"][""] == below.sum()
     assert (threshold["precision"], threshold["split"]) == (wanted, "validation")
     before = files_of(out)
-    again = predicted(spark, place / "model", out, features=place / "set", precision=wanted)
+    again = predicted(spark, place / "model", out, features=place / "set", target_precision=wanted)
     assert (again.added, again.skipped) == (0, 200)
     assert files_of(out) == before
     with pytest.raises(UsageError, match=r"threshold"):

@@ -1,5 +1,6 @@
 """Tests of a model in SQL and in Spark ML: the answers of `finetune predict`, and of the model that MLflow loads."""
 
+import json
 from pathlib import Path
 
 import mlflow.pyfunc
@@ -21,8 +22,6 @@ from finetune.registry.pyfunc_saving import save_pyfunc
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.usefixtures("own_registry"),
 ]
 KEYS = ("head", "pixels", "unfrozen")
@@ -77,9 +76,12 @@ def assert_same_answers(found: pd.DataFrame, wanted: pd.DataFrame) -> None:
     assert list(found["label"]) == list(wanted["label"])
     assert found["reason"].isna().all()
     np.testing.assert_allclose(found["probability"].astype(float), wanted["probability"], atol=1e-5, rtol=0)
-    for labels, values, row in zip(found["top_labels"], found["top_probabilities"], wanted.itertuples(), strict=True):
-        assert list(labels) == list(row.top_labels)
-        np.testing.assert_allclose(values, row.top_probabilities, atol=1e-5, rtol=0)
+    names = ["top_labels", "top_probabilities"]
+    for (labels, values), (wanted_labels, wanted_values) in zip(
+        found[names].to_numpy(), wanted[names].to_numpy(), strict=True
+    ):
+        assert list(labels) == list(wanted_labels)
+        np.testing.assert_allclose(values, wanted_values, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -104,7 +106,7 @@ def test_rows_that_hold_nothing_get_a_reason(spark: SparkSession, trained: dict[
     of_features = register(spark, "of_features", str(trained["head"].folder), of="features")
     frame = spark.createDataFrame([(1, None), (2, [1.0, 2.0])], "number int, features array<double>")
     rows = frame.withColumn("found", of_features("features")).select("number", "found.*").orderBy("number").collect()
-    assert [row["reason"] for row in rows] == ["there are no features", "there are 2 features, not 8"]
+    assert [row["reason"] for row in rows] == ["there are no features", "expected 8 features, got 2"]
 
 
 def test_two_models_in_one_query(spark: SparkSession, trained: dict[str, Trained], tmp_path: Path) -> None:
@@ -142,10 +144,10 @@ def test_a_wanted_precision_makes_it_abstain(spark: SparkSession, tmp_path: Path
     card = train_model(write_clusters(tmp_path / "set"), tmp_path / "model", epochs=20)
     rows = spark.read.parquet(str(tmp_path / "set" / "data"))
     stage = ImageClassifier(
-        model=str(tmp_path / "model"), inputCol="features", outputCol="found", of="features", precision=0.95
+        model=str(tmp_path / "model"), inputCol="features", outputCol="found", of="features", target_precision=0.95
     )
     found = by_path(stage.transform(rows).select("path", "found.*"))
-    threshold = choose_threshold(str(tmp_path / "model"), card, precision=0.95)
+    threshold = choose_threshold(str(tmp_path / "model"), card, target_precision=0.95)
     is_kept = found["probability"] >= threshold.threshold
     assert 0 < is_kept.sum() < len(found)
     assert (found["label"].notna() == is_kept).all()
@@ -158,3 +160,17 @@ def test_what_is_wrong_with_a_call_is_said(spark: SparkSession, trained: dict[st
     with pytest.raises(UsageError, match="must be images or features"):
         register(spark, "classify", str(trained["head"].folder), of="text")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_stage_that_version_0_1_saved_is_loaded_with_its_precision(spark: SparkSession, tmp_path: Path) -> None:
+    ImageClassifier(model="flowers@champion", target_precision=0.9).write().save(str(tmp_path / "stage"))
+    (part,) = (tmp_path / "stage" / "metadata").glob("part-*")
+    old = part.read_text().replace("finetune.prediction.transformer", "finetune.predict_transformer")
+    old = old.replace("target_precision", "precision")
+    assert old.count('"precision"') == 2  # its value and its default
+    rewritten = tmp_path / "of-0.1" / "metadata"
+    rewritten.mkdir(parents=True)
+    (rewritten / "part-00000").write_text(old)
+    loaded = ImageClassifier.load(str(tmp_path / "of-0.1"))
+    assert (loaded.getOrDefault("model"), loaded.getOrDefault("target_precision")) == ("flowers@champion", 0.9)
+    assert loaded.uid == json.loads(old)["uid"]

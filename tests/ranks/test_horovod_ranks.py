@@ -34,8 +34,6 @@ from finetune.ranks.shared_memory import Place, SharedMemory
 from finetune.rows.loader import open_split
 from finetune.training.loop import fit
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 
 @dataclass(frozen=True)
 class Case:
@@ -306,7 +304,7 @@ def test_this_process_is_no_rank_unless_horovodrun_says_so(monkeypatch: pytest.M
 
 def test_importing_the_package_imports_neither_horovod_nor_tensorflow() -> None:
     code = (
-        "import sys; import finetune.ranks.horovod_ranks, finetune.training.train, "
+        "import sys; import finetune.ranks.horovod_ranks, finetune.ranks.spark_ranks, finetune.training.launch, "
         "finetune.evaluation.evaluate, finetune.__main__;"
         "sys.exit(any(name.startswith(('horovod', 'tensorflow', 'keras')) for name in sys.modules))"
     )
@@ -318,7 +316,7 @@ def test_agreement_is_checked_on_every_weight() -> None:
     """A difference in the bias alone, far smaller than the kernel, is found."""
     model = build_model(ModelSettings(url="unused"), feature_shape=[50], feature_dtype="float32", n_classes=4, seed=1)
 
-    class SecondHasAnotherBias:
+    class SecondHasAnotherBias(SingleRank):
         rank, size = 0, 2
 
         def sum(self, tensors: Sequence[Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from finetune.ranks.shared_memory import CollectiveError, Place, SharedMemory
 
 PIECE_BYTES = 256
 WAIT_S = 30.0
-REDUCTIONS = {"add": np.add, "minimum": np.minimum}
+REDUCTIONS: dict[str, np.ufunc] = {"add": np.add, "minimum": np.minimum}
 Task = tuple[str, str, Sequence[Sequence[int]], int]  # reduction, dtype, shapes, seed
 
 

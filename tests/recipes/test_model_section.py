@@ -97,7 +97,7 @@ def test_pixels_are_prepared_in_one_of_three_ways(value: Any) -> None:
 
 def test_faults_are_named_together() -> None:
     message = faults(name="mnist_mlp", hidden=[0], standardize=True, options={"a": 1})
-    for part in ("`hidden` lists", "`hidden` is for mlp_head", "`options`", "`standardize`"):
+    for part in ("`hidden` must list", "`hidden` is for mlp_head", "`options`", "`standardize`"):
         assert part in message
 
 

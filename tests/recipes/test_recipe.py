@@ -117,7 +117,7 @@ def test_all_faults_of_all_sections_are_named_at_once_in_the_users_keys() -> Non
 def test_a_fault_of_a_section_as_a_whole_is_named_beside_those_of_its_keys() -> None:
     message = faults(backbone={"name": "pixels", "height": 32, "precision": "float16"})
     assert "`backbone.precision`" in message
-    assert "`width` is needed" in message
+    assert "`width` is required" in message
 
 
 def test_overrides_go_into_the_recipe_before_it_is_checked(tmp_path: Path) -> None:
@@ -194,14 +194,14 @@ def test_fractions_may_add_up_to_one_but_for_rounding() -> None:
 
 def test_pixels_need_a_size_and_nothing_else() -> None:
     message = faults(backbone={"name": "pixels", "layer": "fc2", "weights": "random"})
-    for part in ("`height` is needed", "`width` is needed", "`layer` has no use", "`weights` has no use"):
+    for part in ("`height` is required", "`width` is required", "`layer` cannot be used", "`weights` cannot be used"):
         assert part in message
     check(backbone={"name": "pixels", "height": 28, "width": 28, "channels": 1})
 
 
 def test_a_keras_file_must_say_how_its_input_was_prepared() -> None:
     message = faults(backbone={"name": "my.keras", "weights": "imagenet", "channels": 3})
-    for part in ("`preprocessing` is needed", "`weights` has no use", "`channels` is for `pixels`"):
+    for part in ("`preprocessing` is required", "`weights` cannot be used", "`channels` is for `pixels`"):
         assert part in message
     check(backbone={"name": "my.keras", "preprocessing": "tf", "weights_sha256": "0" * 64})
 
@@ -209,7 +209,7 @@ def test_a_keras_file_must_say_how_its_input_was_prepared() -> None:
 def test_what_is_known_of_a_network_is_not_to_be_given() -> None:
     message = faults(backbone={"name": "VGG16", "preprocessing": "tf", "weights_sha256": "0" * 64})
     assert "`preprocessing` of VGG16 is known" in message
-    assert "`weights_sha256` goes with `weights` given as a path" in message
+    assert "`weights_sha256` needs `weights` to be a path" in message
 
 
 @pytest.mark.parametrize("digest", ["", "0" * 63, "0" * 65, "A" * 64, "sha256:" + "0" * 64, "0" * 64 + "\n"])
@@ -226,7 +226,7 @@ def test_a_learning_rate_is_finite_and_positive(value: float) -> None:
 
 def test_momentum_goes_with_sgd_only() -> None:
     message = faults(training={"optimizer": "adam", "momentum": 0.9, "nesterov": False})
-    assert "`momentum` and `nesterov` go with the optimizer sgd only" in message
+    assert "`momentum` and `nesterov` need the optimizer sgd" in message
     check(training={"optimizer": "adam", "learning_rate": 0.001})
 
 

@@ -30,7 +30,6 @@ from finetune.registry.run_values import flat_settings, recipe_toml
 from finetune.registry.versions import logged_model_of
 from finetune.training.plan import plan_training
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 TIMEOUT_S = 240
 LOG_IT = (
     "import sys; from featurize.recipes.recipe import RegistrySettings; from finetune.registry.log_model import log_fit; "
@@ -80,6 +79,7 @@ def test_a_run_has_the_settings_every_epoch_the_features_and_the_model(trained: 
     found = {point.step: point.value for point in history}
     assert found == {int(entry["epoch"]): entry["validation_loss"] for entry in trained.card.history}
     assert run.data.metrics["best_validation_accuracy"] == trained.card.metrics["validation_accuracy"]
+    assert run.inputs is not None
     (dataset,) = run.inputs.dataset_inputs
     assert dataset.dataset.name == "set"
     assert json.loads(dataset.dataset.source)["identity"] == trained.card.features.identity
@@ -140,7 +140,7 @@ def test_a_server_that_does_not_answer_costs_no_model_and_logging_is_made_up_for
     model, port = trained.copy_to(tmp_path / "model"), free_port()
     with pytest.raises(JobError) as caught:
         log_fit(model, RegistrySettings(url=f"http://127.0.0.1:{port}"))
-    for part in ("model is published", f"nobody answers at 127.0.0.1:{port}", "The same `finetune fit` again"):
+    for part in ("model is published", f"no answer from 127.0.0.1:{port}", "Run `finetune fit` again"):
         assert part in str(caught.value)
     assert read_model_card(model) == trained.card
     logged = log_fit(model, registry_in(tmp_path))
@@ -151,7 +151,7 @@ def test_a_server_that_does_not_answer_costs_no_model_and_logging_is_made_up_for
 def test_what_was_cut_short_is_completed_in_the_same_run(trained: Trained, tmp_path: Path) -> None:
     model, settings = trained.copy_to(tmp_path / "model"), registry_in(tmp_path)
     (tmp_path / "mlartifacts").write_text("a file where a folder should be")
-    with pytest.raises(JobError, match=r"is published; logging it .* failed"):
+    with pytest.raises(JobError, match=r"is published, but logging it .* failed"):
         log_fit(model, settings)
     (run,) = runs_of(settings)
     assert (run.info.status, logged_model_of(run)) == ("RUNNING", None)
@@ -169,7 +169,7 @@ def test_a_file_that_is_no_database_is_an_error_in_words(trained: Trained, tmp_p
     (tmp_path / "mlflow.db").write_text(
         "no database, but text that is longer than the header of one, a hundred bytes of it"
     )
-    with pytest.raises(JobError, match=r"is published; logging it .*mlflow.db.* failed"):
+    with pytest.raises(JobError, match=r"is published, but logging it .*mlflow.db.* failed"):
         log_fit(model, registry_in(tmp_path))
 
 

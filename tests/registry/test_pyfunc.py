@@ -33,8 +33,6 @@ from finetune.registry.versions import logged_model_of
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.usefixtures("own_registry"),
 ]
 NETWORKS = ("head", "pixels")

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import Result
 from helpers.models.report_folders import HOSTILE, class_names, make_features, train_model, train_sweep
 from helpers.tables.feature_sets import write_feature_set
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from featurize.pages.thumbnails import MAX_SIDE, read_thumbnails
 from featurize.tables.manifests import read_features_manifest
@@ -22,8 +21,6 @@ from finetune.evaluation.evaluate import evaluate_model
 from finetune.reports.judge import find_target, judge
 from finetune.reports.sweep import sweep_section
 from finetune.scores.calibration import wilson_interval
-
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +231,7 @@ def test_a_sweep_without_a_trial_that_is_done_is_refused(folder: Path, tmp_path:
     (tmp_path / "sweep.json").write_text(json.dumps(card))
     result = report(folder, str(tmp_path))
     assert result.exit_code == 2
-    assert "without a trial that is done" in result.stderr
+    assert "in which no trial is done" in result.stderr
 
 
 def test_a_perfect_model_has_a_report_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,5 +241,5 @@ def test_a_perfect_model_has_a_report_too(tmp_path: Path, monkeypatch: pytest.Mo
     result = report(tmp_path, "model", "--output", "perfect.html", "--json")
     assert result.exit_code == 0, result.output
     assert last_json(result)["accuracy"] == 1
-    assert "There are none on this split." in (tmp_path / "perfect.html").read_text()
+    assert "There are no mistakes on this split." in (tmp_path / "perfect.html").read_text()
     assert report(tmp_path, "model", "--plain").stdout.startswith("No mistakes.")

@@ -32,7 +32,8 @@ def shuffled(pieces: Sequence[int], takes: Sequence[int], *, capacity: int, seed
         first += count
     np.testing.assert_array_equal(target.features, np.stack([target.row_ids, -target.row_ids], 1))
     np.testing.assert_array_equal(target.label_index, target.row_ids)
-    return target.row_ids.tolist()
+    numbers: list[int] = target.row_ids.tolist()
+    return numbers
 
 
 @given(
@@ -41,7 +42,7 @@ def shuffled(pieces: Sequence[int], takes: Sequence[int], *, capacity: int, seed
 def test_every_row_is_taken_once_whatever_the_pieces_and_takes(
     pieces: list[int], takes: list[int], capacity: int, seed: int
 ) -> None:
-    rows, counts = sum(pieces), []
+    rows, counts = sum(pieces), list[int]()
     for count in takes:
         counts.append(min(count, rows - sum(counts)))
     counts.append(rows - sum(counts))

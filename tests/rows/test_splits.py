@@ -27,7 +27,8 @@ def expected_ids(rows: list[int], total: int) -> NDArray[np.int64]:
 
 def assert_is_rows(found: SplitData, features: NDArray[Any], label_index: NDArray[Any], rows: list[int]) -> None:
     """That `found` holds these rows of `write_feature_set`, in this order."""
-    assert (found.features.dtype, found.label_index.dtype, found.row_ids.dtype) == (features.dtype, np.int32, np.int64)
+    dtypes = [found.features.dtype, found.label_index.dtype, found.row_ids.dtype]
+    assert dtypes == [features.dtype, np.dtype(np.int32), np.dtype(np.int64)]
     assert found.rows == len(rows)
     np.testing.assert_array_equal(found.features, features[rows])
     np.testing.assert_array_equal(found.label_index, label_index[rows])
@@ -81,12 +82,12 @@ def test_empty_split_has_the_shape_of_the_features(tmp_path: Path) -> None:
     features, label_index = make_clusters(6)
     manifest = write_feature_set(tmp_path / "floats", features, label_index, splits=["train"] * 6)
     empty = read_split(str(tmp_path / "floats"), manifest, "validation")
-    assert (empty.features.shape, empty.features.dtype, empty.rows) == ((0, 6), np.float32, 0)
+    assert (empty.features.shape, empty.features.dtype, empty.rows) == ((0, 6), np.dtype(np.float32), 0)
     pixels = np.zeros((6, 3, 4, 1), np.uint8)
     manifest = write_feature_set(tmp_path / "pixels", pixels, label_index, splits=["train"] * 6)
     empty = read_split(str(tmp_path / "pixels"), manifest, "validation")
-    assert (empty.features.shape, empty.features.dtype, empty.rows) == ((0, 3, 4, 1), np.uint8, 0)
-    assert (len(empty.paths), empty.row_ids.dtype) == (0, np.int64)
+    assert (empty.features.shape, empty.features.dtype, empty.rows) == ((0, 3, 4, 1), np.dtype(np.uint8), 0)
+    assert (len(empty.paths), empty.row_ids.dtype) == (0, np.dtype(np.int64))
 
 
 def test_equal_images_are_ordered_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +159,7 @@ def test_features_of_another_length_than_the_manifest_says_are_refused(
 ) -> None:
     features, label_index = make_features(30, pixels=pixels, seed=0)
     manifest = write_feature_set(tmp_path, features, label_index, splits=["train"] * 30)
-    with pytest.raises(JobError, match=rf"part-.*: not all rows have {np.prod(shape)} features"):
+    with pytest.raises(JobError, match=rf"part-.*: some rows do not have {np.prod(shape)} features"):
         read_split(str(tmp_path), manifest.model_copy(update={"feature_shape": shape}), "train")
 
 

@@ -144,7 +144,8 @@ def test_other_predictions_are_refused(predictions: NDArray[Any]) -> None:
 
 def test_labels_that_do_not_fit_are_refused() -> None:
     predictions = np.zeros((2, 3), int)
-    for labels in (np.zeros(2, int), np.zeros(3), np.array([0, 0, 4]), np.array([0, -1, 0])):
+    wrong: list[NDArray[Any]] = [np.zeros(2, int), np.zeros(3), np.array([0, 0, 4]), np.array([0, -1, 0])]
+    for labels in wrong:
         with pytest.raises(ValueError, match=r"`label_index` must .* Got"):
             class_stability(predictions, labels, 4)
     with pytest.raises(ValueError, match=r"`first` must have the shape \(3,\)"):

@@ -13,7 +13,8 @@ def distances_of(features: NDArray[np.generic], query: NDArray[np.generic], metr
     """In long double, row by row."""
     rows, one = features.astype(np.longdouble), query.astype(np.longdouble)
     if metric == "euclidean":
-        return np.sqrt(((rows - one) ** 2).sum(axis=1)).astype(np.float64)
+        distances: NDArray[np.float64] = np.sqrt(((rows - one) ** 2).sum(axis=1)).astype(np.float64)
+        return distances
     lengths = np.sqrt((rows**2).sum(axis=1)) * np.sqrt((one**2).sum())
     cosines = np.divide(rows @ one, lengths, out=np.zeros_like(lengths), where=lengths != 0)
     return np.clip(1 - cosines, 0, 2).astype(np.float64)

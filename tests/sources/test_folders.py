@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from helpers.tables.listings import card, put, rows
@@ -92,7 +93,7 @@ def test_a_listing_is_the_same_in_however_many_parts_it_is_made(
 ) -> None:
     put(tmp_path, *(f"{label}/{index}.png" for label in "cab" for index in range(5)))
     whole = open_source(str(tmp_path), None).listing
-    monkeypatch.setattr("featurize.sources.folders._LISTED_AT_A_TIME", 2)
+    monkeypatch.setattr("featurize.sources.folders.LISTED_AT_A_TIME", 2)
     assert planned_images(open_source(str(tmp_path), None).listing) == planned_images(whole)
 
 
@@ -173,9 +174,10 @@ def test_a_name_that_is_not_utf_8_is_an_unreadable_image_and_spoils_no_other(tmp
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    for split in (None, "folders"):
+    splits: tuple[Literal["folders"] | None, ...] = (None, "folders")
+    for split in splits:
         with pytest.raises(UsageError, match="no files") as raised:
-            open_source(str(tmp_path), split)  # type: ignore[arg-type]
+            open_source(str(tmp_path), split)
         assert str(tmp_path) in str(raised.value)
 
 
@@ -187,7 +189,7 @@ def test_a_folder_of_empty_class_folders_is_refused(tmp_path: Path) -> None:
 
 def test_files_without_class_folders_are_refused(tmp_path: Path) -> None:
     put(tmp_path, "1.png", "2.png")
-    with pytest.raises(UsageError, match="a folder per class is wanted"):
+    with pytest.raises(UsageError, match="needs a folder for each class"):
         open_source(str(tmp_path), None)
 
 

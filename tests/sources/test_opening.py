@@ -96,7 +96,7 @@ def test_more_images_than_labels_are_refused(tmp_path: Path) -> None:
 
 def test_an_idx_set_takes_no_other_split(tmp_path: Path) -> None:
     write_idx(tmp_path, zipped=False)
-    with pytest.raises(UsageError, match="leave `split` out"):
+    with pytest.raises(UsageError, match="remove `split`"):
         open_card(idx_card(tmp_path), split=FractionSplit())
 
 

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featurize import storage
-from featurize.sources import readers
 from featurize.sources.idx import encode_idx
 from featurize.sources.listing import ImageReadError, PlannedImage
 from featurize.sources.readers import MAX_FILE_BYTES, FileReader, IdxReader, SceneReader, TableReader, read_file
@@ -165,13 +164,13 @@ def test_rows_of_a_table_are_found_in_any_order_and_in_any_thread(
 def test_a_row_group_is_read_once_for_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     contents = write_table(tmp_path / "x.parquet", [4, 3, 5])
     reads = []
-    read_group = readers._read_group
+    read_group = pq.ParquetFile.read_row_group
 
-    def counted(container: str, group: int, column: str) -> Any:
+    def counted(file: pq.ParquetFile, group: int, **options: Any) -> Any:
         reads.append(group)
-        return read_group(container, group, column)
+        return read_group(file, group, **options)
 
-    monkeypatch.setattr(readers, "_read_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     images = [planned(str(row), container=f"{tmp_path}/x.parquet", position=row) for row in (1, 2, 3, 7, 9, 11)]
     assert [fetch() for fetch in TableReader().open(images)] == [contents[row] for row in (1, 2, 3, 7, 9, 11)]
     assert reads == [0, 2]

@@ -30,7 +30,7 @@ def export(
     *,
     model: str | None = None,
     rows_per_file: int = 1000,
-    **urls: str,
+    **urls: Any,
 ) -> Export:
     frame = search_rows(spark, find_tables(**urls), model=model)
     return write_documents(frame, f"file://{output}", engine=engine, index="my-images", rows_per_file=rows_per_file)
@@ -195,13 +195,13 @@ def test_a_set_that_spark_made_is_exported(spark: SparkSession, built: Built, tm
 def test_what_is_asked_for_must_be_clear(spark: SparkSession, tmp_path: Path) -> None:
     write_features(tmp_path / "set", rows=40)
     write_predictions(tmp_path / "predictions", MODELS)
-    urls = {"features": str(tmp_path / "set"), "predictions": str(tmp_path / "predictions")}
+    urls: dict[str, Any] = {"features": str(tmp_path / "set"), "predictions": str(tmp_path / "predictions")}
     write_plain_predictions(tmp_path / "plain", MODELS)
-    with pytest.raises(UsageError, match=f"predictions of 2 models; name one by --model: {FIRST}, {SECOND}"):
+    with pytest.raises(UsageError, match=f"predictions of 2 models; choose one with --model: {FIRST}, {SECOND}"):
         export(spark, tmp_path / "out", "solr", **{**urls, "predictions": str(tmp_path / "plain")})
-    with pytest.raises(UsageError, match="`--model` must begin the id of one of"):
+    with pytest.raises(UsageError, match="`--model` must be the first digits of one of"):
         export(spark, tmp_path / "out", "solr", model="00", **urls)
-    with pytest.raises(UsageError, match="give either --images or --features"):
+    with pytest.raises(UsageError, match="--images and --features cannot be combined"):
         search_rows(spark, [])
     (tmp_path / "taken").mkdir()
     with pytest.raises(UsageError, match="is there already"):

@@ -128,15 +128,12 @@ def test_a_beating_heart_never_takes_back_a_lost_claim(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"token": "t"}', '{"host": "h", "pid": "x"}'])
-def test_a_damaged_claim_that_is_old_ends_in_an_error_of_firns_or_is_taken_over(
-    tmp_path: Path, content: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("featurize.storage.claims._PATIENCE_S", 0.2)
+def test_a_damaged_claim_that_is_old_ends_in_an_error_of_firns_or_is_taken_over(tmp_path: Path, content: str) -> None:
     path = tmp_path / CLAIM_NAME
     path.write_text(content)
     os.utime(path, (0, 0))
     try:
-        with claim_output(str(tmp_path)) as claim:
+        with claim_output(str(tmp_path), patience_s=0.2) as claim:
             claim.verify()
     except JobError as error:
         assert str(tmp_path) in str(error)
@@ -174,18 +171,17 @@ def test_a_holder_whose_heart_has_stopped_is_dead_though_its_process_number_live
 def test_of_two_that_find_a_dead_holder_one_holds_the_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first takes the claim over while the second still thinks about the dead holder."""
     dead = {"token": "x", "host": "elsewhere", "pid": 1, "user": "u", "since": "s", "beat_at": 0.0}
-    storage.write_json(f"{tmp_path}/{claims.CLAIM_NAME}", dead)
-    first, second = claims.Claim(str(tmp_path)), claims.Claim(str(tmp_path))
-    wait = claims._wait_for_holder
+    storage.write_json(f"{tmp_path}/{CLAIM_NAME}", dead)
+    first, second = (Claim(str(tmp_path), settling_s=0.0) for _ in range(2))
+    read = storage.read_json
 
-    def wait_while_the_other_takes_it(url: str) -> Any:
-        holder = wait(url)
-        monkeypatch.setattr(claims, "_wait_for_holder", wait)
+    def read_while_the_other_takes_it(url: str) -> Any:
+        holder = read(url)
+        monkeypatch.setattr(storage, "read_json", read)
         first.take()
         return holder
 
-    monkeypatch.setattr(claims, "_SETTLING_S", 0.0)
-    monkeypatch.setattr(claims, "_wait_for_holder", wait_while_the_other_takes_it)
+    monkeypatch.setattr(storage, "read_json", read_while_the_other_takes_it)
     try:
         with pytest.raises(JobError, match="is being written by process"):
             second.take()

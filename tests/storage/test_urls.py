@@ -165,7 +165,7 @@ def test_of_many_who_create_a_file_at_once_one_wins(tmp_path: Path) -> None:
     with ThreadPoolExecutor(threads) as pool:
         for round_ in range(20):
             url = str(tmp_path / f"{round_}" / "file")
-            won = list(pool.map(lambda number, url=url: create(url, number), range(threads)))  # type: ignore[misc]
+            won = list(pool.map(create, [url] * threads, range(threads)))
             assert sum(won) == 1
             assert storage.read_bytes(url) == str(won.index(True)).encode()
 

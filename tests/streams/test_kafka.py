@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers.project import ROOT
@@ -30,7 +31,7 @@ def test_a_topic_and_its_options_are_read(tmp_path: Path) -> None:
     "url", ["kafka://one/t", "kafka://one:1", "kafka://one:1/", "kafka://one:1,/t", "kafka:///t", "kafka://one:1/a/b"]
 )
 def test_what_names_no_topic_is_refused(url: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"named by kafka://host:port,host:port/topic\. Got kafka://"):
+    with pytest.raises(UsageError, match=r"named as kafka://host:port,host:port/topic\. Got kafka://"):
         plan_stream("model", url, str(tmp_path / "out"), str(tmp_path / "checkpoint"), messages="urls")
 
 
@@ -39,17 +40,18 @@ def test_what_a_message_is_must_be_said_and_only_of_a_topic(tmp_path: Path) -> N
     for messages, got in ((None, "none"), ("photos", "photos")):
         with pytest.raises(UsageError, match=rf"`--messages` must .*: images, named-images, urls\. Got {got}\."):
             plan_stream("model", "kafka://one:9092/t", *places, messages=messages)
-    for given in ({"messages": "images"}, {"kafka_options": "file"}):
-        with pytest.raises(UsageError, match=rf"go with a topic, kafka://host:port/topic\. Got {tmp_path}\."):
+    wrong: list[dict[str, Any]] = [{"messages": "images"}, {"kafka_options": "file"}]
+    for given in wrong:
+        with pytest.raises(UsageError, match=rf"need a topic, kafka://host:port/topic\. Got {tmp_path}\."):
             plan_stream("model", str(tmp_path), *places, **given)
 
 
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("a=b\nsasl.password secret", "line 2: `name=value` is wanted"),
-        ("=secret", "line 1: `name=value` is wanted"),
-        ("Subscribe=other", "line 1: Subscribe is what `finetune stream` says itself"),
+        ("a=b\nsasl.password secret", "line 2 must be `name=value`"),
+        ("=secret", "line 1 must be `name=value`"),
+        ("Subscribe=other", "line 1: Subscribe is set by `finetune stream` itself"),
         (None, r"client.properties cannot be read: .*No such file"),
     ],
 )
@@ -103,7 +105,7 @@ def test_what_is_no_file_is_not_touched(tmp_path: Path) -> None:
     odd = ["topic/0/1", "hdfs://host:port/a.png"]
     assert {size_and_stamp(url) for url in (*gone, *odd)} == {(None, "no file")}
     images = [PlannedImage(path, None, None, None, "no file", None, None) for path in (gone[0], "topic/0/1")]
-    reasons = ("no such file, or this user may not see it", "no absolute path and no URL")
+    reasons = ("no such file, or this user may not read it", "neither an absolute path nor a URL")
     for fetch, reason in zip(MessageFileReader().open(images), reasons, strict=True):
         with pytest.raises(ImageReadError, match=reason):
             fetch()

@@ -28,8 +28,6 @@ from finetune.streams.stream import LabelledBatch, Streamed, plan_stream, run_st
 pytestmark = [
     pytest.mark.spark,
     pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
 
@@ -187,8 +185,8 @@ def test_a_moved_alias_exchanges_the_model_between_two_batches(
     views = read_views(str(place.out)).views
     assert views.by_name() == {"champion": models.ids["new"], "latest": models.ids["new"]}
     said = capfd.readouterr().err.replace("\n", " ")
-    assert f"photos@champion is the model {models.ids['new'][:16]} now" in said
-    assert f"the model {models.ids['new'][:16]} goes on labelling: there is no registry" in said
+    assert f"photos@champion is now the model {models.ids['new'][:16]}" in said
+    assert f"the model {models.ids['new'][:16]} continues to label: there is no registry" in said
     for name, model_id in models.ids.items():
         one = rows[rows["model_id"] == model_id]
         alone = place.folder / f"alone-{name}"
@@ -237,7 +235,7 @@ def test_a_batch_whose_model_is_gone_is_refused_and_a_copy_in_the_registry_will_
             shutil.move(place.folder / "gone", models["old"])
             place.arrive(2)
         else:
-            with pytest.raises(JobError, match=r"batch-1.json was begun with the model .*holds it no longer"):
+            with pytest.raises(JobError, match=r"batch-1.json was begun with the model .*which is no longer in"):
                 place.run(models["new"])
     assert place.done() == place.paths()
 
@@ -273,11 +271,11 @@ def test_what_is_wrong_with_a_call_is_said(trained: Models, place: Place) -> Non
     refused("there is no model .*nowhere", place.folder / "nowhere")
     refused("there is no folder .*none", images=place.folder / "none")
     refused("is a feature set; a stream watches a folder", images=trained["pixels"])
-    refused("its own files would be taken for images", output=place.images / "out")
-    refused("its own files would be taken for images", checkpoint=place.images)
+    refused("its files would be taken for images", output=place.images / "out")
+    refused("its files would be taken for images", checkpoint=place.images)
     refused("lie within each other", checkpoint=place.out / "checkpoint")
-    refused("predictions go to a folder of their own", output=trained["pixels"])
-    refused("is no checkpoint of `finetune stream`: .*is there", checkpoint=trained["old"])
+    refused("predictions need a folder of their own", output=trained["pixels"])
+    refused("is not a checkpoint of `finetune stream`: it contains .*", checkpoint=trained["old"])
     place.arrive(1)
     place.run(trained["old"])
     (place.folder / "elsewhere").mkdir()
@@ -292,7 +290,7 @@ def test_predictions_of_another_precision_are_refused_before_the_first_batch(tra
     place.arrive(1)
     place.run(trained["old"])
     with pytest.raises(UsageError, match=r"made with other settings.*\n.*threshold"):
-        run_stream(place.spark, place.plan(trained["old"], precision=0.5), once=True)
+        run_stream(place.spark, place.plan(trained["old"], target_precision=0.5), once=True)
 
 
 def test_the_command_says_what_it_did(firn: Firn, trained: Models, place: Place) -> None:

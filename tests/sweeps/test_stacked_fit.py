@@ -59,11 +59,11 @@ def assert_equal(found: FitResult, wanted: FitResult) -> None:
         for one, other in zip(got, expected, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-4)
     assert len(found.history) == len(wanted.history)
-    for entry, other in zip(found.history, wanted.history, strict=True):
-        assert entry.keys() == other.keys()
+    for entry, expected_entry in zip(found.history, wanted.history, strict=True):
+        assert entry.keys() == expected_entry.keys()
         for key in entry:
             if not key.endswith(("seconds", "per_second")):
-                assert entry[key] == pytest.approx(other[key], rel=1e-4, abs=1e-5), key
+                assert entry[key] == pytest.approx(expected_entry[key], rel=1e-4, abs=1e-5), key
 
 
 def best_weights(result: FitResult) -> list[NDArray[Any]]:
@@ -197,4 +197,4 @@ def test_a_stack_that_is_used_again_has_forgotten_the_networks_before() -> None:
         for found, own in zip(stacked, settings, strict=True):
             assert isinstance(found, FitResult)
             assert_equal(found, fit(make_model(MLP, seed=model_seed), train, validation, own))
-    assert len(stacks._stacks) == 1
+    assert len(stacks) == 1

@@ -11,8 +11,6 @@ from featurize.errors import JobError, UsageError
 from featurize.tables.row_groups import iterate_row_groups, list_row_groups, read_table
 from finetune.rows.petastorm_reader import open_ordered_reader, open_petastorm_reader
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # Petastorm reads by the legacy interface of pyarrow
-
 NAMES = ["my photos", "50% off", "a+b", "été", "split=train", "c#1", "what?", "[a]*"]
 COLUMNS = ("path", "label_index", "features")
 

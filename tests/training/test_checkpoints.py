@@ -17,7 +17,7 @@ def make_state(epoch: int = 3) -> TrainingState:
     return TrainingState(
         epoch=epoch,
         weights=weights,
-        optimizer=[np.int64(17), np.float32(0.1), *weights],
+        optimizer=[np.array(17, np.int64), np.array(0.1, np.float32), *weights],
         best_epoch=2,
         best_weights=[weight + 1 for weight in weights],
         history=[{"epoch": number, "loss": 1 / number, "accuracy": 0.1 * number} for number in range(1, epoch + 1)],

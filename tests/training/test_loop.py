@@ -1,125 +1,24 @@
-"""Tests of finetune.training.loop: a training against NumPy, what is kept of it, and what stops it."""
+"""Tests of finetune.training.loop: what is kept of a training, what stops it, and what it goes on from."""
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers.tables.feature_sets import empty_split, make_split, rows_of_steps
+from helpers.models.heads import NOTHING, make_head, train_on
+from helpers.tables.feature_sets import make_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from featurize.errors import JobError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import METRICS, EarlyStopping, TrainingSettings
 from finetune.networks.build import build_model
 from finetune.networks.forward import predict_probabilities
-from finetune.ranks.communicator import SingleRank
-from finetune.ranks.consensus import check_agreement, share_variables
-from finetune.rows.loader import MemoryData, plan_epoch
 from finetune.rows.splits import SplitData
-from finetune.training.loop import TIMES, FitResult, InterruptedTrainingError, fit
+from finetune.training.loop import TIMES, InterruptedTrainingError
 from finetune.training.state import TrainingState
-
-Weights = list[NDArray[Any]]
-NOTHING = empty_split()
-
-
-def train_on(
-    model: Any, train: SplitData, validation: SplitData, training: TrainingSettings, **options: Any
-) -> FitResult:
-    return fit(model, MemoryData(train), MemoryData(validation), training, **options)
-
-
-def make_head(n_classes: int = 3, *, dim: int = 6, seed: int = 42) -> Any:
-    settings = ModelSettings(url="unused")
-    return build_model(settings, feature_shape=[dim], feature_dtype="float32", n_classes=n_classes, seed=seed)
-
-
-def softmax(logits: NDArray[Any]) -> NDArray[Any]:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    result: NDArray[Any] = shifted / shifted.sum(axis=1, keepdims=True)
-    return result
-
-
-def gradients_of(weights: Weights, features: NDArray[Any], label_index: NDArray[Any]) -> Weights:
-    """Of the mean cross-entropy of softmax regression."""
-    kernel, bias = weights
-    error = softmax(features @ kernel + bias) - np.eye(kernel.shape[1])[label_index]
-    return [features.T @ error / len(features), error.mean(axis=0)]
-
-
-def train_by_numpy(weights: Weights, data: SplitData, training: TrainingSettings) -> Weights:
-    """The whole training in float64. Source: SGD with momentum as the documentation of keras.optimizers.SGD states it."""
-    weights = [weight.astype(np.float64) for weight in weights]
-    velocities = [np.zeros_like(weight) for weight in weights]
-    step, steps = 0, training.epochs * math.ceil(data.rows / training.batch_size)
-    for epoch in range(1, training.epochs + 1):
-        plan = plan_epoch(data.rows, seed=training.seed, epoch=epoch, global_batch_size=training.batch_size)
-        for rows in rows_of_steps(plan):
-            gradients = gradients_of(weights, data.features[rows].astype(np.float64), data.label_index[rows])
-            gradients[0] = gradients[0] + 2 * training.l2 * weights[0]
-            rate = training.learning_rate
-            if training.schedule == "cosine":  # Loshchilov and Hutter 2017, equation 5
-                rate *= (1 + math.cos(math.pi * step / steps)) / 2
-            step += 1
-            for index, gradient in enumerate(gradients):
-                velocity = training.momentum * velocities[index] - rate * gradient
-                velocities[index] = velocity
-                ahead = training.momentum * velocity - rate * gradient
-                weights[index] = weights[index] + (ahead if training.nesterov else velocity)
-    return weights
-
-
-def train_by_numpy_adam(weights: Weights, data: SplitData, training: TrainingSettings) -> Weights:
-    """Adam. Source: Kingma and Ba 2015, end of section 2, as Keras has it: epsilon 1e-7, outside of the correction."""
-    weights = [weight.astype(np.float64) for weight in weights]
-    means, squares = [np.zeros_like(weight) for weight in weights], [np.zeros_like(weight) for weight in weights]
-    step = 0
-    for epoch in range(1, training.epochs + 1):
-        plan = plan_epoch(data.rows, seed=training.seed, epoch=epoch, global_batch_size=training.batch_size)
-        for rows in rows_of_steps(plan):
-            step += 1
-            rate = training.learning_rate * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-            gradients = gradients_of(weights, data.features[rows].astype(np.float64), data.label_index[rows])
-            for index, gradient in enumerate(gradients):
-                means[index] = 0.9 * means[index] + 0.1 * gradient
-                squares[index] = 0.999 * squares[index] + 0.001 * gradient**2
-                weights[index] = weights[index] - rate * means[index] / (np.sqrt(squares[index]) + 1e-7)
-    return weights
-
-
-@pytest.mark.parametrize("nesterov", [True, False])
-@pytest.mark.parametrize("momentum", [0.8, 0.0])
-def test_sgd_equals_softmax_regression_by_hand(momentum: float, nesterov: bool) -> None:
-    data, model = make_split(103, spread=2.0), make_head()
-    training = TrainingSettings(learning_rate=0.1, momentum=momentum, nesterov=nesterov, batch_size=16, epochs=3)
-    expected = train_by_numpy(model.get_weights(), data, training)
-    train_on(model, data, NOTHING, training)
-    for found, wanted in zip(model.get_weights(), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("change", [{"l2": 0.05}, {"schedule": "cosine"}], ids=["l2", "cosine"])
-def test_penalty_and_schedule_equal_softmax_regression_by_hand(change: dict[str, Any]) -> None:
-    data, model = make_split(103, spread=2.0), make_head()
-    training = TrainingSettings.model_validate({"learning_rate": 0.1, "batch_size": 16, "epochs": 3, **change})
-    expected = train_by_numpy(model.get_weights(), data, training)
-    train_on(model, data, NOTHING, training)
-    for found, wanted in zip(model.get_weights(), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_adam_equals_softmax_regression_by_hand() -> None:
-    data, model = make_split(103, spread=2.0), make_head()
-    training = TrainingSettings(optimizer="adam", learning_rate=0.01, batch_size=16, epochs=3)
-    expected = train_by_numpy_adam(model.get_weights(), data, training)
-    train_on(model, data, NOTHING, training)
-    for found, wanted in zip(model.get_weights(), expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_separable_data_is_learnt_perfectly_with_the_default_recipe() -> None:
@@ -217,17 +116,6 @@ def test_best_epoch_in_the_middle_is_kept_under_noise() -> None:
     assert (loss, accuracy) == pytest.approx((best["validation_loss"], best["validation_accuracy"]), rel=1e-4)
 
 
-def test_without_validation_rows_the_last_epoch_is_kept() -> None:
-    data = make_split(60)
-    result = train_on(make_head(), data, NOTHING, TrainingSettings(epochs=3))
-    assert result.best_epoch == 3
-    assert all(
-        set(entry) == {"epoch", "loss", "accuracy", "seconds", "rows_per_second", *TIMES} for entry in result.history
-    )
-    expected = train_by_numpy(make_head().get_weights(), data, TrainingSettings(epochs=3))
-    np.testing.assert_allclose(result.model.get_weights()[0], expected[0], rtol=1e-4, atol=1e-5)
-
-
 def test_validation_larger_than_one_slice_counts_every_row() -> None:
     validation = make_split(9001, spread=3.0, seed=1)
     result = train_on(make_head(), make_split(50, spread=3.0), validation, TrainingSettings(epochs=1))
@@ -276,54 +164,11 @@ def test_validation_features_that_are_not_finite_stop_the_training() -> None:
         train_on(make_head(), make_split(60), spoil(make_split(30, seed=1)), TrainingSettings(epochs=1))
 
 
-class TwoRanks:
-    """As rank 0 of two sees it, where rank 1 sends what `other` makes of rank 0's tensor."""
-
-    rank, size = 0, 2
-
-    def __init__(self, other: Callable[[Any], Any]) -> None:
-        self._other = other
-
-    def sum(self, tensors: Sequence[Any]) -> list[Any]:
-        return [tensor + self._other(tensor) for tensor in tensors]
-
-
-def test_ranks_that_hold_the_same_weights_agree() -> None:
-    check_agreement(make_head(), SingleRank())
-    check_agreement(make_head(), TwoRanks(lambda tensor: tensor))
-
-
-@pytest.mark.parametrize("factor", [1.01, 0.0, -1.0, math.nan])
-def test_ranks_that_hold_other_weights_are_reported(factor: float) -> None:
-    with pytest.raises(JobError, match="ranks hold different weights"):
-        check_agreement(make_head(), TwoRanks(lambda tensor: tensor * factor if tensor.shape.rank else tensor))
-
-
-def test_rank_0_gives_its_weights_to_all() -> None:
-    theirs = make_head(seed=1).get_weights()
-
-    class SecondRank:
-        """As rank 1 sees it: what rank 0 sends, in the order of the variables, is added to what it sends itself."""
-
-        rank, size = 1, 2
-
-        def __init__(self) -> None:
-            self._sent = iter(theirs)
-
-        def sum(self, tensors: Sequence[Any]) -> list[Any]:
-            return [tensor + next(self._sent) for tensor in tensors]
-
-    model = make_head(seed=2)
-    share_variables(model.weights, SecondRank())
-    for found, wanted in zip(model.get_weights(), theirs, strict=True):
-        np.testing.assert_array_equal(found, wanted)
-
-
 def test_probabilities_of_no_rows_have_the_shape_of_some() -> None:
     model = make_head()
     assert predict_probabilities(model, NOTHING.features).shape == (0, 3)
     probabilities = predict_probabilities(model, make_split(5000).features)
-    assert (probabilities.shape, probabilities.dtype) == ((5000, 3), np.float32)
+    assert (probabilities.shape, probabilities.dtype) == ((5000, 3), np.dtype(np.float32))
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
 
 

@@ -28,7 +28,7 @@
     redraw();
   });
 
-  // Tables: a click on a heading sorts by it, numbers from the largest, text from A; a second click turns it around.
+  // Tables: a click on a heading sorts by it, numbers from the largest, text from A; a second click reverses the order.
   const valueOf = (row, column) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
   const collator = new Intl.Collator("en", { numeric: true });
   function sortTable(table, heading) {
@@ -206,7 +206,7 @@
       for (const other of controls.querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button));
       order = orders[button.dataset.order];
       chosen = null;
-      readout.textContent = "No cell is chosen.";
+      readout.textContent = "No cell is selected.";
       draw();
     });
   }

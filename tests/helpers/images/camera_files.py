@@ -121,8 +121,8 @@ def file_with(
 
 @cache
 def _encoded(format: str, orientation: int, scale: int) -> bytes:
-    options: dict[str, object] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}, "PNG": {}}[format]
-    return encode(turned(orientation, scale=scale), format, **options)
+    options: dict[str, dict[str, object]] = {"JPEG": {"quality": 95}, "WEBP": {"lossless": True}, "PNG": {}}
+    return encode(turned(orientation, scale=scale), format, **options[format])
 
 
 def is_decoded(content: bytes) -> ImageInfo:

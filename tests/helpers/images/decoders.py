@@ -40,8 +40,8 @@ PICTURE = FILES["png"]
 
 
 def pid_of(decoder: Decoder) -> int:
-    assert decoder._process is not None
-    return decoder._process.pid
+    assert decoder.pid is not None
+    return decoder.pid
 
 
 def is_running(pid: int) -> bool:
@@ -64,7 +64,7 @@ def decode(decoder: Decoder, content: bytes = PICTURE, height: int = 9, width: i
     pixels, size = decoder.decode(content, height=height, width=width, channels=channels)
     expected, expected_size = decode_sized(content, height=height, width=width, channels=channels)
     np.testing.assert_array_equal(pixels, expected)
-    assert (pixels.dtype, size) == (np.uint8, expected_size)
+    assert (pixels.dtype, size) == (np.dtype(np.uint8), expected_size)
 
 
 def processor_time_s(pid: int) -> float:

@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from PIL import Image
@@ -118,9 +118,11 @@ def swap_segments(data: bytes, rng: random.Random) -> bytes:
 
 def overwrite_a_field(data: bytes, rng: random.Random) -> bytes:
     """A number of the header, of 1, 2 or 4 bytes in either order, at the edge of its range or near what it was."""
-    size, order = rng.choice([1, 2, 2, 4, 4]), rng.choice(["big", "little"])
+    size: int = rng.choice([1, 2, 2, 4, 4])
+    orders: list[Literal["big", "little"]] = ["big", "little"]
+    order = rng.choice(orders)
     start = rng.randrange(min(len(data), 200) + 1)
-    highest = 256**size - 1
+    highest = (1 << 8 * size) - 1
     old = int.from_bytes(data[start : start + size], order)
     values = [0, 1, 2, 255, 10_000, highest // 2, highest // 2 + 1, highest, old + 1, old - 1, old * 2, old * 256]
     return data[:start] + (rng.choice(values) & highest).to_bytes(size, order) + data[start + size :]

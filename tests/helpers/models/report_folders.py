@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from featurize import storage
@@ -50,7 +51,7 @@ def make_features(folder: Path, *, n_classes: int, rows: int, spread: float = 3.
     return folder / "set"
 
 
-def write_pictures(folder: Path, label_index: Sequence[int]) -> None:
+def write_pictures(folder: Path, label_index: NDArray[np.int32]) -> None:
     """A picture for each row, of a colour for each class; tall and wide ones in turn."""
     folder.mkdir(parents=True, exist_ok=True)
     for row, label in enumerate(label_index):

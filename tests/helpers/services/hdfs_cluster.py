@@ -1,6 +1,7 @@
 """A real HDFS for the tests: a NameNode and DataNodes, processes of their own on loopback, in a folder of their own."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -125,7 +126,7 @@ class MiniHdfs(DaemonGroup):
             _write_site(self._folder / f"datanode{index}", core, {**common, **datanode})
 
 
-def _write_site(folder: Path, core: dict[str, str], hdfs: dict[str, object]) -> None:
+def _write_site(folder: Path, core: Mapping[str, object], hdfs: Mapping[str, object]) -> None:
     """A Hadoop configuration folder."""
     folder.mkdir(parents=True)
     for name, settings in (("core-site.xml", core), ("hdfs-site.xml", hdfs)):

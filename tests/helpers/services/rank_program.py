@@ -15,8 +15,9 @@ import typer
 
 from featurize.commands.options import reported_errors
 from featurize.errors import JobError
-from finetune.ranks.horovod_ranks import open_ranks, run_on_spark
+from finetune.ranks.horovod_ranks import open_ranks
 from finetune.ranks.hub_messages import beat_interval
+from finetune.ranks.spark_ranks import run_on_spark
 
 BEATS_BEFORE = 3  # after which the hub has heard what a rank does
 STEPS_BETWEEN = 100  # between being ready and the fault, so that all are ready

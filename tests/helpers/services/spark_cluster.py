@@ -122,7 +122,8 @@ class SparkCluster(DaemonGroup):
             cwd: working directory of the driver.
         """
         self._submissions += 1
-        settings = _SETTINGS | {"spark.pyspark.python": python, "spark.pyspark.driver.python": python} | (conf or {})
+        pythons = {"spark.pyspark.python": python, "spark.pyspark.driver.python": python}
+        settings = {**_SETTINGS, **pythons, **(conf or {})}
         command = [str(SPARK_HOME / "bin" / "spark-submit"), "--master", self.url]
         command += [part for key, value in settings.items() for part in ("--conf", f"{key}={value}")]
         if py_files:

@@ -69,16 +69,17 @@ def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 def read_rows(folder: Path) -> pd.DataFrame:
     """All rows that the manifest lists, by path, with their split."""
     manifest = read_features_manifest(str(folder))
-    parts = [pq.ParquetFile(folder / file.path).read().to_pandas().assign(split=file.split) for file in manifest.files]
+    parts: list[pd.DataFrame] = [
+        pq.ParquetFile(folder / file.path).read().to_pandas().assign(split=file.split) for file in manifest.files
+    ]
     return pd.concat(parts).set_index("path").sort_index()
 
 
 def stacked(rows: pd.DataFrame) -> NDArray[np.float32]:
     """The features of all rows: float32 (n_images, feature_dim), of pixels too."""
     values = rows["features"].to_list()
-    return np.stack([np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value for value in values]).astype(
-        np.float32
-    )
+    arrays = [np.frombuffer(value, np.uint8) if isinstance(value, bytes) else value for value in values]
+    return np.asarray(np.stack(arrays), np.float32)
 
 
 def assert_same_rows(one: pd.DataFrame, other: pd.DataFrame) -> None:

@@ -65,7 +65,7 @@ def draw(label: str, random: np.random.Generator) -> Pixels:
         pen.line((x, y, x + side, y + side), fill=colour, width=3)
         pen.line((x, y + side, x + side, y), fill=colour, width=3)
     noisy = np.asarray(image) + random.normal(0, 22, (SIZE, SIZE, 3))
-    return noisy.clip(0, 255).astype(np.uint8)
+    return np.asarray(noisy.clip(0, 255), np.uint8)
 
 
 def draw_many(count: int, *, seed: int, shares: Sequence[float] = (0.25,) * 4, new: float = 0.0) -> Pixels:

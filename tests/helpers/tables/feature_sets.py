@@ -70,6 +70,12 @@ def uneven_shards(rows: int, n_shards: int, *, seed: int = 0) -> list[list[int]]
     return [part.tolist() for part in np.split(random.permutation(rows), cuts)]
 
 
+def in_order(*counts: int) -> list[list[int]]:
+    """Shards of so many rows each, in order."""
+    ends = np.cumsum(counts)
+    return [list(range(end - count, end)) for end, count in zip(ends, counts, strict=True)]
+
+
 def image_ids(rows: int) -> list[str]:
     """The ids that `write_feature_set` gives to its rows."""
     return [hashlib.sha256(f"image {row}".encode()).hexdigest() for row in range(rows)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurize.building.shard_files import ShardWriter
 from featurize.tables.manifests import PREDICTED, PredictionsManifest, ShardRecord, write_manifest
@@ -47,7 +48,7 @@ class Predictions:
         write_manifest(str(self.folder), self.manifest)
 
 
-def _rows_of(images: Sequence[int], *, at: int) -> dict[str, list[Any]]:
+def _rows_of(images: NDArray[np.int64], *, at: int) -> dict[str, list[Any]]:
     random = [np.random.default_rng(int(image)) for image in images]
     return {
         "image_id": [image_id(image) for image in images],

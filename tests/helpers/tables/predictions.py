@@ -80,7 +80,7 @@ def predicted(
 
 def read_predictions(output: Path | str) -> pd.DataFrame:
     """All rows that the manifests below `output`, a folder or a URL, list, by path, with their model."""
-    parts = []
+    parts = list[pd.DataFrame]()
     for model_id, manifest in read_views(str(output)).manifests.items():
         for file in manifest.files:
             with storage.open_input(storage.join_url(partition_url(str(output), model_id), file.path)) as opened:
@@ -96,7 +96,9 @@ def manifest_of(folder: Path) -> PredictionsManifest:
 
 def read_rejects(folder: Path) -> pd.DataFrame:
     """The rejects of one model's predictions, by the names of the files."""
-    tables = [pq.ParquetFile(folder / file.path).read().to_pandas() for file in manifest_of(folder).reject_files]
+    tables: list[pd.DataFrame] = [
+        pq.ParquetFile(folder / file.path).read().to_pandas() for file in manifest_of(folder).reject_files
+    ]
     return (
         pd.concat(tables).assign(name=lambda rows: rows["path"].str.rpartition("/")[2]).set_index("name").sort_index()
     )
@@ -124,5 +126,5 @@ def assert_right(rows: pd.DataFrame, wanted: pd.DataFrame, classes: list[str]) -
         np.testing.assert_allclose([by_label[label] for label in labels], found, atol=1e-5, rtol=0)
 
 
-def _stack(column: pd.Series) -> NDArray[Any]:  # type: ignore[type-arg]
+def _stack(column: pd.Series) -> NDArray[Any]:
     return np.stack([np.atleast_1d(value) for value in column])

@@ -13,7 +13,9 @@ def rows_at(url: str) -> pd.DataFrame:
     """All rows that the manifest at `url` lists, by path below the source, with their split."""
     manifest = read_features_manifest(url)
     source = absolute_url(manifest.recipe["images"]["source"]) + "/"
-    parts = [read_table(url, manifest, split, _COLUMNS).to_pandas().assign(split=split) for split in manifest.rows]
+    parts: list[pd.DataFrame] = [
+        read_table(url, manifest, split, _COLUMNS).to_pandas().assign(split=split) for split in manifest.rows
+    ]
     rows = pd.concat(parts)
     assert rows["path"].str.startswith(source).all()
     return rows.assign(path=rows["path"].str.removeprefix(source)).set_index("path").sort_index()

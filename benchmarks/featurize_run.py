@@ -1,7 +1,7 @@
 """Images per second of `featurize run`, beside the bare network and beside what Spark users write themselves.
 
-    python benchmarks/featurize.py [RECIPE] [--images FOLDER ...] [--rounds N] [--fast]
-    python benchmarks/featurize.py [RECIPE] [--images FOLDER ...] [--check-images N] --precision-check
+    python benchmarks/featurize_run.py [RECIPE] [--images FOLDER ...] [--rounds N] [--fast]
+    python benchmarks/featurize_run.py [RECIPE] [--images FOLDER ...] [--check-images N] --precision-check
 
 RECIPE gives the backbone; without one it is VGG16 to `fc2` with random weights, whose speed is that of any weights. FOLDER holds
 a folder per class, and may be given several times; without one, scenes are drawn. Measured in round after round, each in
@@ -34,7 +34,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # in the folder of this file `featurize` is this file
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
@@ -123,9 +123,9 @@ def load_predict(plan: Plan) -> Callable[[Any], NDArray[np.float32]]:
 
 
 def make_pandas_udf(plan: Plan) -> Any:
-    from pyspark.sql.functions import pandas_udf
+    from pyspark.sql.pandas.functions import pandas_udf
 
-    @pandas_udf("array<float>")
+    @pandas_udf("array<float>")  # type: ignore[call-overload]
     def features_of(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
         predict = load_predict(plan)
         for contents in batches:

@@ -1,0 +1,60 @@
+"""What TensorFlow writes to standard error of its own accord: errors only."""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_ERRORS = "2"
+_NOTE = re.compile(
+    rb"^(I\d{4} \d\d:\d\d:.*|WARNING: All log messages before absl::InitializeLog\(\).*)\n", re.MULTILINE
+)
+
+
+def show_errors_only() -> None:
+    """Has TensorFlow log errors only, before it is imported; `TF_CPP_MIN_LOG_LEVEL`, if it is set, is left as it is (0: all)."""
+    os.environ.setdefault(LEVEL, _ERRORS)
+
+
+@cache
+def start_xla() -> None:
+    """Starts XLA in this process, without its notes, if it has not been started here before.
+
+    XLA writes four lines when it compiles for the first time, in the middle of a training. It logs through an Abseil of its own,
+    which no variable and no function of TensorFlow reaches. So it compiles an addition here, and of what is written meanwhile all
+    is shown afterwards but these lines. Where `TF_CPP_MIN_LOG_LEVEL` is 0 they are shown too.
+    """
+    import tensorflow as tf
+
+    add = tf.function(lambda value: value + 1, jit_compile=True, autograph=False)
+    if os.environ.get(LEVEL, "0") == "0":
+        add(tf.constant(0))
+        return
+    with _without_notes():
+        add(tf.constant(0))
+
+
+@contextmanager
+def _without_notes() -> Iterator[None]:
+    """Holds back standard error, of C++ as well, and shows at the end, also after an error, what is more than a note of XLA."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile(prefix="firn-") as held:
+        shown = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            _write_all(_NOTE.sub(b"", held.read()))
+
+
+def _write_all(text: bytes) -> None:
+    while text:
+        text = text[os.write(2, text) :]

@@ -1,0 +1,118 @@
+"""A Spark session that starts in a thread, while the driver imports TensorFlow and prepares the network."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+from py4j.protocol import Py4JError
+from pyspark.errors import PySparkException
+from pyspark.sql import SparkSession
+
+from featurize.building.session import concurrent_tasks, is_submitted, session_builder
+from featurize.building.worker import use_task_resources
+
+_WARM_UP = "firn warm-up"
+
+
+class StartingSession:
+    """A session on its way. Java is found, and the environment is set, in the thread that makes this object.
+
+    Args:
+        name: of the Spark application.
+        slots: see `make_session`.
+        warm_up: in a local session, let the Python workers import TensorFlow as soon as the session is there.
+
+    Raises:
+        JobError: no Java is to be found.
+    """
+
+    def __init__(self, name: str, *, slots: int | None = None, warm_up: bool = False) -> None:
+        self._builder = session_builder(name, slots=slots)
+        self._warms_up = warm_up and not is_submitted()
+        self._is_closed = threading.Event()
+        self._session: Future[SparkSession] = Future()
+        self._thread = threading.Thread(target=self._start, name="firn-session", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> SparkSession:
+        """The session, active in the calling thread, as soon as it is there.
+
+        Raises:
+            Exception: whatever kept Spark from starting.
+        """
+        session = self._session.result()
+        # Which session is active is known by thread, and this one was made in another.
+        jvm = session.sparkContext._jvm
+        if jvm is not None:
+            jvm.org.apache.spark.sql.SparkSession.setActiveSession(session._jsparkSession)
+        return session
+
+    def stop(self) -> None:
+        """Stops the session, also one that is still starting; one that could not start is nothing to stop."""
+        self._is_closed.set()
+        if self._session.exception() is not None:
+            return
+        session = self._session.result()
+        if self._thread.is_alive():
+            session.sparkContext.cancelJobGroup(_WARM_UP)
+            self._thread.join()
+        session.stop()
+
+    def _start(self) -> None:
+        try:
+            session = self._builder.getOrCreate()
+        except BaseException as error:  # it is raised where the session is waited for
+            self._session.set_exception(error)
+            return
+        self._session.set_result(session)
+        if self._warms_up and not self._is_closed.is_set():
+            with suppress(Py4JError, PySparkException):  # a worker that cannot import says so in the job itself
+                _warm_up(session)
+
+
+@contextmanager
+def start_session(name: str, *, slots: int | None = None, warm_up: bool = False) -> Iterator[StartingSession]:
+    """A session that starts while the block runs, and is stopped when it ends. For the arguments see `StartingSession`."""
+    starting = StartingSession(name, slots=slots, warm_up=warm_up)
+    try:
+        yield starting
+    finally:
+        starting.stop()
+
+
+@contextmanager
+def borrowed_or_starting(
+    spark: SparkSession | None, name: str, *, warm_up: bool = False
+) -> Iterator[SparkSession | StartingSession]:
+    """The session of a call: `spark`, or else the active session, neither of which is stopped; or one that starts for this call.
+
+    Raises:
+        JobError: a session must be made, and no Java is to be found.
+    """
+    there = spark if spark is not None else SparkSession.getActiveSession()
+    if there is not None:
+        yield there
+        return
+    with start_session(name, warm_up=warm_up) as starting:
+        yield starting
+
+
+def ready_session(spark: SparkSession | StartingSession) -> SparkSession:
+    """The session itself: one that is given as it is, one that is starting once it is there."""
+    return spark.wait() if isinstance(spark, StartingSession) else spark
+
+
+def _warm_up(session: SparkSession) -> None:
+    """Has each worker process import what it will need. Spark keeps the processes for the job that follows."""
+    session.sparkContext.setJobGroup(_WARM_UP, "workers import TensorFlow", interruptOnCancel=True)
+    slots = concurrent_tasks(session)
+    session.range(0, slots, 1, slots).mapInArrow(_import_keras, "id long").collect()
+
+
+def _import_keras(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    use_task_resources()
+    import keras  # noqa: F401
+
+    yield from batches

@@ -1,0 +1,132 @@
+"""The two jobs as one call each, in the caller's Spark session or in one made for the call."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from pyspark.sql import SparkSession
+
+from featurize import storage
+from featurize.backbones.backbone import PreparedBackbone
+from featurize.building.session import borrowed_session
+from featurize.building.starting_session import borrowed_or_starting
+from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.errors import UsageError
+from featurize.jobs import ingest as ingest_job
+from featurize.jobs.features import Features
+from featurize.jobs.images import Images
+from featurize.jobs.run import featurize
+from featurize.recipes.recipe import Recipe, origin_of, read_recipe, upper_half
+from featurize.recipes.toml_settings import Overrides, check_settings
+from featurize.sources.cards import Card, find_card, read_card
+from featurize.tables.manifests import FeaturesManifest, ImagesManifest
+from featurize.tables.row_edits import correct_rows
+
+_CARDS = Path("datasets")
+_logger = logging.getLogger(__name__)
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    spark: SparkSession | None = None,
+    overrides: Overrides | None = None,
+) -> Features:
+    """Runs images through a frozen backbone: makes the feature set of a recipe, or adds the images that it lacks.
+
+    Args:
+        recipe: the path of a TOML file; or its sections by name, as a TOML reader returns them; or a recipe that was read
+            before. Its sections `images`, `backbone` and `features` count.
+        spark: the session to run in, which is not stopped. Default: the active session, or else one made for this call.
+        overrides: values by dotted key, as in ``{"images.source": "hdfs:///photos"}``; or texts of the form
+            ``images.source=photos``.
+
+    Raises:
+        UsageError: the recipe has faults; or its images, its backbone or what lies at its URL are not what it says.
+        JobError: the job failed, another one writes to the same place, or too many images could not be read.
+    """
+    checked = upper_half(read_recipe(recipe, overrides), origin=origin_of(recipe))
+    folders = [_CARDS]
+    if isinstance(recipe, str | Path):
+        folders.append(Path(recipe).absolute().parent.parent / "datasets")
+    warm_up = checked.backbone.name != "pixels"
+    with borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
+        result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
+    url = storage.absolute_url(checked.features.url)
+    return Features(url, correct_rows(url, cast(FeaturesManifest, result.manifest)), build=result)
+
+
+def ingest(
+    card: str | Path | Mapping[str, Any] | Card,
+    output: str | Path,
+    *,
+    spark: SparkSession | None = None,
+    source: str | Path | None = None,
+    max_reject_fraction: float = MAX_REJECT_FRACTION,
+    decode_timeout_s: float = DECODE_TIMEOUT_S,
+) -> Images:
+    """Packs a data set into an images table: decoded once to check it, with its metadata and splits.
+
+    Args:
+        card: the path of the TOML file that describes the data set, its name in the folder `datasets`, or its keys.
+        output: URL of the images table.
+        spark: the session to run in, which is not stopped. Default: the active session, or else one made for this call.
+        source: where the data set lies; default: what the card says.
+        max_reject_fraction: of the images; if more cannot be read, nothing is published.
+        decode_timeout_s: seconds; an image that takes longer to decode is rejected.
+
+    Raises:
+        UsageError: there is no such card, it has faults, or its source is missing.
+        JobError: the job failed, another one writes to the same place, or too many images could not be read.
+    """
+    _check_limits(max_reject_fraction, decode_timeout_s)
+    checked = _read_card(card)
+    with borrowed_session(spark, "firn ingest") as session:
+        result = ingest_job.ingest(
+            session,
+            checked,
+            str(output),
+            source=None if source is None else str(source),
+            max_reject_fraction=max_reject_fraction,
+            decode_timeout_s=decode_timeout_s,
+        )
+    images = Images(storage.absolute_url(str(output)), cast(ImagesManifest, result.manifest), build=result)
+    _log_other_numbers(checked, images)
+    return images
+
+
+def _check_limits(max_reject_fraction: float, decode_timeout_s: float) -> None:
+    if not 0 <= max_reject_fraction <= 1:
+        raise UsageError(f"`max_reject_fraction` must be in [0, 1]. Got {max_reject_fraction!r}.")
+    if not decode_timeout_s > 0:
+        raise UsageError(f"`decode_timeout_s` must be more than 0. Got {decode_timeout_s!r}.")
+
+
+def _read_card(card: str | Path | Mapping[str, Any] | Card) -> Card:
+    if isinstance(card, Card):
+        return card
+    if isinstance(card, Mapping):
+        return check_settings(Card, card, origin="the card")
+    path = find_card(str(card), (_CARDS,))
+    if path is None:
+        raise UsageError(f"there is no card {str(card)!r}: give the path of a .toml file, or a name in datasets/.")
+    return read_card(path)
+
+
+def _log_backbone(backbone: PreparedBackbone) -> None:
+    """Says what the images will go through."""
+    spec = backbone.spec
+    shape = " x ".join(str(size) for size in spec.feature_shape)
+    where = f" at {spec.layer}, weights {spec.weights}, {spec.precision}" if not spec.is_pixels else ""
+    _logger.info("backbone %s%s: %s features from %d x %d images", spec.name, where, shape, spec.height, spec.width)
+    if backbone.report is not None and backbone.report.notice:
+        _logger.warning("%s", backbone.report.notice)
+
+
+def _log_other_numbers(card: Card, images: Images) -> None:
+    """Warns where the table holds another number of images or classes than the card says."""
+    found = {"images": images.manifest.row_count + images.manifest.reject_count, "classes": len(images.classes)}
+    for name, number in card.expect.model_dump(exclude_none=True).items():
+        if found[name] != number:
+            _logger.warning("the card expects %d %s; there are %d.", number, name, found[name])

@@ -1,0 +1,186 @@
+"""A feature set as a user has it in Python: rows as pandas, NumPy or Spark, nearest images, and what it is at a glance."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from featurize import storage
+from featurize.errors import UsageError
+from featurize.similar.nearest import Metric
+from featurize.tables.description import SPLIT_ORDER, Description
+from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.row_groups import RowGroup, features_of, iterate_row_groups, list_row_groups, row_shape
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from pyspark.sql import DataFrame, SparkSession
+
+    from featurize.building.build import BuildResult
+    from featurize.jobs.similar_images import SimilarImages
+
+COLUMNS = ("image_id", "path", "label", "label_index", "split", "width", "height", "features")
+"""The columns of a feature set, `split` among them, which is in no file: it is the name of a folder."""
+
+
+@dataclass(frozen=True, repr=False)
+class Features:
+    """A feature set: one row per image. Its `repr` is a table, in a notebook too.
+
+    Rows have the labels that were corrected until the set was opened. `to_pandas` and `to_numpy` give them in the same order:
+    train, validation, test; within a split by the files in the manifest, and within a file as they lie in it. It stays
+    the same as long as the set does.
+
+    Attributes:
+        url: where it is.
+        manifest: all that is known of it.
+        build: what `run` did; None where the set was only opened.
+    """
+
+    url: str
+    manifest: FeaturesManifest
+    build: "BuildResult | None" = field(default=None, compare=False)
+
+    @property
+    def rows(self) -> int:
+        """The number of images."""
+        return self.manifest.row_count
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """The number of images in each split, in the order in which splits are read."""
+        there = [name for name in SPLIT_ORDER if self.manifest.split_rows(name)]
+        return {name: self.manifest.split_rows(name) for name in there}
+
+    @property
+    def classes(self) -> list[str]:
+        """The class labels, in the order of `label_index`."""
+        return list(self.manifest.classes)
+
+    def to_pandas(self, split: str | None = None, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """Rows as a pandas frame with a plain index.
+
+        Args:
+            split: the split to read; None: all.
+            columns: some of `COLUMNS`, in the order wanted; None: all. In `features` each row holds an array: float32
+                ``(feature_dim,)``, of `pixels` uint8 ``(height, width, channels)``.
+
+        Raises:
+            UsageError: there is no such split or column.
+            JobError: a file is missing or damaged.
+        """
+        import pandas as pd
+
+        names = _check_columns(columns)
+        parts = {name: self._read(name, names) for name in self._check_split(split)}
+        tables = [table for table, _ in parts.values()]
+        frame = pa.concat_tables(tables).to_pandas()
+        if "split" in names:
+            frame["split"] = [name for name, (table, _) in parts.items() for _ in range(len(table))]
+        if "features" in names:
+            frame["features"] = pd.Series([row for _, x in parts.values() for row in x], dtype=object)
+        chosen: pd.DataFrame = frame[list(names)]
+        return chosen
+
+    def to_numpy(self, split: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
+        """Features and labels of a split as arrays.
+
+        Returns:
+            x: float32 ``(n_images, feature_dim)``; of `pixels` uint8 ``(n_images, height, width, channels)``.
+            y: int32 ``(n_images,)``, the place of the label in `classes`.
+
+        Raises:
+            UsageError: there is no such split.
+            JobError: a file is missing or damaged.
+        """
+        (name,) = self._check_split(split)
+        table, x = self._read(name, ("label_index", "features"))
+        return x, table["label_index"].to_numpy().astype(np.int32, copy=False)
+
+    def to_spark(self, spark: "SparkSession | None" = None, split: str | None = None) -> "DataFrame":
+        """Rows as a Spark DataFrame with `COLUMNS`, in no order; in `features` a list of floats, of `pixels` bytes.
+
+        Labels that were corrected after the set was opened count here.
+
+        Args:
+            spark: the session; None: the active one.
+            split: the split to read; None: all.
+
+        Raises:
+            UsageError: there is no such split, or no session.
+        """
+        from featurize.building.session import session_at_hand
+        from featurize.sql.query import read_sql_table
+        from featurize.sql.tables import features_table
+
+        table = features_table(self.url, self.manifest, splits=self._check_split(split))
+        return read_sql_table(session_at_hand(spark), table).select(*COLUMNS)
+
+    def similar(
+        self, image: str | Path, *, k: int = 10, metric: Metric = "cosine", splits: Sequence[str] | None = None
+    ) -> "SimilarImages":
+        """The `k` images nearest to `image`; see `find_similar`."""
+        from featurize.jobs.similar_images import find_similar
+
+        return find_similar(self, image, k=k, metric=metric, splits=splits)
+
+    def describe(self) -> Description:
+        """Backbone, rows per split and class, size and rejects, to be shown or as a document (`as_dict`)."""
+        return Description(self.url, self.manifest)
+
+    def __repr__(self) -> str:
+        return repr(self.describe())
+
+    def _repr_html_(self) -> str:
+        return self.describe()._repr_html_()
+
+    def _check_split(self, split: str | None) -> list[str]:
+        """The splits that are meant."""
+        if split is not None and split not in self.splits:
+            raise UsageError(f"`split` must be one of {', '.join(self.splits)}, which {self.url} has. Got {split!r}.")
+        return list(self.splits) if split is None else [split]
+
+    def _read(self, split: str, columns: Sequence[str]) -> tuple[pa.Table, NDArray[Any]]:
+        """Columns of a split, and its features, empty unless they are among the columns: ``(n_images, *row_shape)``."""
+        wants_features = "features" in columns
+        stored = [name for name in columns if name not in ("split", "features")] or ["label_index"]
+        rows = self.manifest.split_rows(split)
+        x = np.empty((rows if wants_features else 0, *row_shape(self.manifest)), self.manifest.feature_dtype)
+        tables, start = [], 0
+        for group, table in self._row_groups(split, [*stored, *(["features"] if wants_features else [])]):
+            if wants_features:
+                stop = start + table.num_rows
+                x[start:stop] = features_of(table, self.manifest, origin=group.url)
+                start = stop
+            tables.append(table.select(stored))
+        return pa.concat_tables(tables), x
+
+    def _row_groups(self, split: str, columns: Sequence[str]) -> Iterator[tuple[RowGroup, pa.Table]]:
+        groups = list_row_groups(self.url, self.manifest, split)
+        return zip(groups, iterate_row_groups(groups, columns), strict=True)
+
+
+def open_features(url: str | Path) -> Features:
+    """Opens the feature set at `url`, with the labels that were corrected until now.
+
+    Raises:
+        UsageError: there is no feature set.
+        JobError: it, or its corrections, are damaged.
+    """
+    absolute = storage.absolute_url(str(url))
+    return Features(absolute, read_features_manifest(absolute))
+
+
+def _check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
+    if columns is None:
+        return COLUMNS
+    names = (columns,) if isinstance(columns, str) else tuple(columns)
+    if unknown := [name for name in names if name not in COLUMNS]:
+        raise UsageError(f"`columns` must be among {', '.join(COLUMNS)}. Got {unknown[0]!r}.")
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"`columns` must name at least one column, and each once. Got {list(names)!r}.")
+    return names

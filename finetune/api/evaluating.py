@@ -1,0 +1,151 @@
+"""`evaluate`: how good a model is on one split."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from finetune.api.model import Model, as_model
+from finetune.api.names import HasUrl, url_of
+from finetune.api.notebook import displayable
+from finetune.api.tables import MOST_ROWS, Summarised, Summary
+from finetune.evaluation.evaluate import evaluate_model
+from finetune.registry.log_model import LoggedModel, log_evaluation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+_SCORES = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss")
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class ModelEvaluation(Summarised):
+    """The scores of a model on one split. Its `repr` is a table, in a notebook too.
+
+    Attributes:
+        model: the model that was evaluated.
+        result: all that was found, as in the file `evaluation-<split>.json`.
+        files: URLs of what was written: `evaluation`, `table` (the confusion matrix as CSV) and `plot`.
+        logged: where the evaluation was logged; None where there is no registry.
+    """
+
+    model: Model
+    result: dict[str, Any]
+    files: dict[str, str]
+    logged: LoggedModel | None = field(default=None)
+
+    @property
+    def split(self) -> str:
+        """The split that the model was judged by."""
+        return str(self.result["split"])
+
+    @property
+    def features(self) -> str:
+        """The URL of the feature set."""
+        return str(self.result["features"])
+
+    @property
+    def rows(self) -> int:
+        """The number of images in the split."""
+        return int(self.result["rows"])
+
+    @property
+    def classes(self) -> list[str]:
+        """The class labels, in the order of `label_index`."""
+        return list(self.result["classes"])
+
+    @property
+    def accuracy(self) -> float:
+        """The share of images whose most probable class is the true one, in [0, 1]."""
+        return float(self.result["accuracy"])
+
+    @property
+    def top5_accuracy(self) -> float:
+        """The share of images whose true class is among the five most probable, in [0, 1]."""
+        return float(self.result["top5_accuracy"])
+
+    @property
+    def precision(self) -> float:
+        """The mean of the classes' precision, in [0, 1]."""
+        return float(self.result["precision"])
+
+    @property
+    def recall(self) -> float:
+        """The mean of the classes' recall, in [0, 1]."""
+        return float(self.result["recall"])
+
+    @property
+    def f1(self) -> float:
+        """The mean of the classes' F1, in [0, 1]."""
+        return float(self.result["f1"])
+
+    @property
+    def log_loss(self) -> float:
+        """The mean negative log likelihood of the true classes, in nats."""
+        return float(self.result["log_loss"])
+
+    @property
+    def confusion(self) -> "pd.DataFrame":
+        """The confusion matrix: a row for each true class, a column for each predicted one, numbers of images."""
+        import pandas as pd
+
+        index, columns = pd.Index(self.classes, name="true"), pd.Index(self.classes, name="predicted")
+        return pd.DataFrame(np.array(self.result["confusion_matrix"], np.int64), index=index, columns=columns)
+
+    @property
+    def most_confused(self) -> "pd.DataFrame":
+        """Which classes are taken for which others, most frequent first: `true`, `predicted`, `count`, `fraction` of `true`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.result["most_confused"], columns=["true", "predicted", "count", "fraction"])
+
+    def plot(self) -> "Figure":
+        """The confusion matrix as a figure."""
+        from finetune.scores.figures import plot_confusion_matrix
+
+        title = f"{self.model.name} on {self.split}"
+        return displayable(plot_confusion_matrix(self.confusion.to_numpy(), self.classes, title=title))
+
+    def _summary(self) -> Summary:
+        left_out = self.result["left_out"]
+        facts = [(name.replace("_", " "), f"{self.result[name]:.4f}") for name in _SCORES]
+        facts += [("images", f"{self.rows:,}" + (f", {left_out:,} left out by `where`" if left_out else ""))]
+        confused = self.result["most_confused"]
+        rows = [
+            (pair["true"], pair["predicted"], f"{pair['count']:,}", f"{pair['fraction']:.0%}")
+            for pair in confused[:MOST_ROWS]
+        ]
+        columns = ("true", "predicted", "images", "of the class") if rows else ()
+        title = f"Evaluation of {self.model.url} on {self.split}"
+        return Summary(title, facts, columns, rows, numbers=(2, 3), more=max(0, len(confused) - MOST_ROWS))
+
+
+def evaluate(
+    model: Model | str | Path,
+    features: HasUrl | str | Path | None = None,
+    *,
+    split: str = "test",
+    output: str | Path | None = None,
+    all_rows: bool = False,
+) -> ModelEvaluation:
+    """Evaluates a model on one split, and writes scores, confusion matrix and its plot beside the model.
+
+    Args:
+        model: a `Model`, a folder, the id of a run, or ``name@alias``.
+        features: a feature set or its URL; default: the one that the model was trained on.
+        split: ``train``, ``validation`` or ``test``.
+        output: the folder for the three files; default: the model's.
+        all_rows: whether to judge by all rows; else by those that the query of the model selects, if it has one.
+
+    Raises:
+        UsageError: there is no such model or feature set, its features are of another backbone, or the split has no rows.
+        JobError: files are damaged, or the evaluation could not be logged.
+    """
+    chosen = as_model(model)
+    url = None if features is None else url_of(features)
+    folder = None if output is None else str(output)
+    result = evaluate_model(chosen.url, url, split, folder, all_rows=all_rows)
+    files = result.pop("files")
+    return ModelEvaluation(chosen, result, files, log_evaluation(chosen.url, {**result, "files": files}))

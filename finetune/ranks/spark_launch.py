@@ -1,0 +1,181 @@
+"""Starts ranks in the tasks of a Spark job by Horovod's own services, with an end to everything that they wait for.
+
+It does what `horovod.spark.run` of Horovod 0.28.1, its last release, does with Gloo, and calls the same parts of it. That
+function cannot be used in a session that has other users. It takes SIGINT and SIGTERM for itself and keeps them, which only
+the main thread may do; it waits without end for a Spark job that does not end; it leaves its servers open; and it forks this
+process and imports TensorFlow in the child to learn whether Gloo was built, which takes six seconds. Here nobody asks: a rank
+without Gloo says so itself.
+"""
+
+import copy
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from featurize.errors import JobError
+from finetune.ranks.background import run_in_background
+from finetune.ranks.spark_job import RankJob
+
+if TYPE_CHECKING:
+    from pyspark import SparkContext
+
+Result = TypeVar("Result")
+
+
+class NotStartedError(JobError):
+    """Spark did not start all tasks in time. `started` is how many it did start."""
+
+    def __init__(self, started: int) -> None:
+        super().__init__(f"{started} tasks were started in time.")
+        self.started = started
+
+
+class SparkLaunch(Generic[Result]):
+    """One launch of ranks. `run` waits for them; the other methods, called from another thread, end what it waits for.
+
+    Args:
+        context: of a session, which may have other jobs.
+        num_ranks: how many.
+        work: what each rank does.
+        start_timeout_s: for Spark to start all tasks.
+    """
+
+    def __init__(
+        self, context: "SparkContext", num_ranks: int, work: Callable[[], Result], *, start_timeout_s: int
+    ) -> None:
+        from horovod.runner.common.util import secret
+        from horovod.runner.common.util.settings import Settings
+        from horovod.runner.common.util.timeout import Timeout
+        from horovod.runner.http.http_server import RendezvousServer
+        from horovod.spark import runner
+        from horovod.spark.driver.driver_service import SparkDriverService
+
+        self._executable = context.pythonExec  # the executors' Python: the driver's own path may not exist there
+        self._key = secret.make_secret_key()
+        timeout = Timeout(start_timeout_s, message="Timed out waiting for {activity}.")
+        self._settings = Settings(
+            num_proc=num_ranks, key=self._key, start_timeout=timeout, run_func_mode=True, verbose=0
+        )
+        self._driver = SparkDriverService(num_ranks, num_ranks, work, (), {}, self._key, None)
+        self._driver._server.daemon_threads = (
+            True  # a client that is stopped in the middle of a request holds nothing up
+        )
+        self._rendezvous = RendezvousServer()
+        mapper = runner._make_mapper(self._driver.addresses(), self._settings, True, False)
+        self._job = RankJob(context, num_ranks, mapper)
+        self._job_ended: Future[list[Any]] = Future()
+        self._clients: list[Any] = []
+
+    def run(self, on_launch: Callable[[], None]) -> list[Result]:
+        """Starts the ranks and returns what each of them returns, by rank.
+
+        Args:
+            on_launch: called when all tasks run, before the first rank is started.
+
+        Raises:
+            NotStartedError: Spark did not start all tasks in time.
+            JobError: a rank ended with another exit status than 0; or the Spark job failed.
+        """
+        from horovod.runner.common.util.timeout import TimeoutException
+        from horovod.spark import runner
+
+        self._job_ended = self._job.start()
+        self._job_ended.add_done_callback(self._tell_driver)
+        try:
+            runner._notify_and_register_task_addresses(self._driver, self._settings)
+            on_launch()
+            statuses = _statuses(self._start_ranks())
+        except TimeoutException as error:
+            raise NotStartedError(len(self._driver.task_indices())) from error
+        except Exception:  # Horovod has no error of its own for a Spark job that failed
+            if self._job_ended.done():
+                self._job_ended.result()  # raises the one that says why
+            raise
+        failed = {rank: status for rank, status in statuses.items() if status != 0}
+        results = self._job_ended.result()
+        if failed:
+            listed = " and ".join(f"rank {rank} (exit status {status})" for rank, status in failed.items())
+            raise JobError(f"the output above says why ranks failed: {listed}.")
+        return [results[index] for index in runner._get_indices_in_rank_order(self._driver)]
+
+    def abort(self) -> None:
+        """Has Horovod end the ranks: by SIGTERM, and five seconds later by SIGKILL. It does not wait for that."""
+        for client in self._clients:
+            run_in_background(client.abort_command, name="firn-abort")
+
+    def cancel(self, *, timeout_s: float) -> None:
+        """Cancels the Spark job and waits for its end, but not longer than `timeout_s` seconds."""
+        self._job.cancel(self._job_ended, timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """Closes the servers of this launch."""
+        self._driver.shutdown()
+        if self._rendezvous._httpd is not None:
+            self._rendezvous.stop()
+            self._rendezvous._httpd.server_close()
+
+    def _tell_driver(self, ended: "Future[list[Any]]") -> None:
+        """A Spark job that fails before all tasks have registered: nobody waits for them any longer."""
+        if ended.exception() is not None:
+            self._driver.notify_spark_job_failed()
+
+    def _start_ranks(self) -> "dict[int, Future[int | None]]":
+        """Has each task start its rank; the futures have the exit statuses, None where a task is not there to tell it."""
+        from horovod.runner import gloo_run
+        from horovod.runner.common.util import codec
+        from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+
+        interfaces = self._driver.get_common_interfaces()
+        tasks_of_hosts = self._tasks_of_hosts()
+        hosts = parse_hosts(",".join(f"{host}:{len(tasks)}" for host, tasks in tasks_of_hosts.items()))
+        slots = get_host_assignments(hosts, self._settings.num_proc)
+        port = self._rendezvous.start()
+        self._rendezvous._httpd.daemon_threads = True
+        self._rendezvous.init(slots)
+        settings = copy.copy(self._settings)
+        settings.key = None  # not on a command line; ranks have it from their tasks
+        program = [self._executable, "-m", "horovod.spark.task.gloo_exec_fn"]
+        program += [codec.dumps_base64(self._driver.addresses()), codec.dumps_base64(settings)]
+        server = self._driver.addresses()[next(iter(interfaces))][0][0]
+        command = gloo_run.get_run_command(program, server, interfaces, port)
+        make_command = gloo_run._slot_info_to_command_fn(command, {})
+        return {
+            slot.rank: run_in_background(
+                partial(self._run_rank, tasks_of_hosts[slot.hostname][slot.local_rank], make_command(slot)),
+                name=f"firn-rank-{slot.rank}",
+            )
+            for slot in slots
+        }
+
+    def _tasks_of_hosts(self) -> dict[str, list[int]]:
+        """The numbers of the tasks on each host, by the hash of the host; that of task 0 comes first, as rank 0 is there."""
+        tasks = self._driver.task_host_hash_indices()
+        return {host: tasks[host] for host in sorted(tasks, key=lambda host: (0 not in tasks[host], host))}
+
+    def _run_rank(self, index: int, command: str) -> int | None:
+        """Runs the command of a rank in task `index`, with its output on standard error, and returns its exit status."""
+        from horovod.runner.common.service.task_service import StreamCommandStdErrRequest, StreamCommandStdOutRequest
+        from horovod.spark.task.task_service import SparkTaskClient
+
+        client = SparkTaskClient(index, self._driver.all_task_addresses(index), self._key, verbose=0)
+        self._clients.append(client)
+        for request in (StreamCommandStdOutRequest(), StreamCommandStdErrRequest()):
+            streamed = run_in_background(partial(client._send, request, sys.stderr), name="firn-output")
+            streamed.add_done_callback(partial(_abort_unread, client))
+        client.run_command(command, {}, capture_stdout=True, capture_stderr=True)
+        status: int | None = client.wait_for_command_exit_code()
+        return status
+
+
+def _abort_unread(client: Any, streamed: "Future[Any]") -> None:
+    """Ends a rank whose output cannot be read any longer: it would wait for that when its pipe is full."""
+    if streamed.exception() is not None:
+        run_in_background(client.abort_command, name="firn-abort")
+
+
+def _statuses(ranks: "dict[int, Future[int | None]]") -> dict[int, int | None]:
+    """The exit statuses of all ranks, once all have ended."""
+    wait(ranks.values())
+    return {rank: None if ended.exception() is not None else ended.result() for rank, ended in ranks.items()}

@@ -1,0 +1,39 @@
+"""Tests of `import finetune`: which names it has, and what it does not load."""
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+import finetune
+
+FUNCTIONS = [name for name in finetune.__all__ if name[0].islower()]
+
+
+def test_importing_it_loads_nothing_large() -> None:
+    code = (
+        "import sys, finetune; dir(finetune); finetune.UsageError;"
+        "print(sorted({'tensorflow', 'keras', 'pyspark', 'pyarrow', 'pandas', 'numpy', 'mlflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", finetune.__all__)
+def test_each_name_is_there_and_says_what_it_is(name: str) -> None:
+    value = getattr(finetune, name)
+    assert value.__name__ == name
+    assert value.__doc__.strip()
+    assert name in dir(finetune)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_module_has_the_name_of_a_function(name: str) -> None:
+    """Importing it would put the module in the place of the function."""
+    assert find_spec(f"finetune.{name}") is None
+
+
+def test_other_names_are_refused_as_by_any_module() -> None:
+    with pytest.raises(AttributeError, match="module 'finetune' has no attribute 'nothing'"):
+        _ = finetune.nothing

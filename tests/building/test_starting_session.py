@@ -1,0 +1,80 @@
+"""Sessions that start in a thread; each test has a process of its own, as the tests' session is there already."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from pyspark.sql import SparkSession
+
+from featurize.building.starting_session import ready_session
+
+pytestmark = pytest.mark.spark
+
+_USED = """
+import json, os, signal, sys
+from pyspark import SparkContext
+from pyspark.sql import SparkSession
+from featurize.building.session import make_session
+from featurize.building.starting_session import start_session
+
+def look(batches):
+    import json, os, sys
+    import pyarrow as pa
+    for batch in batches:
+        found = [name in sys.modules for name in ("keras", "sklearn")]
+        yield pa.RecordBatch.from_arrays([pa.array([json.dumps(found)])], names=["found"])
+
+before = signal.getsignal(signal.SIGINT)
+with start_session("firn tests", warm_up=True) as starting:
+    session = starting.wait()
+    active = SparkSession.getActiveSession() is session
+    same = make_session("another") is session
+    worker = json.loads(session.range(0, 1, 1, 1).mapInArrow(look, "found string").collect()[0].found)
+ended = SparkContext._active_spark_context is None
+print(json.dumps([active, same, worker, ended, signal.getsignal(signal.SIGINT) is before]))
+"""
+_LEFT_BY_AN_ERROR = """
+from pyspark import SparkContext
+from featurize.building.starting_session import start_session
+try:
+    with start_session("firn tests", warm_up=True):
+        raise ValueError("the backbone is wrong")
+except ValueError as error:
+    print(error, SparkContext._active_spark_context is None)
+"""
+_NO_SPARK = """
+from pyspark.errors import PySparkRuntimeError
+from featurize.building.starting_session import ready_session, start_session
+try:
+    with start_session("firn tests") as starting:
+        ready_session(starting)
+except PySparkRuntimeError as error:
+    print(error.getErrorClass())
+"""
+
+
+def run(program: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    variables = {**os.environ, **environment}
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=variables)
+
+
+def test_a_session_is_active_where_it_is_waited_for_and_its_workers_have_keras() -> None:
+    made = run(_USED)
+    assert json.loads(made.stdout) == [True, True, [True, False], True, True]
+    assert made.stderr == ""
+
+
+def test_a_session_that_is_still_starting_is_stopped_when_the_block_fails() -> None:
+    made = run(_LEFT_BY_AN_ERROR)
+    assert made.stdout == "the backbone is wrong True\n"
+    assert made.stderr == ""
+
+
+def test_what_keeps_spark_from_starting_is_raised_where_it_is_waited_for() -> None:
+    assert run(_NO_SPARK, PYSPARK_SUBMIT_ARGS="--no-such-option pyspark-shell").stdout == "JAVA_GATEWAY_EXITED\n"
+
+
+def test_a_session_that_is_given_is_used_as_it_is(spark: SparkSession) -> None:
+    assert ready_session(spark) is spark
