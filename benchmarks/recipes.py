@@ -29,7 +29,8 @@ from sklearn.linear_model import LogisticRegression
 
 from featurize.errors import UsageError
 from featurize.recipes.recipe import FinetuneRecipe, lower_half, read_recipe
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import load_model
 from finetune.rows.splits import SplitData, read_split
 

@@ -30,7 +30,8 @@ from featurize import storage
 from featurize.building.shard_files import ShardWriter
 from featurize.digests import combine_digests
 from featurize.memory import peak_memory_bytes
-from featurize.tables.manifests import FeaturesManifest, add_counts, read_features_manifest, utc_now, write_manifest
+from featurize.tables.manifests import FeaturesManifest, add_counts, utc_now, write_manifest
+from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import iterate_row_groups, list_row_groups
 from featurize.timings import Timings
 from finetune.rows.disk_rows import StreamData

@@ -38,7 +38,7 @@ from featurize.backbones.backbone import set_threads
 from featurize.errors import FirnError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.networks.build import build_model
 from finetune.rows.loader import Data, MemoryData
 from finetune.rows.splits import read_split

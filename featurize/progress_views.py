@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featurize.console import console, say
-from featurize.progress import ImageProgress, clock
+from featurize.image_progress import ImageProgress, clock
 
 FIRST_LINE_S, LINE_PERIOD_S = 15.0, 30.0
 _ROWS = 12  # of a table that grows are shown

@@ -74,7 +74,7 @@ def built(spark: SparkSession, photos: Path, mean_backbone: Path, tmp_path_facto
     from helpers.tables.building import Built, recipe
 
     from featurize.jobs.run import featurize
-    from featurize.tables.manifests import read_features_manifest
+    from featurize.tables.readable import read_features_manifest
 
     folder = tmp_path_factory.mktemp("built") / "mean"
     result, backbone = featurize(spark, recipe(photos, folder, mean_backbone))

@@ -97,7 +97,8 @@ def test_rooms_import_only_what_lies_below_them() -> None:
     assert not wrong
 
 
-def test_modules_of_a_room_do_not_import_each_other_in_a_circle() -> None:
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """But for the rooms of the faces, where results have methods that give other results."""
     graph = {
         module_of(file): {
             module
@@ -106,7 +107,7 @@ def test_modules_of_a_room_do_not_import_each_other_in_a_circle() -> None:
             if (ROOT / Path(*module.split("."))).with_suffix(".py").is_file()
         }
         for file in sources("featurize", "finetune")
-        if room_of(module_of(file)).split(".")[1] not in (ROOF,)
+        if room_of(module_of(file)) not in ("featurize.jobs", "finetune.api")
     }
     done: set[str] = set()
 

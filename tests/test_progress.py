@@ -13,10 +13,8 @@ import pytest
 from helpers.project import ROOT
 from helpers.terminals import run_in_terminal
 
+from featurize.image_progress import ImageProgress, View, clock
 from featurize.progress import (
-    ImageProgress,
-    View,
-    clock,
     current_view,
     show_images,
     show_row,
@@ -32,7 +30,7 @@ HALF_LINE = "1,500 of 3,000 images (50%), 12.5 a second, 2:00 left, 2 rejected, 
 ROW = ({"epoch": "3", "loss": "0.25"}, "epoch 3 loss 0.25")
 
 
-class DisplaysKept(nbclient.NotebookClient):
+class DisplaysKept(nbclient.NotebookClient):  # type: ignore[misc]
     """Runs a notebook, and keeps each state of the outputs that are replaced."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -47,7 +45,8 @@ class DisplaysKept(nbclient.NotebookClient):
 
 REPORTS = """
 import time
-from featurize.progress import ImageProgress, show_images, show_row, shown_progress, stage
+from featurize.image_progress import ImageProgress
+from featurize.progress import show_images, show_row, shown_progress, stage
 def report():
     stage("starting Spark")
     time.sleep(0.5)

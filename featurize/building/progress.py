@@ -12,7 +12,8 @@ from py4j.protocol import Py4JError
 from pyspark import SparkContext
 
 from featurize.building.image_reports import ReportListener, ReportTo, ShardReport
-from featurize.progress import Bound, ImageProgress, View, current_view
+from featurize.image_progress import Bound, ImageProgress, View
+from featurize.progress import current_view
 
 _LOOK_S = 0.25
 _TASKS_LOOK_S = 2.0

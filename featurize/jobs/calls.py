@@ -21,7 +21,7 @@ from featurize.recipes.recipe import Recipe, origin_of, read_recipe, upper_half
 from featurize.recipes.toml_settings import Overrides, check_settings
 from featurize.sources.cards import Card, find_card, read_card
 from featurize.tables.manifests import FeaturesManifest, ImagesManifest
-from featurize.tables.row_edits import correct_rows
+from featurize.tables.readable import correct_rows
 
 _CARDS = Path("datasets")
 _logger = logging.getLogger(__name__)

@@ -13,7 +13,8 @@ from featurize import storage
 from featurize.errors import UsageError
 from featurize.similar.nearest import Metric
 from featurize.tables.description import SPLIT_ORDER, Description
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import RowGroup, features_of, iterate_row_groups, list_row_groups, row_shape
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from featurize.errors import JobError, UsageError
 from featurize.similar.nearest import Metric, NearestSearch
 from featurize.sources.listing import ImageReadError
 from featurize.sources.readers import read_file
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import RowGroup, features_of, iterate_row_groups, list_row_groups, read_row_group
 
 _KEYS = ("image_id", "path")

@@ -12,7 +12,7 @@ from featurize import storage
 from featurize.display import html_facts, html_table, plain_text
 from featurize.errors import UsageError
 from featurize.tables.manifests import NAMES, PREDICTED, FeaturesManifest, Manifest, PredictionsManifest, read_manifest
-from featurize.tables.row_edits import correct_rows
+from featurize.tables.readable import correct_rows
 
 SPLIT_ORDER = ("train", "validation", "test", PREDICTED)
 """The order in which splits are shown and read."""

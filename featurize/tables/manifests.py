@@ -8,17 +8,15 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
 
 from featurize import storage
 from featurize.digests import settings_digest
 from featurize.errors import JobError, UsageError
+from featurize.tables.row_edits import RowEdits
 from featurize.timings import Timings
-
-if TYPE_CHECKING:
-    from featurize.tables.row_edits import RowEdits
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
@@ -148,15 +146,14 @@ class FeaturesManifest(Manifest):
     rows_per_group: int
     recipe: dict[str, Any]
     lineage: dict[str, Any]
-    _edits: Any = PrivateAttr(default=None)
+    _edits: RowEdits | None = PrivateAttr(default=None)
 
     @property
-    def edits(self) -> "RowEdits | None":
+    def edits(self) -> RowEdits | None:
         """The edits to apply when reading the files; `rows` then counts the edited rows. None: no edits."""
-        edits: RowEdits | None = self._edits
-        return edits
+        return self._edits
 
-    def with_edits(self, edits: "RowEdits", rows: dict[str, dict[str, int]]) -> "FeaturesManifest":
+    def with_edits(self, edits: RowEdits, rows: dict[str, dict[str, int]]) -> "FeaturesManifest":
         """A copy for readers, with `edits` and the row counts that they lead to. It must not be written."""
         edited = self.model_copy(update={"rows": rows})
         edited._edits = edits
@@ -217,18 +214,6 @@ def read_manifest(url: str) -> Manifest | None:
         return _MANIFESTS[document["kind"]].model_validate(document)
     except ValidationError as error:
         raise JobError(f"{manifest_url} is damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}.") from error
-
-
-def read_features_manifest(url: str) -> FeaturesManifest:
-    """The manifest of the feature set at `url` for reading rows: through it every reader sees the corrected labels.
-
-    Raises:
-        UsageError: There is no feature set.
-        JobError: It, or its corrections, are damaged.
-    """
-    from featurize.tables.row_edits import correct_rows
-
-    return correct_rows(url, read_published_features(url))
 
 
 def read_published_features(url: str) -> FeaturesManifest:

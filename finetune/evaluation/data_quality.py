@@ -10,7 +10,8 @@ import numpy as np
 
 from featurize import storage
 from featurize.recipes.recipe import SPLITS
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from finetune.evaluation.duplicates import MAX_PAIRS, DuplicatePair, Duplicates, find_duplicates
 from finetune.evaluation.label_errors import find_label_errors
 from finetune.evaluation.out_of_fold import N_FOLDS, out_of_fold_probabilities

@@ -15,7 +15,7 @@ from featurize.errors import UsageError
 from featurize.storage.claims import user_name
 from featurize.tables.corrections import CORRECTIONS_SCHEMA, Corrections, append_corrections
 from featurize.tables.manifests import FeaturesManifest, read_published_features
-from featurize.tables.row_edits import scan_rows
+from featurize.tables.readable import scan_rows
 
 _COLUMNS = ("image_id", "label")
 _MOST_NAMED = 5

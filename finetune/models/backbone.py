@@ -7,7 +7,7 @@ from pathlib import Path
 from featurize.backbones.backbone import BackboneSpec, PreparedBackbone
 from featurize.backbones.rebuild import backbone_settings, prepare_again
 from featurize.errors import UsageError
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import FeaturesReference, ModelCard
 
 _LEAST_ROWS, _MOST_ROWS, _BATCH_BYTES = 32, 512, 4 << 20

@@ -9,8 +9,7 @@ import numpy as np
 from featurize.errors import UsageError
 from featurize.recipes.model_section import UNFROZEN, ModelSettings
 from finetune.networks.convnets import CONVNETS, apply_convnet, apply_hidden, size_faults
-from finetune.networks.input_statistics import Statistics
-from finetune.networks.inputs import flatten, input_faults, prepare_input
+from finetune.networks.inputs import Statistics, flatten, input_faults, prepare_input
 from finetune.networks.user_function_checks import check_own_model
 from finetune.networks.user_functions import apply_own, check_function
 

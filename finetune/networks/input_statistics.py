@@ -9,24 +9,11 @@ from numpy.typing import NDArray
 
 from featurize.errors import JobError
 from featurize.recipes.model_section import ModelSettings
-from finetune.networks.inputs import rows_to_standardize, standardizes_pixels
+from finetune.networks.inputs import Statistics, rows_to_standardize, standardizes_pixels
 
 BLOCK_VALUES = 1 << 20
 """How many values are taken at a time, however large a chunk is: 8 MiB of float64."""
 _RESOLUTION = float(np.finfo(np.float32).eps)
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """The mean and deviation by which features are standardised.
-
-    Attributes:
-        mean: float64 ``(n_channels,)`` for pixels in [0, 255], or ``(feature_dim,)``.
-        deviation: The population's standard deviation, in the same shape; above 0, and 1 where the feature is constant.
-    """
-
-    mean: NDArray[np.float64]
-    deviation: NDArray[np.float64]
 
 
 def needs_statistics(settings: ModelSettings, feature_dtype: str) -> bool:

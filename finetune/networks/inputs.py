@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -12,13 +13,24 @@ from featurize.recipes.model_section import PIXEL_MODELS, ModelSettings
 if TYPE_CHECKING:
     import keras
 
-    from finetune.networks.input_statistics import Statistics
-
 INPUT_LAYERS = ("pixels", "features", "scale", "above_threshold", "binarize", "flatten", "l2_normalize", "standardize")
 """The names that the layers of `prepare_input` and `flatten` can have."""
 _THRESHOLD = 30  # pixels above it become 1
 _LEAST_LENGTH = 1e-12  # epsilon of keras.layers.UnitNormalization
 PixelPreparation = Literal["scale", "standardize", "binarize"]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The mean and deviation by which features are standardised.
+
+    Attributes:
+        mean: float64 ``(n_channels,)`` for pixels in [0, 255], or ``(feature_dim,)``.
+        deviation: The population's standard deviation, in the same shape; above 0, and 1 where the feature is constant.
+    """
+
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
 
 
 def input_faults(settings: ModelSettings, feature_dtype: str) -> list[str]:
@@ -51,7 +63,7 @@ def prepare_input(
     *,
     feature_shape: Sequence[int],
     feature_dtype: str,
-    statistics: "Statistics | None" = None,
+    statistics: Statistics | None = None,
 ) -> tuple["keras.KerasTensor", "keras.KerasTensor"]:
     """The input tensor of a model, and the prepared tensor that its network gets.
 
@@ -106,7 +118,7 @@ def rows_to_standardize(features: NDArray[Any], settings: ModelSettings) -> NDAr
 
 
 def _prepare_pixels(
-    pixels: "keras.KerasTensor", preparation: PixelPreparation, statistics: "Statistics | None"
+    pixels: "keras.KerasTensor", preparation: PixelPreparation, statistics: Statistics | None
 ) -> "keras.KerasTensor":
     import keras
 
@@ -118,7 +130,7 @@ def _prepare_pixels(
     return keras.layers.ReLU(max_value=1.0, name="binarize")(above)  # pixels are integers: 31 gives 1 already
 
 
-def _standardize(tensor: "keras.KerasTensor", statistics: "Statistics | None") -> "keras.KerasTensor":
+def _standardize(tensor: "keras.KerasTensor", statistics: Statistics | None) -> "keras.KerasTensor":
     """The standardisation layer. Its statistics are settings, not weights, so that no optimizer or all-reduce touches them."""
     import keras
 

@@ -16,7 +16,8 @@ from featurize.backbones.rebuild import backbone_settings, prepare_again
 from featurize.errors import JobError, UsageError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.recipe import BackboneSettings
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import ModelCard, check_features, load_model, read_model_card
 from finetune.networks.build import PROBABILITIES, logits_of
 from finetune.networks.keyed_dropout import with_keyed_dropout

@@ -140,7 +140,8 @@ class SparkRanks:
             raise JobError(hub.verdict) from error
         if isinstance(error, FirnError):
             raise error
-        raise JobError(f"the ranks could not be started: {first_line(error)}") from error
+        why = first_line(error) if error is not None else "the job does not end"
+        raise JobError(f"the ranks could not be started: {why}") from error
 
     def _why_not_started(self, started: int, start_s: int) -> str:
         slots, ranks = concurrent_tasks(self._session), self._num_ranks

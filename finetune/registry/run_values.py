@@ -8,7 +8,8 @@ from typing import Any
 
 from featurize import storage
 from featurize.errors import FirnError
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import ModelCard
 
 _PLAIN_KEY = re.compile(r"[A-Za-z0-9_\-]+")

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from featurize.errors import UsageError
 from featurize.recipes.recipe import FeaturesSettings
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
-from featurize.tables.row_edits import EditedRows, keep_rows, scan_rows
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import EditedRows, read_features_manifest, scan_rows
+from featurize.tables.row_edits import keep_rows
 from finetune.models.folder import ModelCard
 
 if TYPE_CHECKING:

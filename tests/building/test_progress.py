@@ -5,9 +5,10 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import pyarrow as pa
 import pytest
@@ -29,8 +30,9 @@ from featurize.building.image_reports import (
 )
 from featurize.building.progress import ImageCounts, image_progress
 from featurize.errors import JobError
+from featurize.image_progress import ImageProgress
 from featurize.jobs.run import featurize
-from featurize.progress import ImageProgress, shown_progress
+from featurize.progress import shown_progress
 from featurize.progress_views import LogView
 
 KEY = bytes(32)
@@ -104,7 +106,7 @@ def test_counts_never_fall_count_no_image_twice_and_end_at_the_total(
 
 @given(jobs(), st.randoms())
 def test_reports_that_are_lost_are_made_up_for_by_the_next(
-    job: tuple[list[int], list[ShardReport]], random: "st.random.Random"
+    job: tuple[list[int], list[ShardReport]], random: Random
 ) -> None:
     planned, reports = job
     lossy, whole = ImageCounts(planned), ImageCounts(planned)
@@ -281,7 +283,7 @@ def test_images_that_were_touched_are_compared_and_so_it_says(
 @pytest.mark.spark
 @pytest.mark.slow
 def test_where_no_report_comes_tasks_that_have_ended_tell(spark: SparkSession, view: Recorder) -> None:
-    def work(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         time.sleep(2.5)
         yield from batches
 
@@ -302,7 +304,7 @@ def test_where_no_report_comes_tasks_that_have_ended_tell(spark: SparkSession, v
 def test_a_job_that_fails_is_told_as_before_and_is_not_at_its_end(spark: SparkSession, view: Recorder) -> None:
     from featurize.building.spark_jobs import collect
 
-    def fail(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def fail(_: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         raise ValueError("no such thing")
         yield
 

@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 from featurize.errors import JobError, UsageError
 from featurize.jobs.run import featurize
 from featurize.storage.claims import claim_output
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 
 pytestmark = pytest.mark.spark
 

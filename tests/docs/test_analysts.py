@@ -16,7 +16,7 @@ from helpers.tables.sql_sets import write_features
 from pyspark.sql import SparkSession
 
 from featurize.similar.search import find_similar
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 
 DOCUMENT = (ROOT / "docs" / "analysts.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([A-Za-z]+)[^\n]*\n\n```python\n(.*?)```", DOCUMENT, re.MULTILINE | re.DOTALL))

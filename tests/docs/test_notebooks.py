@@ -34,7 +34,15 @@ def make_scenes(folder: Path, request: pytest.FixtureRequest) -> None:
     assert made.rows == 80
 
 
-NOTEBOOKS: dict[str, Prepare] = {"analyst": make_scenes}
+def make_nothing(folder: Path, request: pytest.FixtureRequest) -> None:
+    """Nothing: the notebook makes all that it needs."""
+
+
+NOTEBOOKS: dict[str, Prepare] = {
+    "a_sweep": make_nothing,
+    "analyst": make_scenes,
+    "from_a_folder_to_a_report": make_nothing,
+}
 """What each notebook finds in the folder that it runs in, by its name without .ipynb."""
 
 

@@ -19,8 +19,8 @@ from pyspark.sql import SparkSession
 
 from featurize.errors import JobError, UsageError
 from featurize.jobs.run import featurize
-from featurize.tables.manifests import read_features_manifest
 from featurize.tables.predictions import read_views
+from featurize.tables.readable import read_features_manifest
 from finetune.drift.check import check_predictions, check_window
 from finetune.drift.read import EVERYTHING, Selection, read_rows, window_of
 from finetune.drift.reference import read_reference

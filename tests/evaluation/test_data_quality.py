@@ -16,7 +16,7 @@ from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
 from featurize.jobs.run import featurize
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.__main__ import app
 from finetune.evaluation.data_quality import JUDGED_SPLITS, DataQuality, check_data
 from finetune.evaluation.label_errors import find_label_errors

@@ -29,12 +29,8 @@ from featurize.sql.ddl import make_ddl
 from featurize.sql.query import fetch, register_views, run_query
 from featurize.sql.tables import find_tables
 from featurize.tables.corrections import CORRECTIONS_FOLDER, read_corrections
-from featurize.tables.manifests import (
-    FeaturesManifest,
-    read_features_manifest,
-    read_published_features,
-    write_manifest,
-)
+from featurize.tables.manifests import FeaturesManifest, read_published_features, write_manifest
+from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import read_table
 from finetune.__main__ import app
 from finetune.evaluation.data_quality import check_data

@@ -18,7 +18,8 @@ from featurize import storage
 from featurize.jobs.run import featurize
 from featurize.recipes.recipe import FinetuneRecipe
 from featurize.recipes.toml_settings import check_settings
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.ranks.communicator import SingleRank
 from finetune.rows.petastorm_reader import open_petastorm_reader

@@ -28,7 +28,8 @@ from featurize.building.staging import STAGING
 from featurize.errors import JobError
 from featurize.jobs.run import featurize
 from featurize.storage.claims import CLAIM_NAME
-from featurize.tables.manifests import FeaturesManifest, ShardRecord, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest, ShardRecord
+from featurize.tables.readable import read_features_manifest
 
 pytestmark = [pytest.mark.cluster, pytest.mark.hdfs, pytest.mark.spark, pytest.mark.slow]
 IMAGES, BROKEN = 520, 5

@@ -15,7 +15,7 @@ from featurize.backbones.precision import MIN_COSINE, has_bfloat16, mean_cosine
 from featurize.errors import JobError
 from featurize.jobs.run import featurize
 from featurize.recipes.recipe import SPLITS, Recipe, lower_half, read_recipe, upper_half
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.prediction.predict import plan_prediction, predict
 from finetune.ranks.communicator import SingleRank

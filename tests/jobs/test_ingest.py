@@ -18,7 +18,8 @@ from featurize.recipes.recipe import FractionSplit
 from featurize.recipes.toml_settings import check_settings
 from featurize.sources.cards import Card
 from featurize.sources.splits import split_by_fractions
-from featurize.tables.manifests import ImagesManifest, read_features_manifest, read_manifest
+from featurize.tables.manifests import ImagesManifest, read_manifest
+from featurize.tables.readable import read_features_manifest
 
 pytestmark = pytest.mark.spark
 DESIGN_COLUMNS = {

@@ -18,7 +18,7 @@ from featurize.decoding.decode import decode_image
 from featurize.jobs.run import featurize
 from featurize.recipes.recipe import FeaturizeRecipe
 from featurize.recipes.toml_settings import check_settings
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 
 pytestmark = pytest.mark.spark
 

@@ -12,7 +12,7 @@ from featurize.errors import UsageError
 from featurize.recipes.model_section import PIXEL_MODELS, ModelSettings
 from finetune.networks.build import LOGITS, build_model, layer_seeds, logits_of, model_faults
 from finetune.networks.convnets import CONVNETS
-from finetune.networks.input_statistics import Statistics
+from finetune.networks.inputs import Statistics
 
 HEAD = ModelSettings(name="softmax_head", url="unused")
 

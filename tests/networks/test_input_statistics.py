@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from featurize.errors import JobError
 from featurize.recipes.model_section import ModelSettings
 from finetune.networks import input_statistics
-from finetune.networks.input_statistics import Statistics, collect_statistics
-from finetune.networks.inputs import rows_to_standardize
+from finetune.networks.input_statistics import collect_statistics
+from finetune.networks.inputs import Statistics, rows_to_standardize
 
 FEATURES = ModelSettings(url="unused", standardize=True)
 NORMALIZED = ModelSettings(url="unused", standardize=True, l2_normalize=True)

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from featurize.errors import UsageError
 from featurize.recipes.model_section import ModelSettings
 from finetune.networks.build import build_model, logits_of
-from finetune.networks.input_statistics import Statistics, collect_statistics, needs_statistics
-from finetune.networks.inputs import prepare_input
+from finetune.networks.input_statistics import collect_statistics, needs_statistics
+from finetune.networks.inputs import Statistics, prepare_input
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (9, 6, 5, 3), dtype=np.uint8)
 IMAGES[0, ...] = np.arange(90, dtype=np.uint8).reshape(6, 5, 3)  # all values on either side of 30 are in it

@@ -14,7 +14,7 @@ from helpers.tables.feature_sets import make_clusters, write_feature_set
 from featurize.errors import JobError, UsageError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.toml_settings import check_settings
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.networks.build import build_model
 from finetune.networks.unfrozen import build_unfrozen, find_head
 from finetune.training.plan import plan_training

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
 from featurize.errors import UsageError
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import ModelCard, load_model, read_model_card
 from finetune.networks.forward import predict_probabilities
 from finetune.prediction.threshold import best_precision, choose_threshold, find_threshold

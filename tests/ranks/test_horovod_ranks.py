@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from featurize.errors import JobError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.networks.build import build_model
 from finetune.ranks import horovod_ranks
 from finetune.ranks.communicator import Communicator, SingleRank

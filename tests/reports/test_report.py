@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from featurize.pages.thumbnails import MAX_SIDE, read_thumbnails
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.__main__ import app
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.reports.judge import find_target, judge

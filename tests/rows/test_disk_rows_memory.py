@@ -13,7 +13,7 @@ from featurize.tables.manifests import FeaturesManifest
 
 PROGRAM = """
 import sys
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from featurize.memory import peak_memory_bytes
 from finetune.rows.disk_rows import StreamData
 

@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.recipes.recipe import read_recipe
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.evaluation.relabel import relabel
 from finetune.models.folder import load_model, read_model_card
 from finetune.ranks.communicator import SingleRank

@@ -165,7 +165,7 @@ def test_features_of_another_length_than_the_manifest_says_are_refused(
 
 PROGRAM = """
 import sys
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from featurize.memory import peak_memory_bytes
 from finetune.rows.splits import read_split
 

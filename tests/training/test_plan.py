@@ -15,7 +15,7 @@ from featurize.errors import UsageError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.recipe import FeaturesSettings, FinetuneRecipe
 from featurize.recipes.training_section import TrainingSettings
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import load_model
 from finetune.ranks.communicator import SingleRank
 from finetune.training.plan import find_trained, plan_training, weights_of_classes

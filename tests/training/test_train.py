@@ -14,7 +14,7 @@ from featurize.errors import JobError
 from featurize.memory import peak_memory_bytes
 from featurize.recipes.training_section import METRICS
 from featurize.storage.claims import CLAIM_NAME
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import ModelCard, load_model, read_model_card
 from finetune.networks.forward import predict_probabilities
 from finetune.rows.disk_rows import StreamData

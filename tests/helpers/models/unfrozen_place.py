@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.recipe import FinetuneRecipe
 from featurize.recipes.toml_settings import check_settings
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import ModelCard, read_model_card
 from finetune.networks.unfrozen import build_unfrozen, find_head
 from finetune.ranks.communicator import SingleRank

@@ -14,7 +14,8 @@ from featurize.backbones.backbone import PreparedBackbone
 from featurize.building.build import BuildResult
 from featurize.recipes.recipe import FeaturizeRecipe
 from featurize.recipes.toml_settings import check_settings
-from featurize.tables.manifests import FeaturesManifest, read_features_manifest
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.readable import read_features_manifest
 from helpers.toml_files import write_toml
 
 SPLIT = {"train": 0.6, "validation": 0.2, "test": 0.2, "seed": 7}

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from featurize.storage import absolute_url
-from featurize.tables.manifests import read_features_manifest
+from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import read_table
 
 _COLUMNS = ("image_id", "path", "label", "label_index", "width", "height", "features")
