@@ -196,6 +196,15 @@ def _watch(
             counts.tasks_ended(_ended_tasks(context, tag))
             next_look = now + _TASKS_LOOK_S
         view.show_images(counts.progress(now))
+    _disconnect(context)
+
+
+def _disconnect(context: SparkContext) -> None:
+    """Closes this thread's own connection to Spark, where it has one: its thread in the JVM ends too."""
+    find = getattr(getattr(context._gateway, "_gateway_client", None), "get_thread_connection", None)
+    connection = find() if find is not None else None
+    if connection is not None:
+        connection.close()
 
 
 def _ended_tasks(context: SparkContext, tag: str) -> int:

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from featurize.building.session import concurrent_tasks, is_submitted, session_builder
 from featurize.building.worker import use_task_resources
+from featurize.progress import stage
 
 _WARM_UP = "firn warm-up"
 
@@ -42,6 +43,8 @@ class StartingSession:
         Raises:
             Exception: whatever kept Spark from starting.
         """
+        if not self._session.done():
+            stage("waiting for Spark")
         session = self._session.result()
         # Which session is active is known by thread, and this one was made in another.
         jvm = session.sparkContext._jvm

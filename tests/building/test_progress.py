@@ -355,7 +355,7 @@ def test_a_terminal_shows_the_stages_and_a_bar_with_images_and_rejects(place: Pa
     status, lines = run_in_terminal(command, cwd=place)
     drawn = "\n".join(lines)
     assert status == 0, drawn
-    assert re.search(r"^\s*\S starting Spark", drawn, flags=re.MULTILINE)
+    assert re.search(r"^\s*\S waiting for Spark", drawn, flags=re.MULTILINE)
     assert re.search(r"starting workers ━+ 0/81  0 rejected", drawn)
     assert re.search(r"images ━+ 81/81 .*1 rejected", drawn)
     assert "80 images in" in drawn.partition("81/81")[2]
