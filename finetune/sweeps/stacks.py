@@ -68,7 +68,9 @@ class Stacks:
     def __init__(self) -> None:
         self._stacks: dict[Hashable, Stack] = {}
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Stacks that were made so far."""
         return len(self._stacks)
 
     def take(

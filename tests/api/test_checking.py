@@ -69,7 +69,7 @@ def test_labels_are_corrected_by_frames_mappings_and_files(own_set: Path, tmp_pa
 def test_a_table_that_is_wrong_corrects_nothing(own_set: Path) -> None:
     frame = pd.DataFrame({"image_id": ["no such image"], "label": ["a"]})
     for table, message in (
-        (frame, "is no class|has no image"),
+        (frame, "is not a class|has no image"),
         (frame.rename(columns={"label": "class"}), "must have the columns image_id and label. Got no label"),
         ({}, "the table has no rows"),
         ({"one": None}, "must be text. Got 'one' and None"),
@@ -113,5 +113,5 @@ def test_times_are_objects_or_text(predictions: Path, tmp_path: Path) -> None:
     later = BEGIN + timedelta(minutes=3)
     for since in (later, later.isoformat(), "2026-11-01T08:03"):
         assert finetune.check_drift(predictions, since=since, output=tmp_path).report.images == 400
-    with pytest.raises(finetune.UsageError, match="`since` takes a date or a time"):
+    with pytest.raises(finetune.UsageError, match="`since` must be a date or a time"):
         finetune.check_drift(predictions, since="yesterday")

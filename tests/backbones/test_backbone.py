@@ -99,7 +99,7 @@ def test_a_sequential_model_is_cut_too(tmp_path: Path) -> None:
 
 def test_a_network_for_images_of_any_size_needs_one_in_the_recipe(tmp_path: Path) -> None:
     path = small_network(tmp_path, size=None)
-    with pytest.raises(UsageError, match=r"`backbone\.height` is needed"):
+    with pytest.raises(UsageError, match=r"`backbone\.height` is required"):
         prepare_backbone(settings(path, preprocessing="none", layer="pool"), tmp_path)
     prepared = prepare_backbone(settings(path, preprocessing="none", layer="pool", height=8, width=10), tmp_path)
     assert prepared.spec.feature_shape == (3, 4, 8)

@@ -278,7 +278,7 @@ def test_seed_that_numpy_cannot_take_is_refused(folder: Path) -> None:
 
 def test_evaluate_names_what_is_missing(folder: Path, tmp_path: Path) -> None:
     assert_refused(call("evaluate", tmp_path / "none"), f"there is no model {tmp_path}/none", "finetune fit")
-    assert_refused(call("evaluate", folder / "set"), "is not a model")
+    assert_refused(call("evaluate", folder / "set"), "it is not a folder with model.json")
 
 
 def test_evaluate_names_splits_with_rows(folder: Path, one_rank: "subprocess.CompletedProcess[str]") -> None:

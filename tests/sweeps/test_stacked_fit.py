@@ -197,4 +197,4 @@ def test_a_stack_that_is_used_again_has_forgotten_the_networks_before() -> None:
         for found, own in zip(stacked, settings, strict=True):
             assert isinstance(found, FitResult)
             assert_equal(found, fit(make_model(MLP, seed=model_seed), train, validation, own))
-    assert len(stacks) == 1
+    assert stacks.count == 1
