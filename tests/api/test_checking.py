@@ -76,7 +76,7 @@ def test_a_table_that_is_wrong_corrects_nothing(own_set: Path) -> None:
     ):
         with pytest.raises(finetune.UsageError, match=message):
             finetune.relabel(table, own_set, reason="why")  # type: ignore[arg-type]
-    with pytest.raises(finetune.UsageError, match="`reason` must say why"):
+    with pytest.raises(finetune.UsageError, match="`reason` is required"):
         finetune.relabel(frame, own_set, reason=" ")
 
 

@@ -131,5 +131,5 @@ def test_what_is_wrong_with_a_call_is_said(spark: SparkSession, trained: dict[st
             finetune.predict(folder, given)  # type: ignore[arg-type]
     with pytest.raises(finetune.UsageError, match=r"`target_precision` must be in \(0, 1\]. Got 1.5"):
         finetune.predict(head, [], target_precision=1.5)
-    with pytest.raises(finetune.UsageError, match="give either `images` or `features`"):
+    with pytest.raises(finetune.UsageError, match="either `images` or `features` is required"):
         finetune.predict(head, output="out")

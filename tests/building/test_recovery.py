@@ -123,7 +123,7 @@ def test_after_a_failure_only_unfinished_shards_are_made_again(
             featurize(spark, recipe(photos, tmp_path / "out", mean_backbone))
     assert (tmp_path / "out" / STAGING / "commits").is_dir()
     assert not (tmp_path / "out" / "data").exists()
-    with pytest.raises(UsageError, match=r"unfinished run with other settings[^$]*there 7, asked 8"):
+    with pytest.raises(UsageError, match=r"unfinished run with other settings[^$]*existing 7, requested 8"):
         featurize(spark, recipe(photos, tmp_path / "out", mean_backbone, rows_per_group=8))
     result, _ = featurize(spark, recipe(photos, tmp_path / "out", mean_backbone))
     assert 0 < result.skipped < 62

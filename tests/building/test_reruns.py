@@ -136,10 +136,10 @@ def test_images_that_were_only_touched_are_read_and_skipped(
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"split": {**SPLIT, "seed": 8}}, "source.split.seed: there 7, asked 8"),
-        ({"preprocessing": "tf"}, "backbone.preprocessing: there 'none', asked 'tf'"),
-        ({"precision": "bfloat16"}, "backbone.precision: there 'float32', asked 'bfloat16'"),
-        ({"rows_per_group": 8}, "rows_per_group: there 7, asked 8"),
+        ({"split": {**SPLIT, "seed": 8}}, "source.split.seed: existing 7, requested 8"),
+        ({"preprocessing": "tf"}, "backbone.preprocessing: existing 'none', requested 'tf'"),
+        ({"precision": "bfloat16"}, "backbone.precision: existing 'float32', requested 'bfloat16'"),
+        ({"rows_per_group": 8}, "rows_per_group: existing 7, requested 8"),
     ],
 )
 def test_other_settings_in_the_same_place_are_refused_by_name(
