@@ -137,7 +137,7 @@ def test_ingest_run_and_describe_say_what_they_did(firn: Firn, place: Path) -> N
     before = {path: path.stat().st_mtime_ns for path in (place / "features").rglob("*")}
     arguments = ["--set", "backbone.preprocessing=tf"]
     message = failure(firn("featurize", "run", "recipe.toml", "--json", *arguments), 2)
-    assert "backbone.preprocessing: there 'none', asked 'tf'" in message
+    assert "backbone.preprocessing: existing 'none', requested 'tf'" in message
     assert {path: path.stat().st_mtime_ns for path in (place / "features").rglob("*")} == before
 
 
