@@ -31,7 +31,7 @@ DecodeTimeoutOption = Annotated[
 
 show_errors_only()  # TensorFlow's own notes would bury Firn's
 # Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.
-_RANK_0_SPEAKS_S = 3.0
+_RANK_0_SPEAKS_S = 10.0
 
 
 def make_app(purpose: str) -> typer.Typer:

@@ -134,11 +134,14 @@ class SparkRanks:
             launch.abort()
             _has_ended(launched, _ABORTED_S)
         error = launched.exception() if launched.done() else None
-        if hub.verdict is not None and (error is not None or not launched.done()):
+        if launched.done() and error is None:  # the ranks say themselves what their errors were
+            return launched.result()
+        if hub.verdict is not None:
             raise JobError(hub.verdict) from error
-        if error is not None and not isinstance(error, FirnError):
-            raise JobError(f"the ranks could not be started: {first_line(error)}") from error
-        return launched.result()
+        if isinstance(error, FirnError):
+            raise error
+        why = first_line(error) if error is not None else "the job does not end"
+        raise JobError(f"the ranks could not be started: {why}") from error
 
     def _why_not_started(self, started: int, start_s: int) -> str:
         slots, ranks = concurrent_tasks(self._session), self._num_ranks
