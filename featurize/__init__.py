@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featurize.recipes.recipe import Recipe, read_recipe
     from featurize.tables.description import Description, describe
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Description",
     "Features",

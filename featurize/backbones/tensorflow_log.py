@@ -7,9 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock
 
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _ERRORS = "2"
+_starting = Lock()
 _NOTE = re.compile(
     rb"^(I\d{4} \d\d:\d\d:.*|WARNING: All log messages before absl::InitializeLog\(\).*)\n", re.MULTILINE
 )
@@ -20,7 +22,6 @@ def show_errors_only() -> None:
     os.environ.setdefault(LEVEL, _ERRORS)
 
 
-@cache
 def start_xla() -> None:
     """Starts XLA in this process, without its notes, if it has not been started here before.
 
@@ -28,6 +29,12 @@ def start_xla() -> None:
     which no variable and no function of TensorFlow reaches. So it compiles an addition here, and of what is written meanwhile all
     is shown afterwards but these lines. Where `TF_CPP_MIN_LOG_LEVEL` is 0 they are shown too.
     """
+    with _starting:  # standard error is the whole process's: two threads at once would lose it
+        _start_xla_once()
+
+
+@cache
+def _start_xla_once() -> None:
     import tensorflow as tf
 
     add = tf.function(lambda value: value + 1, jit_compile=True, autograph=False)

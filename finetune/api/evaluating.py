@@ -1,6 +1,7 @@
 """`evaluate`: how good a model is on one split."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,7 @@ def evaluate(
     split: str = "test",
     output: str | Path | None = None,
     all_rows: bool = False,
+    on_result: Callable[[ModelEvaluation], None] = lambda result: None,
 ) -> ModelEvaluation:
     """Evaluates a model on one split, and writes scores, confusion matrix and its plot beside the model.
 
@@ -138,6 +140,7 @@ def evaluate(
         split: ``train``, ``validation`` or ``test``.
         output: the folder for the three files; default: the model's.
         all_rows: whether to judge by all rows; else by those that the query of the model selects, if it has one.
+        on_result: called with the result before it is logged, so that a registry that fails does not hide it.
 
     Raises:
         UsageError: there is no such model or feature set, its features are of another backbone, or the split has no rows.
@@ -148,4 +151,6 @@ def evaluate(
     folder = None if output is None else str(output)
     result = evaluate_model(chosen.url, url, split, folder, all_rows=all_rows)
     files = result.pop("files")
-    return ModelEvaluation(chosen, result, files, log_evaluation(chosen.url, {**result, "files": files}))
+    evaluation = ModelEvaluation(chosen, result, files)
+    on_result(evaluation)
+    return replace(evaluation, logged=log_evaluation(chosen.url, {**result, "files": files}))

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -164,6 +164,7 @@ def sweep(
     spark: "SparkSession | None" = None,
     overrides: Mapping[str, Any] | Sequence[str] | None = None,
     on_trials: OnTrials | None = None,
+    on_result: Callable[[Sweep], None] = lambda result: None,
 ) -> Sweep:
     """Trains a model for every setting and seed of a recipe's section `sweep`, many at once, and ranks the settings.
 
@@ -178,6 +179,7 @@ def sweep(
             this call.
         overrides: values by dotted key, as in ``{"training.epochs": 20}``; or texts of the form ``training.epochs=20``.
         on_trials: called with every group of trials that is done.
+        on_result: called with the result before the models are logged, so that a registry that fails does not hide it.
 
     Raises:
         UsageError: the recipe has faults, or there is no feature set.
@@ -198,8 +200,9 @@ def sweep(
                 show(done, plan.most_models)
 
         result = run_sweep(plan, runner=runner, on_trials=report)
-    registered = _log(plan, result.card)
-    return Sweep(plan.url, result.card, result.trained, result.reused, result.failed, registered)
+    found = Sweep(plan.url, result.card, result.trained, result.reused, result.failed)
+    on_result(found)
+    return replace(found, registered=_log(plan, result.card))
 
 
 @contextmanager

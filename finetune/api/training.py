@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,12 +82,14 @@ def train_recipe(
     overwrite: bool = False,
     resume: bool = False,
     on_epoch: OnPlan = lambda plan: None,
+    on_trained: Callable[[Model], None] = lambda model: None,
 ) -> Model | None:
     """As `fit`, on a rank of horovodrun too, where each rank calls it.
 
     Args:
         overrides: as for `fit`, or texts of the form ``training.epochs=20``.
         on_epoch: gives for the plan what is to be called after each epoch; None: nothing is.
+        on_trained: called with the model before it is logged, so that a registry that fails does not hide it.
 
     Returns:
         The model; None on the ranks of horovodrun other than rank 0.
@@ -105,7 +108,9 @@ def train_recipe(
     if card is None or not is_first:
         return None
     url = absolute_url(plan.recipe.model.url)
-    return Model(url, card, is_reused=is_reused, logged=log_fit(url, plan.recipe.registry))
+    model = Model(url, card, is_reused=is_reused)
+    on_trained(model)
+    return replace(model, logged=log_fit(url, plan.recipe.registry))
 
 
 def _log_plan(plan: TrainingPlan, *, is_reused: bool, resume: bool) -> None:
@@ -114,5 +119,5 @@ def _log_plan(plan: TrainingPlan, *, is_reused: bool, resume: bool) -> None:
         _logger.info("%s", selection)
     if not is_reused and not resume and has_checkpoint(plan.recipe.model.url):
         _logger.warning(
-            "an interrupted training has left its checkpoint; this one starts anew. `resume` goes on from it."
+            "an interrupted training has left its checkpoint; this one starts anew. `resume` (`--resume`) continues from it."
         )

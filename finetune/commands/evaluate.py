@@ -1,12 +1,15 @@
 """The command `finetune evaluate`."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
 from finetune.commands.models import report_logged
+
+if TYPE_CHECKING:
+    from finetune.api.evaluating import ModelEvaluation
 
 
 def evaluate_command(
@@ -24,8 +27,10 @@ def evaluate_command(
         from finetune.api.evaluating import evaluate
         from finetune.evaluation.evaluate import print_evaluation
 
-        found = evaluate(model, features, split=split, output=output, all_rows=all_rows)
-        result = {**found.result, "files": found.files}
-        print_evaluation(result, Console(stderr=as_json))
-        print_result(result, as_json=as_json)
+        def show(found: "ModelEvaluation") -> None:
+            result = {**found.result, "files": found.files}
+            print_evaluation(result, Console(stderr=as_json))
+            print_result(result, as_json=as_json)
+
+        found = evaluate(model, features, split=split, output=output, all_rows=all_rows, on_result=show)
         report_logged(found.logged)

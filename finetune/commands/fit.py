@@ -45,9 +45,9 @@ def fit_command(
             overwrite=overwrite,
             resume=resume,
             on_epoch=lambda plan: epoch_progress(plan.recipe.training.epochs),
+            on_trained=lambda model: _report(model.card, model.url, reused=model.is_reused, as_json=as_json),
         )
         if model is not None:
-            _report(model.card, model.url, reused=model.is_reused, as_json=as_json)
             report_logged(model.logged)
 
 

@@ -1,6 +1,6 @@
 """`finetune sweep`: the command."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ from featurize.console import say
 from featurize.errors import JobError
 
 if TYPE_CHECKING:
-    from finetune.api.sweeping import OnTrials
+    from finetune.api.sweeping import OnTrials, Sweep
     from finetune.sweeps.folder import Setting, SweepCard, Trial
 
 _SETTINGS_SHOWN = 10
@@ -36,12 +36,18 @@ def sweep_command(
 
         see_working_folder()
 
-        with _progress_bar() as on_trials:
-            found = sweep(recipe, tasks=tasks, overrides=overrides or (), on_trials=on_trials)
-        ranked = rank_settings(found.card)
-        say(f"{found.url}: {found.trained} models trained, {found.reused} there already, {found.failed} failed.")
-        Console(stderr=True).print(_table(found.card, ranked))
-        print_result(_as_json(found.url, found.card, ranked, found.trained, found.reused), as_json=as_json)
+        with _progress_bar() as (on_trials, close_bar):
+
+            def show(found: "Sweep") -> None:
+                close_bar()
+                ranked = rank_settings(found.card)
+                say(
+                    f"{found.url}: {found.trained} models trained, {found.reused} there already, {found.failed} failed."
+                )
+                Console(stderr=True).print(_table(found.card, ranked))
+                print_result(_as_json(found.url, found.card, ranked, found.trained, found.reused), as_json=as_json)
+
+            found = sweep(recipe, tasks=tasks, overrides=overrides or (), on_trials=on_trials, on_result=show)
         if found.registered is not None:
             logged = found.registered
             say(f"logged: {logged.logged} models, {logged.there} there already, in {logged.registry}")
@@ -50,8 +56,8 @@ def sweep_command(
 
 
 @contextmanager
-def _progress_bar() -> "Iterator[OnTrials]":
-    """A function that moves a bar by the trials that are done."""
+def _progress_bar() -> "Iterator[tuple[OnTrials, Callable[[], None]]]":
+    """A function that moves a bar by the trials that are done, and one that removes the bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("models", total=None)
@@ -59,7 +65,7 @@ def _progress_bar() -> "Iterator[OnTrials]":
         def advance(trials: "Sequence[Trial]", most_models: int) -> None:
             progress.update(bar, total=most_models, advance=len(trials))
 
-        yield advance
+        yield advance, progress.stop
 
 
 def _table(card: "SweepCard", ranked: "Sequence[Setting]") -> Table:

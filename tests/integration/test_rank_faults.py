@@ -95,7 +95,7 @@ def on_spark(jobs: list[Job], folder: Path, fault: str, faulty: int, size: int =
 def the_error(output: str) -> str:
     """The one message with which the job ends."""
     # On Spark it may come within a line that Horovod logs, behind the time that this begins with.
-    found = re.findall(r"^(?:\[\d\]<stderr>:)?(?:\[[\d :.-]+)?error: (.*)$", output, flags=re.MULTILINE)
+    found = re.findall(r"^(?:\[\d\]<stderr>:)?(?:\[[\d :.-]*)?error: (.*)$", output, flags=re.MULTILINE)
     assert len(found) == 1, output[-5000:]
     return str(found[0])
 

@@ -89,7 +89,7 @@ def test_features_are_no_images(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"feature_shape": [16, 12, 3]}, "takes images of 12 x 12 x 3 (height, width, channels). Got 16 x 12 x 3."),
+        ({"feature_shape": [16, 12, 3]}, "needs images of 12 x 12 x 3 (height, width, channels). Got 16 x 12 x 3."),
         ({"feature_shape": [12, 12, 1]}, "Got 12 x 12 x 1."),
         ({"classes": ["blue", "red", "green"]}, "classes of the head are blue, green, red. Got blue, red, green."),
         (

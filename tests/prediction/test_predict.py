@@ -226,7 +226,7 @@ def test_what_is_wrong_with_a_call_is_said(
         assert set(tmp_path.rglob("*")) == before
 
     (tmp_path / "empty").mkdir()
-    refused("there is no model .*nowhere: no folder", tmp_path / "nowhere", images=photos)
+    refused("there is no model .*nowhere: it is not a folder", tmp_path / "nowhere", images=photos)
     refused("holds no files", images=tmp_path / "empty")
     refused("there is nothing at .*none", images=tmp_path / "none")
     refused("either `images` or `features`")

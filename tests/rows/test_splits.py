@@ -92,7 +92,9 @@ def test_empty_split_has_the_shape_of_the_features(tmp_path: Path) -> None:
 
 def test_equal_images_are_ordered_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     features, label_index = make_clusters(8)
-    monkeypatch.setattr("helpers.tables.feature_sets.image_ids", lambda rows: [hashlib.sha256(b"one").hexdigest()] * rows)
+    monkeypatch.setattr(
+        "helpers.tables.feature_sets.image_ids", lambda rows: [hashlib.sha256(b"one").hexdigest()] * rows
+    )
     manifest = write_feature_set(
         tmp_path, features, label_index, splits=["train"] * 8, shards=[[3, 1, 2], [7, 0, 4, 5, 6]]
     )
