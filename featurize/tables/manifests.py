@@ -101,11 +101,6 @@ class Manifest(BaseModel):
         return [file for shard in self.shards for file in shard.reject_files]
 
     @property
-    def index_files(self) -> list[DataFile]:
-        """The Parquet files from which a later run knows what is there."""
-        return [shard.index_file for shard in self.shards]
-
-    @property
     def row_count(self) -> int:
         """Rows in all splits."""
         return sum(count for classes in self.rows.values() for count in classes.values())
