@@ -21,20 +21,16 @@ IndexFiles = MutableMapping[str, pa.Table]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Where each row of a listing stands, as row numbers; and what is known and listed no more.
+    """What of a listing may have changed, as row numbers; and what is known and listed no more.
 
     Attributes:
-        unchanged: known, with an equal stamp.
         suspect: known with another stamp, or as one that could not be read: the bytes are to be compared with `suspect_ids`.
         suspect_ids: the SHA-256 under which each suspect is known; None for one that could not be read.
-        new: not known.
         removed: paths that are known and not in the listing.
     """
 
-    unchanged: NDArray[np.int64]
     suspect: NDArray[np.int64]
     suspect_ids: list[str | None]
-    new: NDArray[np.int64]
     removed: list[str]
 
 
@@ -77,10 +73,8 @@ def compare(listing: pa.Table, index: pa.Table) -> Comparison:
     is_known = pc.is_valid(place).to_numpy(zero_copy_only=False)
     suspect = np.flatnonzero(is_known & ~equal)
     return Comparison(
-        unchanged=np.flatnonzero(is_known & equal),
         suspect=suspect,
         suspect_ids=index.column("image_id").take(place.take(pa.array(suspect))).to_pylist(),
-        new=np.flatnonzero(~is_known),
         removed=index.filter(pc.invert(pc.is_in(known, value_set=keys.combine_chunks())))["path"].to_pylist(),
     )
 

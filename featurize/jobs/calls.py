@@ -17,6 +17,7 @@ from featurize.jobs import ingest as ingest_job
 from featurize.jobs.features import Features
 from featurize.jobs.images import Images
 from featurize.jobs.run import featurize
+from featurize.progress import shown_in_notebook
 from featurize.recipes.recipe import Recipe, origin_of, read_recipe, upper_half
 from featurize.recipes.toml_settings import Overrides, check_settings
 from featurize.sources.cards import Card, find_card, read_card
@@ -51,7 +52,7 @@ def run(
     if isinstance(recipe, str | Path):
         folders.append(Path(recipe).absolute().parent.parent / "datasets")
     warm_up = checked.backbone.name != "pixels"
-    with borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
+    with shown_in_notebook(), borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
         result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
     url = storage.absolute_url(checked.features.url)
     return Features(url, correct_rows(url, cast(FeaturesManifest, result.manifest)), build=result)
@@ -82,7 +83,7 @@ def ingest(
     """
     _check_limits(max_reject_fraction, decode_timeout_s)
     checked = _read_card(card)
-    with borrowed_session(spark, "firn ingest") as session:
+    with shown_in_notebook(), borrowed_session(spark, "firn ingest") as session:
         result = ingest_job.ingest(
             session,
             checked,

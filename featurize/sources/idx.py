@@ -56,9 +56,3 @@ def unzip(content: bytes, *, name: str) -> bytes:
         return gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise JobError(f"{name}: damaged gzip file: {error}.") from error
-
-
-def encode_idx(array: NDArray[np.uint8]) -> bytes:
-    """`array` as the bytes of an IDX file, not gzipped."""
-    header = struct.pack(f">HBB{array.ndim}I", 0, _UNSIGNED_BYTE, array.ndim, *array.shape)
-    return header + array.tobytes()

@@ -16,6 +16,7 @@ from requests.exceptions import RequestException
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
+from featurize.shortening import some_lines
 from featurize.sources.folders import COPYING, is_hidden
 
 _SCHEMES = {"webhdfs": "http", "swebhdfs": "https", "http": "http", "https": "https"}
@@ -77,10 +78,9 @@ def upload_folder(
     with ThreadPoolExecutor(threads, thread_name_prefix="firn-upload") as pool:
         failures = [failure for failure in pool.map(send, missing) if failure is not None]
     if failures:
-        named = "\n".join(f"  - {failure}" for failure in failures[:_MOST_NAMED])
+        named = "\n".join(some_lines((f"  - {failure}" for failure in failures), _MOST_NAMED))
         raise JobError(
             f"{len(failures)} of {len(missing)} files could not be uploaded; run the command again to resume.\n{named}"
-            + ("\n  - ..." if len(failures) > _MOST_NAMED else "")
         )
     return UploadResult(url, len(missing), len(sizes) - len(missing), total, perf_counter() - started)
 

@@ -1,4 +1,4 @@
 """The published tables: their schemas, manifests and readers. All that other tools read of Firn is defined here.
 
-Import `manifests`, `row_groups`, `row_edits`, `corrections`, `predictions` and `schemas`.
+Import `documents`, `manifests`, `row_groups`, `row_edits`, `corrections`, `predictions` and `schemas`.
 """

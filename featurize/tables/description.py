@@ -11,6 +11,7 @@ from rich.table import Table
 from featurize import storage
 from featurize.display import html_facts, html_table, plain_text
 from featurize.errors import UsageError
+from featurize.shortening import some_lines
 from featurize.tables.manifests import NAMES, PREDICTED, FeaturesManifest, Manifest, PredictionsManifest, read_manifest
 from featurize.tables.readable import correct_rows
 
@@ -99,8 +100,7 @@ def describe(url: str) -> Description:
 def summarize_rejects(rejects: Mapping[str, int], most: int = 8) -> str:
     """The reasons for rejects, most frequent first, a line each."""
     ranked = sorted(rejects.items(), key=lambda item: (-item[1], item[0]))
-    lines = [f"  - {count} x {reason}" for reason, count in ranked[:most]]
-    return "\n".join(lines + ([f"  - and {len(ranked) - most} more reasons"] if len(ranked) > most else []))
+    return "\n".join(some_lines((f"  - {count} x {reason}" for reason, count in ranked), most, things="reasons"))
 
 
 def _own_fields(manifest: Manifest) -> dict[str, Any]:

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, PrivateAttr, RootModel
 
 from featurize import storage
 from featurize.digests import settings_digest
-from featurize.errors import JobError, UsageError
+from featurize.errors import UsageError
+from featurize.tables.documents import read_document
 from featurize.tables.row_edits import RowEdits
 from featurize.timings import Timings
 
@@ -100,11 +101,6 @@ class Manifest(BaseModel):
         return [file for shard in self.shards for file in shard.reject_files]
 
     @property
-    def index_files(self) -> list[DataFile]:
-        """The Parquet files from which a later run knows what is there."""
-        return [shard.index_file for shard in self.shards]
-
-    @property
     def row_count(self) -> int:
         """Rows in all splits."""
         return sum(count for classes in self.rows.values() for count in classes.values())
@@ -182,38 +178,24 @@ class PredictionsManifest(Manifest):
 
 
 PREDICTED = "predicted"
-_MANIFESTS: dict[str, type[Manifest]] = {
-    "images": ImagesManifest,
-    "features": FeaturesManifest,
-    "predictions": PredictionsManifest,
-}
 NAMES = {"images": "an images table", "features": "a feature set", "predictions": "a table of predictions"}
 """The kinds of tables in messages."""
+
+
+class _AnyManifest(
+    RootModel[Annotated[ImagesManifest | FeaturesManifest | PredictionsManifest, Discriminator("kind")]]
+):
+    """The manifest of a table of any kind."""
 
 
 def read_manifest(url: str) -> Manifest | None:
     """The manifest of the table at `url`, or None where there is none.
 
     Raises:
-        JobError: The file is not a manifest, or was written by a newer Firn.
+        JobError: The file is damaged or not a manifest, or has another schema version.
     """
-    manifest_url = storage.join_url(url, MANIFEST_NAME)
-    try:
-        document = storage.read_json(manifest_url)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:
-        raise JobError(f"{manifest_url} is not JSON: {error}.") from error
-    if not isinstance(document, dict) or document.get("kind") not in _MANIFESTS:
-        raise JobError(f"{manifest_url} is not a manifest of a Firn table.")
-    if document.get("schema_version") != SCHEMA_VERSION:
-        raise JobError(
-            f"{manifest_url} has schema version {document.get('schema_version')!r}; this Firn reads {SCHEMA_VERSION}."
-        )
-    try:
-        return _MANIFESTS[document["kind"]].model_validate(document)
-    except ValidationError as error:
-        raise JobError(f"{manifest_url} is damaged: {error.errors()[0]['loc']}: {error.errors()[0]['msg']}.") from error
+    found = read_document(storage.join_url(url, MANIFEST_NAME), _AnyManifest, version=SCHEMA_VERSION)
+    return None if found is None else found.root
 
 
 def read_published_features(url: str) -> FeaturesManifest:

@@ -12,10 +12,11 @@ and `finetune views` write all this.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
-from featurize.errors import JobError, UsageError
+from featurize.errors import UsageError
+from featurize.tables.documents import read_document
 from featurize.tables.manifests import PredictionsManifest, read_manifest
 
 PLAIN_COLUMNS = ("image_id", "path", "probability", "projection")
@@ -81,7 +82,7 @@ def read_views(output: str) -> PublishedViews:
 
     Raises:
         UsageError: There are no predictions.
-        JobError: `views.json` is damaged.
+        JobError: `views.json` is damaged, or has another schema version.
     """
     published = find_views(output)
     if published is None:
@@ -106,15 +107,10 @@ def read_views_file(url: str) -> Views:
     """The content of `views.json`, whatever predictions there are; no views where there is no such file.
 
     Raises:
-        JobError: It is damaged.
+        JobError: It is damaged, or has another schema version.
     """
-    views_url = storage.join_url(url, VIEWS_NAME)
-    try:
-        return Views.model_validate(storage.read_json(views_url))
-    except (FileNotFoundError, NotADirectoryError):
-        return Views()
-    except (ValueError, ValidationError) as error:
-        raise JobError(f"{views_url} is damaged. Remove it; `finetune views` makes it again.") from error
+    remedy = "Remove it; `finetune views` makes it again."
+    return read_document(storage.join_url(url, VIEWS_NAME), Views, version=SCHEMA_VERSION, remedy=remedy) or Views()
 
 
 def latest_of(aliases: Mapping[str, str], manifests: Mapping[str, PredictionsManifest]) -> str:

@@ -211,11 +211,12 @@ def _publish(
     **given: Any,
 ) -> PredictionTable:
     from featurize.building.starting_session import borrowed_or_starting
+    from featurize.progress import shown_in_notebook
     from finetune.prediction.predict import plan_prediction
     from finetune.prediction.predict import predict as label
 
     plan = plan_prediction(name, output, **given)
-    with borrowed_or_starting(spark, "firn predict", warm_up=True) as session:
+    with shown_in_notebook(), borrowed_or_starting(spark, "firn predict", warm_up=True) as session:
         done = label(session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s)
     return PredictionTable(plan, done)
 

@@ -9,6 +9,7 @@ from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from featurize.display import html_facts, html_table, plain_text
+from featurize.shortening import and_more
 
 MOST_ROWS = 12
 
@@ -48,7 +49,7 @@ class Summary:
             for row in self.rows:
                 table.add_row(*(escape_markup(cell) for cell in row))
             parts.append(plain_text(table))
-        parts += [f"... and {self.more:,} more"] if self.more else []
+        parts += [and_more(self.more)] if self.more else []
         return "\n".join(parts)
 
     def as_html(self) -> str:
@@ -56,7 +57,7 @@ class Summary:
         parts = [f"<p><strong>{escape(self.title)}</strong></p>"]
         parts += [html_facts(self.facts)] if self.facts else []
         parts += [html_table(self.columns, self.rows, numbers=self.numbers)] if self.columns else []
-        parts += [f"<p>... and {self.more:,} more</p>"] if self.more else []
+        parts += [f"<p>{and_more(self.more)}</p>"] if self.more else []
         return "<div>" + "".join(parts) + "</div>"
 
 

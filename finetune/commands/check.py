@@ -6,10 +6,9 @@ import typer
 from rich.console import Console
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
+from featurize.shortening import some_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from finetune.evaluation.data_quality import DataQuality
     from finetune.evaluation.duplicates import DuplicatePair
 
@@ -49,15 +48,16 @@ def print_quality(quality: "DataQuality", screen: Console) -> None:
             f"{len(quality.label_errors)} of {quality.rows_judged} labels are probably wrong (estimated share "
             f"{quality.label_error_share:.1%}, out-of-fold accuracy {quality.out_of_fold_accuracy:.4f})."
         ]
-    lines += _first(
+    errors = (
         f"  {error.path}: {error.suggested} ({error.suggested_probability:.3f}), "
         f"not {error.given} ({error.given_probability:.3f})"
         for error in quality.label_errors
     )
+    lines += some_lines(errors, _ON_SCREEN)
     lines.append(f"{found.n_exact} pairs of exact duplicates.")
-    lines += _first(_line(pair) for pair in found.pairs if pair.is_exact)
+    lines += some_lines((_line(pair) for pair in found.pairs if pair.is_exact), _ON_SCREEN)
     lines.append(f"{found.n_near} pairs of near duplicates across splits, of similarity {found.threshold:.4f} or more.")
-    lines += _first(_line(pair) for pair in found.pairs if not pair.is_exact)
+    lines += some_lines((_line(pair) for pair in found.pairs if not pair.is_exact), _ON_SCREEN)
     lines += [
         f"{count} of {quality.rows[split]} images of {split} have a duplicate in {other}."
         for split, counts in found.leaks.items()
@@ -71,10 +71,3 @@ def print_quality(quality: "DataQuality", screen: Console) -> None:
 def _line(pair: "DuplicatePair") -> str:
     ends = (f"{pair.path} ({pair.split}, {pair.label})", f"{pair.other_path} ({pair.other_split}, {pair.other_label})")
     return f"  {'' if pair.is_exact else f'{pair.similarity:.4f} '}{' and '.join(ends)}"
-
-
-def _first(lines: "Iterable[str]") -> list[str]:
-    """As many as are good to see."""
-    every = list(lines)
-    more = len(every) - _ON_SCREEN
-    return every if more <= 0 else [*every[:_ON_SCREEN], f"  ... and {more} more"]

@@ -12,6 +12,7 @@ from rich.table import Table
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say
 from featurize.errors import JobError
+from featurize.shortening import and_more, some_lines
 
 if TYPE_CHECKING:
     from finetune.api.sweeping import OnTrials, Sweep
@@ -80,8 +81,7 @@ def _table(card: "SweepCard", ranked: "Sequence[Setting]") -> Table:
         mean, sd = ("" if value is None else f"{value:.4f}" for value in (setting.mean, setting.sd))
         values = [as_text(setting.values.get(key, "")) for key in card.keys]
         table.add_row(*values, mean, sd, interval, str(sum(trial.state == "done" for trial in setting.trials)))
-    if len(ranked) > _SETTINGS_SHOWN:
-        table.caption = f"... and {len(ranked) - _SETTINGS_SHOWN} more settings"
+    table.caption = and_more(len(ranked) - _SETTINGS_SHOWN, "settings") or None
     return table
 
 
@@ -109,6 +109,7 @@ def _failures(card: "SweepCard") -> str:
     from finetune.sweeps.plan import in_words
 
     failed = [trial for trial in card.trials if trial.state == "failed"]
-    lines = [f"  - {in_words(trial.values)}, seed {trial.seed}: {trial.error}" for trial in failed[:5]]
-    more = [f"  ... and {len(failed) - 5} more"] if len(failed) > 5 else []
-    return "\n".join([f"{len(failed)} models could not be trained; run it again to try once more:", *lines, *more])
+    lines = (f"  - {in_words(trial.values)}, seed {trial.seed}: {trial.error}" for trial in failed)
+    return "\n".join(
+        [f"{len(failed)} models could not be trained; run it again to try once more:", *some_lines(lines, 5)]
+    )

@@ -22,12 +22,10 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
-from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.predictions import DRIFT
 from finetune.drift.projection import SIZE, Projection, embed, embedding_model, median_distance, seed_of
-from finetune.models.folder import ModelCard, check_features, load_model
-from finetune.rows.row_query import read_selected_by_model
-from finetune.rows.splits import iterate_split
+from finetune.evaluation.split_answers import SplitRows, open_split_rows
+from finetune.models.folder import ModelCard, load_model
 
 SPLIT = "validation"
 MOST_IMAGES = 4096
@@ -130,15 +128,12 @@ def make_reference(url: str, card: ModelCard) -> Reference:
     Raises:
         UsageError: The feature set is gone, has changed, or has too small a validation split.
     """
-    features = card.features.url
-    manifest = read_selected_by_model(card, features)
-    check_features(card, features, manifest)
-    rows = manifest.split_rows(SPLIT)
-    if rows < LEAST_IMAGES:
+    rows = open_split_rows([card], SPLIT, purpose="to detect drift")
+    if rows.count < LEAST_IMAGES:
         raise UsageError(
-            f"{features} has {rows} images in its validation split; a reference for drift needs {LEAST_IMAGES}."
+            f"{rows.url} has {rows.count} images in its validation split; a reference for drift needs {LEAST_IMAGES}."
         )
-    probabilities, embeddings = _run(url, features, manifest)
+    probabilities, embeddings = _run(url, rows)
     projection = Projection(seed_of(card.model_id), SIZE, median_distance(embeddings))
     best = probabilities.argmax(axis=1)
     return Reference(
@@ -149,10 +144,10 @@ def make_reference(url: str, card: ModelCard) -> Reference:
         origin={
             "model_id": card.model_id,
             "network_sha256": card.network_sha256,
-            "features": features,
-            "features_identity": manifest.identity,
+            "features": rows.url,
+            "features_identity": rows.manifest.identity,
             "split": SPLIT,
-            "rows": rows,
+            "rows": rows.count,
         },
     )
 
@@ -207,13 +202,13 @@ def decode(content: bytes) -> Reference:
     )
 
 
-def _run(url: str, features: str, manifest: FeaturesManifest) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _run(url: str, rows: SplitRows) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Probabilities and embeddings of at most `MOST_IMAGES` images, in the order of their ids, whatever file they are in."""
     network, _ = load_model(url)
     model = embedding_model(network)
-    below = (1 << _ROW_ID_BITS) * min(1.0, MOST_IMAGES / manifest.split_rows(SPLIT))
+    below = (1 << _ROW_ID_BITS) * min(1.0, MOST_IMAGES / rows.count)
     ids, parts = [], []
-    for part in iterate_split(features, manifest, SPLIT):
+    for part in rows.parts():
         drawn = part.row_ids < below
         ids.append(part.row_ids[drawn])
         parts.append(embed(model, part.features[drawn]))

@@ -65,11 +65,6 @@ class Duplicates:
     threshold: float
     leaks: dict[str, dict[str, int]]
 
-    @property
-    def conflicts(self) -> list[DuplicatePair]:
-        """The listed pairs whose two labels differ: one of the labels is wrong."""
-        return [pair for pair in self.pairs if pair.label != pair.other_label]
-
 
 def find_duplicates(
     splits: Mapping[str, SplitData],

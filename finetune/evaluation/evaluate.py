@@ -10,12 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from featurize import storage
-from featurize.errors import UsageError
-from featurize.tables.manifests import FeaturesManifest
-from finetune.models.folder import check_features, load_model
-from finetune.networks.forward import predict_probabilities
-from finetune.rows.row_query import read_selected_by_model
-from finetune.rows.splits import iterate_split
+from finetune.evaluation.split_answers import open_split_rows
+from finetune.models.folder import load_model
 from finetune.scores.figures import plot_confusion_matrix, render_png
 from finetune.scores.metrics import Evaluation, evaluate_probabilities, most_confused
 
@@ -42,14 +38,9 @@ def evaluate_model(
         UsageError: There is no model or feature set, the features come from another backbone, or the split has no rows.
     """
     network, card = load_model(model_url)
-    url = features_url or card.features.url
-    manifest = read_selected_by_model(card, url, all_rows=all_rows)
-    check_features(card, url, manifest)
-    _check_split(url, manifest, split)
-    parts = [  # file by file: only the probabilities of all rows are in memory at once
-        (predict_probabilities(network, part.features), part.label_index)
-        for part in iterate_split(url, manifest, split)
-    ]
+    rows = open_split_rows([card], split, url=features_url, all_rows=all_rows)
+    # part by part: only the probabilities of all rows are in memory at once
+    parts = [(probabilities, part.label_index) for part, (probabilities,) in rows.answers([network])]
     probabilities, label_index = (np.concatenate(column) for column in zip(*parts, strict=True))
     evaluation = evaluate_probabilities(probabilities, label_index, card.classes)
     confused = [
@@ -57,15 +48,16 @@ def evaluate_model(
         for pair in most_confused(evaluation.confusion_matrix, evaluation.classes)
     ]
     folder = storage.absolute_url(output or model_url)
+    edits = rows.manifest.edits
     paths = {name: storage.join_url(folder, f"{stem}-{split}.{ending}") for name, stem, ending in _OUTPUTS}
     result = {
         **evaluation.as_dict(),
         "most_confused": confused,
         "model_id": card.model_id,
-        "features": storage.absolute_url(url),
+        "features": storage.absolute_url(rows.url),
         "split": split,
-        "left_out": manifest.edits.left_out[split] if manifest.edits is not None else 0,
-        "corrected_labels": manifest.edits.corrected[split] if manifest.edits is not None else 0,
+        "left_out": edits.left_out[split] if edits is not None else 0,
+        "corrected_labels": edits.corrected[split] if edits is not None else 0,
     }
     storage.write_json(paths["evaluation"], result)
     storage.write_bytes(paths["table"], confusion_csv(evaluation).encode())
@@ -104,14 +96,6 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
 
 
 _OUTPUTS = (("evaluation", "evaluation", "json"), ("table", "confusion", "csv"), ("plot", "confusion", "png"))
-
-
-def _check_split(url: str, manifest: FeaturesManifest, split: str) -> None:
-    if manifest.split_rows(split) == 0:
-        with_rows = ", ".join(name for name in manifest.rows if manifest.split_rows(name))
-        left_out = manifest.edits.left_out.get(split, 0) if manifest.edits is not None else 0
-        why = f" that the model's `where` selects; --all-rows judges by all {left_out}" if left_out else ""
-        raise UsageError(f"{url}: split {split!r} has no rows{why}. Splits with rows: {with_rows}.")
 
 
 def _confusion_table(result: dict[str, Any]) -> Table:

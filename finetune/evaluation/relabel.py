@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from featurize import storage
 from featurize.errors import UsageError
+from featurize.shortening import name_some
 from featurize.storage.claims import user_name
 from featurize.tables.corrections import CORRECTIONS_SCHEMA, Corrections, append_corrections
 from featurize.tables.manifests import FeaturesManifest, read_published_features
@@ -77,7 +78,7 @@ def correct_labels(
     _check_labels(labels, manifest.classes, origin=origin, url=url)
     found = _find_images(url, manifest, list(labels))
     if unknown := [image_id for image_id in labels if image_id not in found]:
-        raise UsageError(f"{origin}: {url} has no image {_some(unknown)}.")
+        raise UsageError(f"{origin}: {url} has no image {name_some(unknown, _MOST_NAMED)}.")
     now = datetime.now(UTC)
 
     def make(log: Corrections) -> pa.Table:
@@ -153,7 +154,9 @@ def _check_pairs(pairs: Iterable[tuple[Any, Any]], *, origin: str) -> dict[str, 
         twice += [image_id] if image_id in labels else []
         labels[image_id] = label
     if twice:
-        raise UsageError(f"{origin} names an image more than once: {_some(list(dict.fromkeys(twice)))}.")
+        raise UsageError(
+            f"{origin} names an image more than once: {name_some(list(dict.fromkeys(twice)), _MOST_NAMED)}."
+        )
     if not labels:
         raise UsageError(f"{origin} has no rows.")
     return labels
@@ -162,7 +165,8 @@ def _check_pairs(pairs: Iterable[tuple[Any, Any]], *, origin: str) -> dict[str, 
 def _check_labels(labels: Mapping[str, str], classes: Sequence[str], *, origin: str, url: str) -> None:
     if unknown := sorted(set(labels.values()) - set(classes)):
         raise UsageError(
-            f"{origin}: {_some([repr(label) for label in unknown])} is not a class of {url}. Its classes: {_some(classes, 20)}."
+            f"{origin}: {name_some([repr(label) for label in unknown], _MOST_NAMED)} is not a class of {url}. "
+            f"Its classes: {name_some(classes, 20)}."
         )
 
 
@@ -175,8 +179,3 @@ def _find_images(url: str, manifest: FeaturesManifest, image_ids: Sequence[str])
         for image_id, label in zip(hits["image_id"].to_pylist(), hits["label"].to_pylist(), strict=True):
             found.setdefault(image_id, set()).add(label)
     return {image_id: sorted(labels) for image_id, labels in found.items()}
-
-
-def _some(names: Sequence[str], most: int = _MOST_NAMED) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

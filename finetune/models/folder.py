@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from featurize import storage
 from featurize.digests import sha256_file
 from featurize.errors import JobError, UsageError, first_line
+from featurize.tables.documents import read_document
 from featurize.tables.manifests import FeaturesManifest
 
 if TYPE_CHECKING:
@@ -92,19 +93,9 @@ def read_model_card(url: str) -> ModelCard | None:
     """The description of the model at `url`, or None where there is none.
 
     Raises:
-        JobError: It is damaged, or was written by a newer Firn.
+        JobError: It is damaged, or has another schema version.
     """
-    card_url = storage.join_url(url, CARD_NAME)
-    try:
-        document = storage.read_json(card_url)
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version is not None and version != SCHEMA_VERSION:
-            raise JobError(f"{card_url} has schema version {version}; this Firn reads {SCHEMA_VERSION}.")
-        return ModelCard.model_validate(document)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:  # raised by json and by pydantic
-        raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
+    return read_document(storage.join_url(url, CARD_NAME), ModelCard, version=SCHEMA_VERSION)
 
 
 def save_model(url: str, network: "keras.Model", *, last_weights: Sequence[NDArray[Any]], **fields: Any) -> ModelCard:

@@ -6,7 +6,7 @@ decoded once, batches are those of one rank on any number of ranks, a training r
 
 import difflib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from featurize.backbones.rebuild import backbone_settings, prepare_again
 from featurize.errors import JobError, UsageError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.recipe import BackboneSettings
+from featurize.shortening import MOST_NAMED, name_some
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import ModelCard, check_features, load_model, read_model_card
@@ -24,8 +25,6 @@ from finetune.networks.keyed_dropout import with_keyed_dropout
 
 if TYPE_CHECKING:
     import keras
-
-_NAMES_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def _faults_of_pixels(pixels: FeaturesManifest, card: ModelCard, features: Featu
             f"the backbone needs images of {' x '.join(map(str, wanted))} (height, width, channels). Got {found}"
         )
     if pixels.classes != card.classes:
-        faults.append(f"the classes of the head are {_shortened(card.classes)}. Got {_shortened(pixels.classes)}")
+        faults.append(f"the classes of the head are {name_some(card.classes)}. Got {name_some(pixels.classes)}")
     splits = [manifest.settings.get("source", {}).get("split") for manifest in (features, pixels)]
     if splits[0] != splits[1]:
         faults.append(
@@ -139,11 +138,6 @@ def _faults_of_pixels(pixels: FeaturesManifest, card: ModelCard, features: Featu
             f"Its features are split by {splits[0]}, the pixels by {splits[1]}"
         )
     return faults
-
-
-def _shortened(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
 def _load_backbone(head: TrainedHead) -> "keras.Model":
@@ -226,7 +220,7 @@ def _names_with_weights(network: "keras.Model") -> str:
     leaves = [
         layer for _, layer in _leaves(network) if layer.weights and not isinstance(layer, layers.BatchNormalization)
     ]
-    return ", ".join(layer.name for layer in leaves[-_NAMES_SHOWN:]) or "none that have weights"
+    return ", ".join(layer.name for layer in leaves[-MOST_NAMED:]) or "none that have weights"
 
 
 def _prepare(pixels: "keras.KerasTensor", mode: Preprocessing) -> "keras.KerasTensor":

@@ -7,11 +7,9 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.errors import UsageError
-from finetune.models.folder import ModelCard, check_features, load_model
-from finetune.networks.forward import predict_probabilities
+from finetune.evaluation.split_answers import open_split_rows
+from finetune.models.folder import ModelCard, load_model
 from finetune.prediction.answers import Threshold
-from finetune.rows.row_query import read_selected_by_model
-from finetune.rows.splits import iterate_split
 from finetune.scores.calibration import wilson_interval
 
 SPLIT = "validation"
@@ -30,16 +28,9 @@ def choose_threshold(url: str, card: ModelCard, *, target_precision: float) -> T
     """
     if not 0 < target_precision <= 1:
         raise UsageError(f"`target_precision` must be in (0, 1]. Got {target_precision:g}.")
-    features = card.features.url
-    manifest = read_selected_by_model(card, features)
-    check_features(card, features, manifest)
-    if not manifest.split_rows(SPLIT):
-        raise UsageError(f"{features} has no validation split, which is needed to choose a threshold.")
+    rows = open_split_rows([card], SPLIT, purpose="to choose a threshold")
     network, _ = load_model(url)
-    parts = [
-        _best(predict_probabilities(network, part.features), part.label_index)
-        for part in iterate_split(features, manifest, SPLIT)
-    ]
+    parts = [_best(probabilities, part.label_index) for part, (probabilities,) in rows.answers([network])]
     probabilities, right = (np.concatenate(column) for column in zip(*parts, strict=True))
     threshold = find_threshold(probabilities, right, precision=target_precision)
     if threshold is None:
@@ -51,8 +42,8 @@ def choose_threshold(url: str, card: ModelCard, *, target_precision: float) -> T
     return Threshold(
         precision=target_precision,
         threshold=threshold,
-        features=storage.absolute_url(features),
-        features_identity=manifest.identity,
+        features=storage.absolute_url(rows.url),
+        features_identity=rows.manifest.identity,
         split=SPLIT,
         rows=len(right),
         kept=int(kept.sum()),

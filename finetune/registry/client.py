@@ -8,10 +8,10 @@ import fcntl
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from featurize.errors import JobError, UsageError, first_line
@@ -20,6 +20,7 @@ from featurize.recipes.recipe import RegistrySettings
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+    from mlflow.store.entities import PagedList
 
 ENVIRONMENT = "MLFLOW_TRACKING_URI"
 DEFAULT_URL = "sqlite:///runs/mlflow.db"
@@ -29,6 +30,7 @@ MODEL_URL_TAG = "firn.model_url"
 _SQLITE = "sqlite:///"
 _CONNECT_TIMEOUT_S = 10.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+Result = TypeVar("Result")
 _WRONG_CALLS = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS")
 
 
@@ -149,19 +151,14 @@ def find_experiment(client: "MlflowClient", settings: RegistrySettings) -> str:
 def search_runs(client: "MlflowClient", experiment_ids: list[str], filter_string: str = "") -> "list[Run]":
     """All of Firn's runs in these experiments that pass the filter, oldest first."""
     condition = f"tags.`{MODEL_ID_TAG}` LIKE '%'"
-    runs, token = list["Run"](), None
-    while True:
-        page = client.search_runs(
-            experiment_ids,
-            filter_string=f"{condition} AND {filter_string}" if filter_string else condition,
-            order_by=["attributes.start_time ASC"],
-            max_results=1000,
-            page_token=token,
-        )
-        runs += page
-        token = page.token
-        if not token:
-            return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
+    runs = page_through(
+        client.search_runs,
+        experiment_ids,
+        filter_string=f"{condition} AND {filter_string}" if filter_string else condition,
+        order_by=["attributes.start_time ASC"],
+        max_results=1000,
+    )
+    return sorted(runs, key=lambda run: (run.info.start_time, run.info.run_id))
 
 
 def find_run(client: "MlflowClient", experiment_ids: list[str], model_id: str) -> "Run | None":
@@ -172,24 +169,31 @@ def find_run(client: "MlflowClient", experiment_ids: list[str], model_id: str) -
 
 def all_experiments(client: "MlflowClient") -> dict[str, str]:
     """The names of all experiments, by id."""
-    found, token = dict[str, str](), None
-    while True:
-        page = client.search_experiments(max_results=1000, page_token=token)
-        found |= {str(experiment.experiment_id): str(experiment.name) for experiment in page}
-        token = page.token
-        if not token:
-            return found
+    found = page_through(client.search_experiments, max_results=1000)
+    return {str(experiment.experiment_id): str(experiment.name) for experiment in found}
 
 
 def registered_aliases(client: "MlflowClient") -> dict[str, dict[str, str]]:
     """The registered models, each with its aliases and their versions."""
-    found, token = dict[str, dict[str, str]](), None
+    found = page_through(client.search_registered_models, max_results=100)
+    return {str(model.name): {alias: str(version) for alias, version in model.aliases.items()} for model in found}
+
+
+def page_through(search: "Callable[..., PagedList[Result]]", *args: Any, **options: Any) -> "Iterator[Result]":
+    """All results of a search of MLflow, page after page.
+
+    Args:
+        search: A method of `MlflowClient` that takes a `page_token`.
+        args: Its arguments.
+        options: Its other arguments by name; `max_results` is the size of a page.
+    """
+    token = None
     while True:
-        page = client.search_registered_models(max_results=100, page_token=token)
-        found |= {str(model.name): {alias: str(version) for alias, version in model.aliases.items()} for model in page}
+        page = search(*args, **options, page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return found
+            return
 
 
 def _artifacts(settings: RegistrySettings) -> str | None:

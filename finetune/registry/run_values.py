@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from typing import Any
 
+import tomli_w
+
 from featurize import storage
 from featurize.errors import FirnError
 from featurize.tables.manifests import FeaturesManifest
@@ -68,11 +70,7 @@ def recipe_toml(card: ModelCard) -> str:
     if manifest is not None:
         sections |= {key: manifest.recipe[key] for key in ("images", "backbone") if key in manifest.recipe}
     sections |= {key: value for key, value in card.recipe.items() if value is not None}
-    lines = [f"# Model {card.model_id}, {card.created_at}"]
-    for name, settings in sections.items():
-        lines += ["", f"[{name}]"]
-        lines += [f"{_key(key)} = {_toml(value)}" for key, value in settings.items() if value is not None]
-    return "\n".join(lines) + "\n"
+    return f"# Model {card.model_id}, {card.created_at}\n\n{tomli_w.dumps(_without_none(sections))}"
 
 
 def read_evaluations(model_url: str) -> dict[str, dict[str, Any]]:
@@ -100,17 +98,10 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _key(key: str) -> str:
-    return key if _PLAIN_KEY.fullmatch(key) else _toml(key)
-
-
-def _toml(value: Any) -> str:
-    """A recipe's value on one line. Source: TOML 1.0; its basic strings are JSON's, except that U+007F must be escaped."""
-    if isinstance(value, Mapping):
-        inner = (f"{_key(str(key))} = {_toml(part)}" for key, part in value.items() if part is not None)
-        return f"{{ {', '.join(inner)} }}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_toml(part) for part in value)}]"
-    if isinstance(value, float):
-        return repr(value)  # inf and nan as in TOML
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without the keys that have no value, which TOML cannot express; nested tables alike."""
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from featurize.errors import JobError, UsageError
 from featurize.tables.manifests import utc_now
-from finetune.registry.client import MODEL_ID_TAG, MODEL_URL_TAG, all_experiments, registered_aliases, search_runs
+from finetune.registry.client import (
+    MODEL_ID_TAG,
+    MODEL_URL_TAG,
+    all_experiments,
+    page_through,
+    registered_aliases,
+    search_runs,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -194,15 +201,11 @@ def _usual_name(client: "MlflowClient", run: "Run") -> str:
 
 def _versions_by_run(client: "MlflowClient", filter_string: str | None = None) -> dict[str, list[Version]]:
     """All versions that pass the filter, by the run that logged the model."""
-    aliases, token = registered_aliases(client), None
+    aliases = registered_aliases(client)
     found = dict[str, list[Version]]()
-    while True:
-        page = client.search_model_versions(filter_string, max_results=1000, page_token=token)
-        for version in page:
-            found.setdefault(str(version.run_id), []).append(_version(version, aliases))
-        token = page.token
-        if not token:
-            return found
+    for version in page_through(client.search_model_versions, filter_string, max_results=1000):
+        found.setdefault(str(version.run_id), []).append(_version(version, aliases))
+    return found
 
 
 def _version(version: "ModelVersion", aliases: dict[str, dict[str, str]]) -> Version:

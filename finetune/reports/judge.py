@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,17 +9,12 @@ from numpy.typing import NDArray
 from featurize import storage
 from featurize.errors import UsageError
 from featurize.tables.manifests import FeaturesManifest
-from finetune.models.folder import CARD_NAME, ModelCard, check_features, load_model, read_model_card
-from finetune.networks.forward import predict_probabilities
-from finetune.rows.row_query import read_selected_by_model
-from finetune.rows.splits import iterate_split
+from finetune.evaluation.split_answers import open_split_rows
+from finetune.models.folder import CARD_NAME, ModelCard, load_model, read_model_card
 from finetune.scores.calibration import wilson_interval
 from finetune.sweeps.folder import CARD_NAME as SWEEP_CARD_NAME
 from finetune.sweeps.folder import Setting, SweepCard, Trial, rank_settings, read_sweep, with_metric
 from finetune.sweeps.setting_names import as_text, describe_values
-
-if TYPE_CHECKING:
-    import keras
 
 
 @dataclass(frozen=True)
@@ -119,27 +113,20 @@ def judge(target: Target, split: str) -> Judgement:
         JobError: Files are damaged.
     """
     loaded = [load_model(candidate.url) for candidate in target.candidates]
-    url = loaded[0][1].features.url
-    manifest = read_selected_by_model(loaded[0][1], url)
-    for _, card in loaded:
-        check_features(card, url, manifest)
-    if manifest.split_rows(split) == 0:
-        with_rows = ", ".join(name for name in manifest.rows if manifest.split_rows(name))
-        raise UsageError(f"{url}: split {split!r} has no rows. Splits with rows: {with_rows}.")
+    rows = open_split_rows([card for _, card in loaded], split)
     probabilities, predicted = [], list[NDArray[np.int64]]()
     labels, paths = [], list[str]()
-    for part in iterate_split(url, manifest, split):
-        said = _predict(loaded, part.features)
+    for part, said in rows.answers([network for network, _ in loaded]):
         probabilities.append(said[0])
-        predicted.append(np.stack([rows.argmax(axis=1) for rows in said]))
+        predicted.append(np.stack([each.argmax(axis=1) for each in said]))
         labels.append(part.label_index)
         paths += part.paths.to_pylist()
     label_index, by_model = np.concatenate(labels), np.concatenate(predicted, axis=1)
     models = [
-        _judged(candidate, card, rows, label_index)
-        for candidate, (_, card), rows in zip(target.candidates, loaded, by_model, strict=True)
+        _judged(candidate, card, classes, label_index)
+        for candidate, (_, card), classes in zip(target.candidates, loaded, by_model, strict=True)
     ]
-    return Judgement(url, manifest, split, np.concatenate(probabilities), label_index, paths, models)
+    return Judgement(rows.url, rows.manifest, split, np.concatenate(probabilities), label_index, paths, models)
 
 
 def varying_keys(sweep: SweepCard) -> list[str]:
@@ -171,10 +158,6 @@ def _best_trials(url: str, sweep: SweepCard, settings: Sequence[Setting]) -> lis
     if not found:
         raise UsageError(f"{url} is a sweep in which no trial is done. Resume it with `finetune sweep`.")
     return found
-
-
-def _predict(loaded: Sequence[tuple["keras.Model", ModelCard]], features: NDArray[Any]) -> list[NDArray[np.float32]]:
-    return [predict_probabilities(network, features) for network, _ in loaded]
 
 
 def _judged(

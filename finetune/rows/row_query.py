@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featurize.errors import UsageError
 from featurize.recipes.recipe import FeaturesSettings
+from featurize.shortening import name_some
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import EditedRows, read_features_manifest, scan_rows
 from featurize.tables.row_edits import keep_rows
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("image_id", "path", "label", "label_index", "width", "height")
 _ROW = "firn row"  # a name that no query would use
-_MAX_NAMED = 8
 
 
 def read_selected(features: FeaturesSettings) -> FeaturesManifest:
@@ -146,9 +146,8 @@ def _check_classes(where: str, before: FeaturesManifest, after: FeaturesManifest
     lost = [label for label, rows in before.rows.get("train", {}).items() if rows and not left.get(label)]
     unnamed = [label for label in lost if "'" + label.replace("'", "''") + "'" not in where]
     if unnamed:
-        more = f" and {len(unnamed) - _MAX_NAMED} more" if len(unnamed) > _MAX_NAMED else ""
         raise UsageError(
-            f"`features.where` leaves no training rows of {', '.join(unnamed[:_MAX_NAMED])}{more}. Select some; "
+            f"`features.where` leaves no training rows of {name_some(unnamed)}. Select some; "
             f"or, if this is intended, name the class in the query, as in label != '{unnamed[0]}'."
         )
 

@@ -1,9 +1,7 @@
-"""Statistics for reports beyond `finetune.scores.metrics`: intervals, baseline, calibration. Pure NumPy."""
+"""Statistics for reports beyond `finetune.scores.metrics`: intervals, baseline, calibration."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,12 +41,10 @@ def wilson_interval(right: int, rows: int, *, confidence: float = CONFIDENCE) ->
     """
     if rows < 1 or not 0 <= right <= rows:
         raise ValueError(f"`right` must be in [0, `rows`] and `rows` at least 1. Got {right} and {rows}.")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = right / rows
-    centre = (share + z * z / (2 * rows)) / (1 + z * z / rows)
-    half = z / (1 + z * z / rows) * math.sqrt(share * (1 - share) / rows + z * z / (4 * rows * rows))
-    low = 0.0 if right == 0 else max(0.0, centre - half)
-    return low, 1.0 if right == rows else min(1.0, centre + half)
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, rows).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def most_frequent_class(rows: Mapping[str, int], classes: Sequence[str]) -> int:

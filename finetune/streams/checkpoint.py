@@ -8,18 +8,19 @@
 """
 
 from dataclasses import dataclass
-from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.errors import JobError, UsageError
+from featurize.tables.documents import read_document
 
 FOLDER = "firn"
 STREAM_NAME = "stream.json"
 _SPARKS_NAME = "metadata"
 _PIN = "batch-"
-Document = TypeVar("Document", bound=BaseModel)
+SCHEMA_VERSION = 1
+"""The schema version of `stream.json` and `batch-<id>.json`."""
 
 
 class StreamRecord(BaseModel):
@@ -33,7 +34,7 @@ class StreamRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     images: str
     output: str
     messages: str | None = None
@@ -74,9 +75,9 @@ class Checkpoint:
 
         Raises:
             UsageError: It belongs to another stream, or to no stream of Firn.
-            JobError: It is damaged.
+            JobError: It is damaged, or has another schema version.
         """
-        there = read_document(storage.join_url(self.own_url, STREAM_NAME), StreamRecord)
+        there = read_document(storage.join_url(self.own_url, STREAM_NAME), StreamRecord, version=SCHEMA_VERSION)
         if there is None:
             others = [file for file in storage.list_files(self.url) if not file.startswith(f"{self.own_url}/")]
             if others:
@@ -115,9 +116,9 @@ class Checkpoint:
         """The model that an earlier attempt recorded for a batch; None for a new batch.
 
         Raises:
-            JobError: The record is damaged.
+            JobError: The record is damaged, or has another schema version.
         """
-        pin = read_document(self.pin_url(batch_id), Pin)
+        pin = read_document(self.pin_url(batch_id), Pin, version=SCHEMA_VERSION)
         return pin if pin is not None and pin.query == query else None
 
     def write_pin(self, batch_id: int, pin: Pin) -> None:
@@ -130,17 +131,3 @@ class Checkpoint:
     def pin_url(self, batch_id: int) -> str:
         """URL of the file that names the model of a batch."""
         return storage.join_url(self.own_url, f"{_PIN}{batch_id}.json")
-
-
-def read_document(url: str, kind: type[Document]) -> Document | None:
-    """The JSON document at `url`; None where there is none.
-
-    Raises:
-        JobError: It is damaged.
-    """
-    try:
-        return kind.model_validate(storage.read_json(url))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, ValidationError) as error:
-        raise JobError(f"{url} is damaged, or was written by another version of Firn.") from error

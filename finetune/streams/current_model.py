@@ -69,11 +69,6 @@ class StreamModels:
         self._told: str | None = None
         self._current = self._take(first, is_first=True)
 
-    @property
-    def current(self) -> ModelInUse:
-        """The model that labelled the last batch, or the first model."""
-        return self._current
-
     def close(self) -> None:
         """Releases the claim."""
         self._current.held.close()

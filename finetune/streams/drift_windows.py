@@ -16,13 +16,16 @@ from pydantic import BaseModel, ConfigDict
 from featurize import storage
 from featurize.console import warn
 from featurize.errors import JobError, UsageError
+from featurize.tables.documents import read_document
 from featurize.tables.manifests import Manifest, PredictionsManifest, read_manifest
 from featurize.tables.predictions import WINDOWS_FOLDERS, partition_url
 from finetune.drift.check import CheckedWindow, check_rows, write_windows
 from finetune.drift.read import EVERYTHING, read_rows
 from finetune.drift.reference import Reference
 from finetune.drift.window import FALSE_ALARM_RATE, LEAST_IMAGES, check_rate
-from finetune.streams.checkpoint import read_document
+
+SCHEMA_VERSION = 1
+"""The schema version of `_<model_id>.json`."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Position(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
     windows: int = 0
     through: str | None = None
 
@@ -122,9 +125,9 @@ def read_position(output: str, model_id: str) -> Position | None:
     """How many of a model's predictions the windows cover; None where there never was a window.
 
     Raises:
-        JobError: The position is damaged.
+        JobError: The position is damaged, or has another schema version.
     """
-    return read_document(_position_url(output, model_id), Position)
+    return read_document(_position_url(output, model_id), Position, version=SCHEMA_VERSION)
 
 
 def windows_url(output: str) -> str:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
-from featurize.errors import JobError, first_line
 from featurize.recipes.sweep_section import EPOCHS
+from featurize.tables.documents import read_document
 from finetune.models.folder import FeaturesReference
 from finetune.scores.metrics import CONFIDENCE
 
@@ -68,19 +68,9 @@ def read_sweep(url: str) -> SweepCard | None:
     """The content of `sweep.json` of the sweep at `url`, or None where there is none.
 
     Raises:
-        JobError: It is damaged, or was written by a newer Firn.
+        JobError: It is damaged, or has another schema version.
     """
-    card_url = storage.join_url(url, CARD_NAME)
-    try:
-        document = storage.read_json(card_url)
-        version = document.get("schema_version") if isinstance(document, dict) else None
-        if version is not None and version != SCHEMA_VERSION:
-            raise JobError(f"{card_url} has schema version {version}; this Firn reads {SCHEMA_VERSION}.")
-        return SweepCard.model_validate(document)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError as error:  # raised by json and by pydantic
-        raise JobError(f"{card_url} is damaged: {first_line(error)}.") from error
+    return read_document(storage.join_url(url, CARD_NAME), SweepCard, version=SCHEMA_VERSION)
 
 
 def rank_settings(card: SweepCard) -> list[Setting]:

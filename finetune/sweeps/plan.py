@@ -9,6 +9,7 @@ from featurize.errors import UsageError
 from featurize.recipes.recipe import FinetuneRecipe, Recipe
 from featurize.recipes.sweep_section import SweepSettings, ValueRange
 from featurize.recipes.toml_settings import check_settings
+from featurize.shortening import some_lines
 from featurize.tables.manifests import FeaturesManifest
 from finetune.rows.row_query import read_selected
 from finetune.sweeps.folder import MODELS_FOLDER
@@ -72,8 +73,7 @@ class SweepPlan:
             except UsageError as error:
                 faults.append(str(error))
         if faults:
-            more = f"\n... and {len(faults) - 3} more settings." if len(faults) > 3 else ""
-            raise UsageError("\n".join(faults[:3]) + more)
+            raise UsageError("\n".join(some_lines(faults, 3, indent="", things="settings")))
         return trials
 
     @property

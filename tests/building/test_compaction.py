@@ -56,7 +56,7 @@ def rows_of(predictions: Predictions) -> tuple[list[Any], ...]:
         [pq.read_table(predictions.folder / file.path) for file in files if file.rows]
         for files in (manifest.files, manifest.reject_files)
     ]
-    index = read_index([str(predictions.folder / file.path) for file in manifest.index_files])
+    index = read_index([str(predictions.folder / shard.index_file.path) for shard in manifest.shards])
     return (*(pa.concat_tables(parts).to_pylist() for parts in tables), index.to_pylist())
 
 

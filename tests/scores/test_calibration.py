@@ -1,10 +1,12 @@
 """Tests of finetune.scores.calibration and of the ticks of plots: scipy and scikit-learn are the reference."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import norm
 from sklearn.calibration import calibration_curve
 
 from finetune.reports.svg import ticks
@@ -19,10 +21,23 @@ from finetune.scores.calibration import (
 
 
 @given(st.integers(1, 5000), st.floats(0, 1))
-def test_wilson_interval_equals_scipy(rows: int, share: float) -> None:
+def test_the_ends_of_the_wilson_interval_are_as_far_from_the_share_as_chance_allows(rows: int, share: float) -> None:
+    """Wilson's definition: the end p solves |share - p| = z sqrt(p (1 - p) / rows), or is the share itself, 0 or 1."""
     right = round(share * rows)
-    wanted = binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    assert wilson_interval(right, rows) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
+    low, high = wilson_interval(right, rows)
+    assert 0 <= low <= right / rows <= high <= 1
+    for end, is_limit in ((low, right == 0), (high, right == rows)):
+        allowed = norm.ppf(0.975) * math.sqrt(end * (1 - end) / rows)
+        assert end == right / rows if is_limit else abs(right / rows - end) == pytest.approx(allowed, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("right", "rows", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_intervals_as_published(right: int, rows: int, low: float, high: float) -> None:
+    """Source: R. G. Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3."""
+    assert wilson_interval(right, rows) == pytest.approx((low, high), abs=5e-5)
 
 
 @pytest.mark.parametrize(("right", "rows"), [(0, 0), (3, 2), (-1, 5)])

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.images.idx_files import encode_idx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
 
 from featurize.errors import JobError
-from featurize.sources.idx import encode_idx, parse_idx, read_idx, unzip
+from featurize.sources.idx import parse_idx, read_idx, unzip
 
 ANY_ARRAY = arrays.arrays(np.uint8, arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=5))
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers.images.idx_files import encode_idx
 from helpers.tables.listings import Row, card, put, rows
 from PIL import Image
 from pyspark.sql import SparkSession
@@ -17,7 +18,6 @@ from featurize.errors import JobError, UsageError
 from featurize.jobs.ingest import ingest
 from featurize.recipes.recipe import FractionSplit
 from featurize.sources.cards import Card
-from featurize.sources.idx import encode_idx
 from featurize.sources.opening import open_card, open_source
 from featurize.sources.scenes import SCENE_CLASSES
 

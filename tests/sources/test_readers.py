@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.images.idx_files import encode_idx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from featurize import storage
-from featurize.sources.idx import encode_idx
 from featurize.sources.listing import ImageReadError, PlannedImage
 from featurize.sources.readers import MAX_FILE_BYTES, FileReader, IdxReader, SceneReader, TableReader, read_file
 

@@ -336,10 +336,10 @@ def test_without_a_reference_a_stream_is_refused_at_its_start_and_goes_on_after_
     pin = Pin(
         query="q", model_id=other.card.model_id, name=str(other.folder), url=f"file://{other.folder}", pinned_at=""
     )
-    plan.checkpoint.write_pin(0, pin)
     with closing(StreamModels(place.spark, plan.first, plan.checkpoint, plan.windows)) as models:
-        assert models.current.drift is not None
-        exchanged = models.for_batch(0, "q")
+        assert models.for_batch(0, "q").drift is not None
+        plan.checkpoint.write_pin(1, pin)
+        exchanged = models.for_batch(1, "q")
         assert (exchanged.model_id, exchanged.drift) == (other.card.model_id, None)
     said = capsys.readouterr().err.replace("\n", " ")
     assert f"images labelled by {other.card.model_id[:16]} are not tested for drift" in said
