@@ -89,7 +89,7 @@ def open_session(name: str, *, slots: int | None = None, java_computes: bool = F
 def stop_session(session: SparkSession) -> None:
     """Stops a session that Firn has made, its jobs first: Spark prints Java traces for a task that outlives its session."""
     context = session.sparkContext
-    if context._jsc is not None and context.master.startswith("local"):
+    if context._jsc is not None and (context.master or "").startswith("local"):
         with suppress(Py4JError):  # the JVM is gone, and its tasks with it
             context.cancelAllJobs()
             scheduler = context._jsc.sc().taskScheduler()
