@@ -10,6 +10,7 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
+from featurize.backbones.tensorflow_log import standard_error
 from featurize.building.session import concurrent_tasks, is_submitted, session_builder, stop_session
 from featurize.building.worker import use_task_resources
 from featurize.progress import stage
@@ -65,7 +66,8 @@ class StartingSession:
 
     def _start(self) -> None:
         try:
-            session = self._builder.getOrCreate()
+            with standard_error:  # Java has that of this moment for good
+                session = self._builder.getOrCreate()
         except BaseException as error:  # it is raised where the session is waited for
             self._session.set_exception(error)
             return
