@@ -204,8 +204,9 @@ def use_task_resources() -> int:
 
 
 def log(text: str) -> None:
-    """A line in the log of the executor."""
-    sys.stderr.write(f"firn worker {os.getpid()}: {text}\n")
+    """A line in the log of the executor; not on a terminal, where a local job moves its bar."""
+    if not sys.stderr.isatty():
+        sys.stderr.write(f"firn worker {os.getpid()}: {text}\n")
 
 
 def _load_all(
