@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.backbones.precision import Forward, Precision, choose_precision, has_bfloat16
-from featurize.backbones.tensorflow_log import show_errors_only, without_notes
+from featurize.backbones.tensorflow_log import without_notes
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import settings_digest, sha256_file
 from featurize.errors import JobError, UsageError, first_line
@@ -269,7 +269,6 @@ def set_threads(threads: int, *, at_once: int = 1) -> None:
         at_once: Number of graphs that run at a time, in Python threads.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    show_errors_only()
     import tensorflow as tf
 
     try:

@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from featurize import __version__
 from featurize.backbones.lean_keras import leave_out_keras_extras
-from featurize.backbones.tensorflow_log import show_errors_only
 from featurize.console import console
 from featurize.errors import FirnError, JobError, SharedError, UsageError
 
@@ -29,7 +28,6 @@ DecodeTimeoutOption = Annotated[
     float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
 ]
 
-show_errors_only()  # TensorFlow's own notes would bury Firn's
 # Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.
 _RANK_0_SPEAKS_S = 10.0
 
