@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 def ingest_command(
     card: Annotated[str, typer.Argument(help="The TOML card of the data set, or its name in datasets/.")],
     output: Annotated[str, typer.Option(help="URL of the images table.")],
-    source: Annotated[str | None, typer.Option(help="Where the data set lies; default: what the card says.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or URL of the data set; default: the card's own source.")
+    ] = None,
     max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
