@@ -1,4 +1,4 @@
-"""What TensorFlow writes to standard error of its own accord: errors only."""
+"""The log that TensorFlow writes to standard error, reduced to errors."""
 
 import os
 import re
@@ -18,18 +18,18 @@ _NOTE = re.compile(
 
 
 def show_errors_only() -> None:
-    """Has TensorFlow log errors only, before it is imported; `TF_CPP_MIN_LOG_LEVEL`, if it is set, is left as it is (0: all)."""
+    """Makes TensorFlow log errors only; call it before the import. If `TF_CPP_MIN_LOG_LEVEL` is set, it stays (0: log all)."""
     os.environ.setdefault(LEVEL, _ERRORS)
 
 
 def start_xla() -> None:
-    """Starts XLA in this process, without its notes, if it has not been started here before.
+    """Starts XLA in this process, without its notes, unless it was started before.
 
-    XLA writes four lines when it compiles for the first time, in the middle of a training. It logs through an Abseil of its own,
-    which no variable and no function of TensorFlow reaches. So it compiles an addition here, and of what is written meanwhile all
-    is shown afterwards but these lines. Where `TF_CPP_MIN_LOG_LEVEL` is 0 they are shown too.
+    XLA writes four lines when it compiles for the first time, in the middle of a training. It logs through its own copy of
+    Abseil, which no variable and no function of TensorFlow controls. So it compiles an addition here; everything else written
+    meanwhile is shown afterwards. If `TF_CPP_MIN_LOG_LEVEL` is 0, these lines are shown too.
     """
-    with _starting:  # standard error is the whole process's: two threads at once would lose it
+    with _starting:  # all threads share standard error: two that redirect it at once would lose it
         _start_xla_once()
 
 
@@ -47,7 +47,7 @@ def _start_xla_once() -> None:
 
 @contextmanager
 def _without_notes() -> Iterator[None]:
-    """Holds back standard error, of C++ as well, and shows at the end, also after an error, what is more than a note of XLA."""
+    """Holds back standard error, that of C++ too, and at the end, also after an error, shows it without XLA's notes."""
     sys.stderr.flush()
     with tempfile.TemporaryFile(prefix="firn-") as held:
         shown = os.dup(2)
