@@ -71,7 +71,7 @@ class StartingSession:
             return
         self._session.set_result(session)
         if self._warms_up and not self._is_closed.is_set():
-            with suppress(Py4JError, PySparkException):  # a worker that cannot import says so in the job itself
+            with suppress(Py4JError, PySparkException):  # a worker that cannot import fails in the job itself, too
                 _warm_up(session)
 
 

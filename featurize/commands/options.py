@@ -30,7 +30,7 @@ DecodeTimeoutOption = Annotated[
 ]
 
 show_errors_only()  # TensorFlow's own notes would bury Firn's
-# Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.
+# If every rank finds the same fault, rank 0 reports it, and horovodrun ends the others before they report it again.
 _RANK_0_SPEAKS_S = 10.0
 
 

@@ -44,7 +44,7 @@ def run(
             ``images.source=photos``.
 
     Raises:
-        UsageError: the recipe has faults; or its images, its backbone or what lies at its URL are not what it says.
+        UsageError: the recipe has faults; or its images, its backbone or what is at its URL do not match it.
         JobError: the job failed, another one writes to the same place, or too many images could not be read.
     """
     checked = upper_half(read_recipe(recipe, overrides), origin=origin_of(recipe))

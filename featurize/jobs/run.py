@@ -32,7 +32,7 @@ def featurize(
         on_backbone: called when the backbone is ready, before any image is read.
 
     Raises:
-        UsageError: the source, the backbone or what lies at the target does not match the recipe.
+        UsageError: the source, the backbone or what is at the target does not match the recipe.
         JobError: the job failed, or another one is writing to the same place.
     """
     source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)

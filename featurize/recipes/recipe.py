@@ -168,7 +168,7 @@ class RegistrySettings(Settings):
     artifacts: str | None = Field(
         default=None,
         min_length=1,
-        description="folder for files, where `url` is a database; default: mlartifacts beside the SQLite file",
+        description="folder for files, if `url` is a database; default: mlartifacts beside the SQLite file",
     )
     backbone: bool = Field(default=True, description="log a head with its backbone, so that it takes images")
 

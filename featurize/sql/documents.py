@@ -32,7 +32,7 @@ Engine = Literal["opensearch", "solr"]
 SCHEMA_FILES: dict[Engine, str] = {"opensearch": "mapping.json", "solr": "schema.json"}
 ID_DIGITS = 40  # hexadecimal digits of the SHA-256: 160 bits
 _LEFT_OUT = ("content", "features", "projection")  # not metadata, and too large for a search engine
-_OF_MODEL = {"label": "predicted_label"}  # stands beside the label that people gave the image
+_OF_MODEL = {"label": "predicted_label"}  # beside `label`, the image's own label
 _NOT_OF_MODEL = ("image_id", "path", "label_index", "width", "height")  # the image's own columns have these
 _OPENSEARCH = {
     "string": "keyword",
