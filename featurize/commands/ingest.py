@@ -28,7 +28,7 @@ def ingest_command(
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""
+    """Packs a data set into an images table, with metadata and split of each image; every image is decoded once to check it."""
     with reported_errors(), shown_progress(as_json=as_json):
         import featurize
         from featurize.commands.build_report import build_numbers, report_build

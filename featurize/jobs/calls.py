@@ -67,7 +67,7 @@ def ingest(
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Images:
-    """Packs a data set into an images table: decoded once to check it, with its metadata and splits.
+    """Packs a data set into an images table, with metadata and split of each image; every image is decoded once to check it.
 
     Args:
         card: the path of the TOML file that describes the data set, its name in the folder `datasets`, or its keys.
