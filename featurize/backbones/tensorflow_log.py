@@ -12,6 +12,8 @@ from threading import Lock
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _ERRORS = "2"
 _starting = Lock()
+standard_error = Lock()
+"""Held while standard error is redirected, and while a process that inherits it is started."""
 _NOTE = re.compile(
     rb"^(I\d{4} \d\d:\d\d:.*|WARNING: All log messages before absl::InitializeLog\(\).*)\n", re.MULTILINE
 )
@@ -25,11 +27,9 @@ def show_errors_only() -> None:
 def start_xla() -> None:
     """Starts XLA in this process, without its notes, unless it was started before.
 
-    XLA writes four lines when it compiles for the first time, in the middle of a training. It logs through its own copy of
-    Abseil, which no variable and no function of TensorFlow controls. So it compiles an addition here; everything else written
-    meanwhile is shown afterwards. If `TF_CPP_MIN_LOG_LEVEL` is 0, these lines are shown too.
+    XLA writes four lines when it compiles for the first time, in the middle of a training. So it compiles an addition here.
     """
-    with _starting:  # all threads share standard error: two that redirect it at once would lose it
+    with _starting:
         _start_xla_once()
 
 
@@ -38,18 +38,22 @@ def _start_xla_once() -> None:
     import tensorflow as tf
 
     add = tf.function(lambda value: value + 1, jit_compile=True, autograph=False)
-    if os.environ.get(LEVEL, "0") == "0":
-        add(tf.constant(0))
-        return
-    with _without_notes():
+    with without_notes():
         add(tf.constant(0))
 
 
 @contextmanager
-def _without_notes() -> Iterator[None]:
-    """Holds back standard error, that of C++ too, and at the end, also after an error, shows it without XLA's notes."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile(prefix="firn-") as held:
+def without_notes() -> Iterator[None]:
+    """Holds back standard error, that of C++ too, and at the end, also after an error, shows it without TensorFlow's notes.
+
+    TensorFlow's graph compilers log through their own copy of Abseil, which no variable and no function of TensorFlow controls.
+    If `TF_CPP_MIN_LOG_LEVEL` is 0, their notes are shown too.
+    """
+    if os.environ.get(LEVEL, "0") == "0":
+        yield
+        return
+    with standard_error, tempfile.TemporaryFile(prefix="firn-") as held:
+        sys.stderr.flush()
         shown = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:

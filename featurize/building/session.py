@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 
+from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from featurize.backbones.lean_keras import LEAN_KERAS
@@ -18,6 +20,8 @@ from featurize.progress import stage
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 _TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
+_LOCAL_EXECUTOR = "driver"  # Spark's name for the executor of a local session
+_TASKS_END_S = 10.0  # how long cancelled tasks may take to end; Spark kills their Python workers after 2 s
 _JAVA_IN_HASTE = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 # PySpark sets these in the thread that makes a session. They are set before, as a new variable may move the whole environment
 # in memory while another thread reads it.
@@ -80,7 +84,20 @@ def open_session(name: str, *, slots: int | None = None, java_computes: bool = F
     try:
         yield session
     finally:
-        session.stop()
+        stop_session(session)
+
+
+def stop_session(session: SparkSession) -> None:
+    """Stops a session that Firn has made, its jobs first: Spark prints Java traces for a task that outlives its session."""
+    context = session.sparkContext
+    if context._jsc is not None and (context.master or "").startswith("local"):
+        with suppress(Py4JError):  # the JVM is gone, and its tasks with it
+            context.cancelAllJobs()
+            scheduler = context._jsc.sc().taskScheduler()
+            deadline = monotonic() + _TASKS_END_S
+            while scheduler.isExecutorBusy(_LOCAL_EXECUTOR) and monotonic() < deadline:
+                sleep(0.05)
+    session.stop()
 
 
 @contextmanager

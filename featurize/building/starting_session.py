@@ -10,7 +10,8 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from featurize.building.session import concurrent_tasks, is_submitted, session_builder
+from featurize.backbones.tensorflow_log import standard_error
+from featurize.building.session import concurrent_tasks, is_submitted, session_builder, stop_session
 from featurize.building.worker import use_task_resources
 from featurize.progress import stage
 
@@ -61,11 +62,12 @@ class StartingSession:
         if self._thread.is_alive():
             session.sparkContext.cancelJobGroup(_WARM_UP)
             self._thread.join()
-        session.stop()
+        stop_session(session)
 
     def _start(self) -> None:
         try:
-            session = self._builder.getOrCreate()
+            with standard_error:  # Java keeps the standard error of this moment
+                session = self._builder.getOrCreate()
         except BaseException as error:  # it is raised where the session is waited for
             self._session.set_exception(error)
             return
