@@ -214,7 +214,7 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
 
 @contextmanager
 def _products_in_bfloat16(wanted: bool, *, first: bool) -> Iterator[None]:
-    """Inside, graphs that are run have their matrix products in bfloat16, if that is `wanted`; else in float32.
+    """Graphs that run inside the block compute matrix products in bfloat16 if `wanted`, otherwise in float32.
 
     The option, which rewrites graphs, applies to the whole process. So it is set only during each call: a head that runs after
     the backbone must stay in float32. TensorFlow rewrites the graph in the `first` call, with a note, and keeps it from then on.

@@ -1,4 +1,4 @@
-"""What TensorFlow writes to standard error of its own accord: errors only."""
+"""The log that TensorFlow writes to standard error, reduced to errors."""
 
 import os
 import re
@@ -13,19 +13,19 @@ LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _ERRORS = "2"
 _starting = Lock()
 standard_error = Lock()
-"""Held by whoever holds back standard error for a while, and by whoever starts a process that inherits it."""
+"""Held while standard error is redirected, and while a process that inherits it is started."""
 _NOTE = re.compile(
     rb"^(I\d{4} \d\d:\d\d:.*|WARNING: All log messages before absl::InitializeLog\(\).*)\n", re.MULTILINE
 )
 
 
 def show_errors_only() -> None:
-    """Has TensorFlow log errors only, before it is imported; `TF_CPP_MIN_LOG_LEVEL`, if it is set, is left as it is (0: all)."""
+    """Makes TensorFlow log errors only; call it before the import. If `TF_CPP_MIN_LOG_LEVEL` is set, it stays (0: log all)."""
     os.environ.setdefault(LEVEL, _ERRORS)
 
 
 def start_xla() -> None:
-    """Starts XLA in this process, without its notes, if it has not been started here before.
+    """Starts XLA in this process, without its notes, unless it was started before.
 
     XLA writes four lines when it compiles for the first time, in the middle of a training. So it compiles an addition here.
     """
@@ -44,10 +44,10 @@ def _start_xla_once() -> None:
 
 @contextmanager
 def without_notes() -> Iterator[None]:
-    """Holds back standard error, of C++ as well, and shows at the end, also after an error, what is more than TensorFlow's notes.
+    """Holds back standard error, that of C++ too, and at the end, also after an error, shows it without TensorFlow's notes.
 
-    Compilers of graphs log through an Abseil of their own, which no variable and no function of TensorFlow reaches. Where
-    `TF_CPP_MIN_LOG_LEVEL` is 0 their notes are shown too.
+    TensorFlow's graph compilers log through their own copy of Abseil, which no variable and no function of TensorFlow controls.
+    If `TF_CPP_MIN_LOG_LEVEL` is 0, their notes are shown too.
     """
     if os.environ.get(LEVEL, "0") == "0":
         yield
