@@ -124,7 +124,7 @@ def _spark() -> Iterator[Any]:
     """A session on all cores, stopped afterwards."""
     from pyspark.sql import SparkSession
 
-    from featurize.building.session import find_java
+    from featurize.java import find_java
 
     find_java()
     builder = SparkSession.builder.master("local[*]").config("spark.driver.memory", _SPARK_MEMORY)

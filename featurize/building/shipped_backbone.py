@@ -84,7 +84,7 @@ class ShippedBackbone:
             return load_backbone(spec, None, sha256=None)
         threads = use_task_resources()
         forward = load_backbone(spec, Path(SparkFiles.get(self.file)), sha256=self.sha256)
-        forward(np.zeros((self.batch_size, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
+        forward(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
         log(
             f"{spec.name} in {spec.precision}, {threads} threads, GPUs {', '.join(assigned_gpus() or ['not assigned'])}"
         )

@@ -24,7 +24,7 @@ from featurize.sql.tables import Part, SqlTable, find_tables
 MODELS: dict[str, list[str | None]] = {"0" * 64: ["ant"] * 20, "0" * 63 + "1": ["bee"] * 15 + [None] * 5}
 HIVE = """
 import json, sys
-from featurize.building.session import find_java
+from featurize.java import find_java
 find_java()
 from pyspark.sql import SparkSession
 folder, statements, queries = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import psutil
 
-from featurize.building.session import find_java
+from featurize.java import find_java
 from helpers.project import SHORT_LIVED_JAVA
 
 Result = TypeVar("Result")
