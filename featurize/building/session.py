@@ -88,7 +88,7 @@ def open_session(name: str, *, slots: int | None = None, java_computes: bool = F
 def stop_session(session: SparkSession) -> None:
     """Stops a session that Firn has made, its jobs first: Spark prints Java traces for a task that outlives its session."""
     context = session.sparkContext
-    if context._jsc is not None and (context.master or "").startswith("local"):
+    if context._jsc is not None and is_local(session):
         with suppress(Py4JError):  # the JVM is gone, and its tasks with it
             context.cancelAllJobs()
             scheduler = context._jsc.sc().taskScheduler()
@@ -133,6 +133,11 @@ def concurrent_tasks(session: SparkSession) -> int:
     """Number of tasks of this session that run at the same time."""
     conf = session.sparkContext.getConf()
     return max(1, session.sparkContext.defaultParallelism // int(conf.get("spark.task.cpus", "1") or 1))
+
+
+def is_local(session: SparkSession) -> bool:
+    """Whether the tasks of this session run inside the driver's Java, whose standard error is the driver's."""
+    return (session.sparkContext.master or "").startswith("local")
 
 
 def is_submitted() -> bool:

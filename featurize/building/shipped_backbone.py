@@ -14,6 +14,7 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones.backbone import BackboneSpec, PreparedBackbone, load_backbone
 from featurize.backbones.precision import Forward
+from featurize.building.session import is_local
 from featurize.building.worker import Loaded, assigned_gpus, log, use_task_resources
 from featurize.decoding.decoder_process import Decoder
 from featurize.progress import stage
@@ -51,12 +52,14 @@ class ShippedBackbone:
         file: the name under which Spark sends the network's file; None for `pixels`.
         sha256: SHA-256 of this file.
         batch_size: number of images in one forward pass.
+        is_logged: whether a worker that has loaded it says so in the log of its executor.
     """
 
     spec: BackboneSpec
     file: str | None
     sha256: str | None
     batch_size: int
+    is_logged: bool = False
 
     def ahead(self, threads: int) -> int:
         """How many images may be decoded before they are used: two batches, or fewer if the images are large."""
@@ -85,9 +88,9 @@ class ShippedBackbone:
         threads = use_task_resources()
         forward = load_backbone(spec, Path(SparkFiles.get(self.file)), sha256=self.sha256)
         forward(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
-        log(
-            f"{spec.name} in {spec.precision}, {threads} threads, GPUs {', '.join(assigned_gpus() or ['not assigned'])}"
-        )
+        if self.is_logged:
+            gpus = ", ".join(assigned_gpus() or ["not assigned"])
+            log(f"{spec.name} in {spec.precision}, {threads} threads, GPUs {gpus}")
         return forward
 
 
@@ -107,6 +110,7 @@ def ship_backbone(spark: SparkSession, backbone: PreparedBackbone, *, batch_size
         file=backbone.path.name if backbone.path is not None else None,
         sha256=backbone.sha256,
         batch_size=batch_size,
+        is_logged=not is_local(spark),
     )
 
 

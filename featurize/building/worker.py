@@ -204,9 +204,8 @@ def use_task_resources() -> int:
 
 
 def log(text: str) -> None:
-    """Writes a line to the log of the executor; not to a terminal, where a local job shows its progress bar."""
-    if not sys.stderr.isatty():
-        sys.stderr.write(f"firn worker {os.getpid()}: {text}\n")
+    """Writes a line to the log of the executor."""
+    sys.stderr.write(f"firn worker {os.getpid()}: {text}\n")
 
 
 def _load_all(

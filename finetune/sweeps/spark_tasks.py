@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from featurize.building.spark_jobs import job_errors
-from featurize.building.worker import log, use_task_resources
+from featurize.building.worker import use_task_resources
 from featurize.errors import FirnError, JobError
 from finetune.sweeps.plan import PlannedTrial
 from finetune.sweeps.trials import OpenedData, Outcome, Trainer, fair_groups, train_groups
@@ -54,7 +54,7 @@ class OnSpark:
 def _train_in_task(group: list[PlannedTrial], _: int) -> Outcome | str:
     """The outcome, or the error as text: if raised, it would arrive as a stack trace."""
     if not _trainers:
-        log(f"sweep, {use_task_resources()} threads")
+        use_task_resources()
         _trainers.append(Trainer(OpenedData()))
     try:
         return _trainers[0].train(group)
