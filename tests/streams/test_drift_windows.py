@@ -317,7 +317,9 @@ def test_a_test_that_fails_is_told_and_costs_no_image_its_label_nor_its_window(
     assert [len(batch.windows) for batch in batches] == [0, 0, 2]
     assert [batch.drift_fault is None for batch in batches] == [True, False, True]
     assert sum(window.result.images for window in batches[2].windows) == 45
-    assert "drift: nothing was tested after batch 1, its images wait" in capfd.readouterr().err.replace("\n", " ")
+    assert "drift was not tested after batch 1; its images are tested later" in capfd.readouterr().err.replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.spark
