@@ -172,8 +172,8 @@ def test_a_model_is_named_by_its_id_or_its_folder_too(copy: Path, known: Known) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--window", "5"], "`--window` must be at least 20 images. Got 5."),
-        (["--false-alarm-rate", "0.9"], "`--false-alarm-rate` must be in [0.001, 0.2]"),
+        (["--window", "5"], "`window` must be at least 20 images. Got 5."),
+        (["--false-alarm-rate", "0.9"], "`false_alarm_rate` must be in [0.001, 0.2]"),
         (["--since", "yesterday"], "`since` must be a date or a time"),
         (["--until", "2026-13-01"], "`until` must be a date or a time"),
         (["--model", "nobody"], "no view 'nobody', and there is no model of that name. Views: latest."),
