@@ -119,5 +119,5 @@ def _log_plan(plan: TrainingPlan, *, is_reused: bool, resume: bool) -> None:
         _logger.info("%s", selection)
     if not is_reused and not resume and has_checkpoint(plan.recipe.model.url):
         _logger.warning(
-            "an interrupted training has left a checkpoint, but this one starts anew; `resume=True` (`--resume`) resumes it."
+            "an interrupted training has left a checkpoint, but this one starts anew; `resume=True` (--resume) resumes it."
         )

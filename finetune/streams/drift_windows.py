@@ -45,7 +45,7 @@ class WindowSettings:
         check_rate(self.false_alarm_rate)
         if self.images < LEAST_IMAGES:
             raise UsageError(
-                f"a drift window (`--drift-window`) must have at least {LEAST_IMAGES} images. Got {self.images}."
+                f"a drift window (--drift-window) must have at least {LEAST_IMAGES} images. Got {self.images}."
             )
 
 

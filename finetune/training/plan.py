@@ -110,7 +110,7 @@ def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | 
     if card is not None and card.model_id != plan.model_id:
         raise UsageError(
             f"{url} holds another model, {card.model_id[:16]} of {card.created_at}. "
-            "Write to another `model.url`, or replace it with `overwrite=True` (`--overwrite`)."
+            "Write to another `model.url`, or replace it with `overwrite=True` (--overwrite)."
         )
     if card is None and storage.exists(url) and (not storage.is_folder(url) or _foreign_files(url)):
         raise UsageError(f"{url} is not empty and holds no model. Write to another `model.url`.")

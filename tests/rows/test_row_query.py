@@ -191,7 +191,7 @@ def test_a_split_of_which_nothing_is_selected_cannot_be_judged_by(folder: Path, 
     fit_alone({"url": str(folder), "where": "split != 'test'"}, tmp_path / "model")
     with pytest.raises(
         UsageError,
-        match=r"that the model's `where` selects; evaluate with `all_rows=True` \(`--all-rows`\) to use all 36",
+        match=r"that the model's `where` selects; evaluate with `all_rows=True` \(--all-rows\) to use all 36",
     ):
         evaluate_model(str(tmp_path / "model"), None, "test", None)
 

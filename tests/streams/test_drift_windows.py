@@ -213,7 +213,7 @@ def test_windows_begin_anew_where_the_predictions_were_made_again(
 def test_windows_that_cannot_be_are_refused(known: Known, place: Place) -> None:
     where = ["--images", place.images, "--output", place.out, "--checkpoint", place.checkpoint]
     for option, value, message in (
-        ("--drift-window", "5", "a drift window (`--drift-window`) must have at least 20 images. Got 5."),
+        ("--drift-window", "5", "a drift window (--drift-window) must have at least 20 images. Got 5."),
         ("--false-alarm-rate", "0.9", "`false_alarm_rate` must be in [0.001, 0.2]"),
     ):
         arguments = ["stream", known.folder, *where, "--once", "--drift-window", "100", option, value]
