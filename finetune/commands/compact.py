@@ -11,7 +11,7 @@ from featurize.console import say
 def compact_command(
     output: Annotated[str, typer.Argument(help="The URL of the predictions of all models.")],
     least_images: Annotated[
-        int, typer.Option(min=2, help="The number of images from which on a shard is left as it is.")
+        int, typer.Option(min=2, help="The number of images at which a shard is large enough to be left as it is.")
     ] = 100_000,
     as_json: JsonOption = False,
 ) -> None:

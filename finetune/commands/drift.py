@@ -26,14 +26,17 @@ def drift_command(
         ),
     ] = "latest",
     since: Annotated[
-        str | None, typer.Option(help="The date or time (UTC) from which on images were labelled; default: all.")
+        str | None, typer.Option(help="The date or time (UTC) since which images were labelled; default: all.")
     ] = None,
     until: Annotated[
         str | None, typer.Option(help="The date or time (UTC) before which images were labelled; default: all.")
     ] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="The number of images, those labelled last.")] = None,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="The number of images, the most recently labelled ones; default: all.")
+    ] = None,
     window: Annotated[
-        int | None, typer.Option(help="The number of images in a window, in the order of labelling; default: all.")
+        int | None,
+        typer.Option(help="The number of images in a window, in the order of labelling; default: one window of all."),
     ] = None,
     false_alarm_rate: Annotated[
         float, typer.Option(help="The share of windows that may give an alarm although nothing has changed.")

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 def fit_command(
-    recipe: Annotated[str, typer.Argument(help="The recipe, a TOML file; its sections from `features` on are read.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="The recipe, a TOML file; its sections features, model, training and registry are read."),
+    ],
     num_proc: Annotated[
         int, typer.Option(min=1, help="The number of ranks, on Spark through Horovod; 1 trains in this process.")
     ] = 1,

@@ -32,7 +32,10 @@ def stream_command(
     trigger_s: Annotated[float, typer.Option(min=0, help="Seconds between checks for new images.")] = TRIGGER_S,
     once: Annotated[bool, typer.Option("--once", help="Labels the images that are there, and ends.")] = False,
     max_images_per_batch: Annotated[
-        int, typer.Option(min=1, help="The most images in a batch; a new model takes effect with the next batch.")
+        int,
+        typer.Option(
+            min=1, help="The largest number of images in a batch; a new model takes effect with the next batch."
+        ),
     ] = MAX_IMAGES_PER_BATCH,
     messages: Annotated[
         str | None,
@@ -49,7 +52,7 @@ def stream_command(
     ] = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     drift_window: Annotated[
-        int | None, typer.Option(help="The number of images of a model tested for drift together; default: no tests.")
+        int | None, typer.Option(help="The number of images in a drift window; default: drift is not tested.")
     ] = None,
     false_alarm_rate: Annotated[
         float, typer.Option(help="The share of drift windows that may give an alarm although nothing has changed.")

@@ -1,4 +1,4 @@
-"""What models say of the rows of one split: the rows that a model's query selects, checked, and read a row group at a time."""
+"""The predictions of models for the rows of a split, those that a model's query selects, checked, a row group at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
