@@ -31,6 +31,7 @@ rounds: setup
 	done
 
 dist: setup
+	@rm -rf build  # what is left there would go into the wheel
 	@.venv/bin/python scripts/dist.py
 	@.venv/bin/python -m build --wheel --no-isolation --outdir dist . >/dev/null
 	@ls dist/*.whl

@@ -1,10 +1,10 @@
-"""Rows per second of the search for near duplicates, beside scikit-learn's and beside the bare matrix product.
+"""Speed of the search for near duplicates, beside scikit-learn's search and the bare matrix product.
 
-    python benchmarks/duplicates.py                     # 30,000 rows of 4,096 floats, made up, as a ReLU leaves them
+    python benchmarks/duplicates.py                     # 30,000 random rows of 4,096 floats, after a ReLU
     python benchmarks/duplicates.py --rows 10000 --values 1024
 
-Three splits (60, 20 and 20 %); copies of 1 % of the rows, 1 % off, are planted across them and must all be found. Every way is
-measured `--repeats` times in turn. Prints one JSON object: medians of seconds, and the most memory beside the features.
+Three splits (60, 20 and 20 %); copies of 1 % of the rows, changed by 1 %, are planted across them and must all be found. The ways
+are measured in turn, `--repeats` times. Prints one JSON object: medians of seconds, and the peak memory beyond the features.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def measure(splits: dict[str, SplitData], repeats: int) -> dict[str, Any]:
 
 
 def search_by_scikit_learn(splits: dict[str, SplitData], distance: float) -> int:
-    """Pairs of two splits that are at most `distance` apart, by cosine."""
+    """Number of pairs from two splits that are at most `distance` apart, by cosine."""
     from sklearn.neighbors import NearestNeighbors
 
     parts, pairs = list(splits.values()), 0
@@ -88,7 +88,7 @@ def search_by_scikit_learn(splits: dict[str, SplitData], distance: float) -> int
 
 
 def multiply(splits: dict[str, SplitData]) -> None:
-    """The products that any search by brute force makes."""
+    """Computes the products that any brute-force search computes."""
     parts = [unit_rows(part.features) for part in splits.values()]
     for number, part in enumerate(parts):
         for other in parts[number + 1 :]:
@@ -98,7 +98,7 @@ def multiply(splits: dict[str, SplitData]) -> None:
 
 
 def make_splits(rows: int, values: int) -> dict[str, SplitData]:
-    """Made up: clouds around the centres of classes, and a ReLU; some rows of train lie in the other splits too."""
+    """Random features: clouds around the centres of classes, after a ReLU; some rows of train are in the other splits too."""
     random = np.random.default_rng(0)
     labels = random.integers(0, N_CLASSES, rows).astype(np.int32)
     centres = random.standard_normal((N_CLASSES, values), np.float32)

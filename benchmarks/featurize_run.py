@@ -3,20 +3,20 @@
     python benchmarks/featurize_run.py [RECIPE] [--images FOLDER ...] [--rounds N] [--fast]
     python benchmarks/featurize_run.py [RECIPE] [--images FOLDER ...] [--check-images N] --precision-check
 
-RECIPE gives the backbone; without one it is VGG16 to `fc2` with random weights, whose speed is that of any weights. FOLDER holds
-a folder per class, and may be given several times; without one, scenes are drawn. Measured in round after round, each in
-processes of its own:
+RECIPE gives the backbone; without one it is VGG16 to `fc2` with random weights, which do not change the speed. FOLDER holds a
+folder per class, and may be given several times; without one, scenes are drawn. Every round measures each of these in processes
+of its own:
 
-- bare: the compiled network on ready pixels, on all cores, in the precision that the recipe comes to; before and after `firn`
+- bare: the compiled network on ready pixels, on all cores, in the precision that the recipe leads to; before and after `firn`
 - firn: `featurize run` as a user starts it, in steady state
 - pandas_udf: an iterator pandas UDF over Spark's binaryFile source: Pillow decodes, `model.predict` computes in float32
 - predict_batch_udf: the same through `pyspark.ml.functions.predict_batch_udf`
 - openvino: the network on ready pixels in OpenVINO in bfloat16, where `openvino` is installed
 
-No rate counts start-up. The UDFs get a part of the images and the benefit of every doubt: the session is Firn's, with one task
-on all cores that loads the network once, and their rate is the images by which a long job exceeds a short one, by the seconds by
-which it does, in a session that is warm. A ratio is the median over rounds of the ratio within a round, as machines have moods.
-Prints one JSON object. With --precision-check it is what bfloat16 does to features and heads instead.
+No rate includes start-up. The UDFs get only some of the images, and the best conditions: the session is Firn's, with one task on
+all cores that loads the network once, and their rate is the difference in images between a long and a short job, divided by the
+difference in seconds, in a session that is warm. A ratio is the median over rounds of the ratio within a round, as the speed of a
+machine varies. Prints one JSON object. With --precision-check it measures the effect of bfloat16 on features and heads instead.
 """
 
 import argparse
@@ -54,13 +54,13 @@ SHORT_IMAGES, LONG_IMAGES = 2 * BATCH, 16 * BATCH  # of the UDFs
 
 @dataclass(frozen=True)
 class Plan:
-    """What the processes have in common; it travels between them as JSON.
+    """The settings that all processes share, passed to them as JSON.
 
     Attributes:
-        images: a folder per class, with all images.
-        short: likewise, with the few of a UDF's short job.
-        long: likewise, with those of its long job, or of the precision check.
-        batches: that the bare network computes in one measurement.
+        images: folder of all images, with a folder per class.
+        short: the same for the few images of a UDF's short job.
+        long: the same for the images of its long job, or of the precision check.
+        batches: number of batches that the bare network computes in one measurement.
     """
 
     settings: dict[str, Any]
@@ -105,7 +105,7 @@ def measure_firn(plan: Plan) -> dict[str, Any]:
 
 
 def load_predict(plan: Plan) -> Callable[[Any], NDArray[np.float32]]:
-    """Worker side: what Spark users write, from the bytes of images, one after the other, to their features."""
+    """Worker side: the function that Spark users write, from the bytes of images, one after the other, to their features."""
     import keras
     from PIL import Image
 
@@ -142,7 +142,7 @@ def make_predict_batch_udf(plan: Plan) -> Any:
 
 
 def measure_udf(plan: Plan, make_udf: Callable[[Plan], Any]) -> dict[str, Any]:
-    """In a fresh session: a short job that warms it, the long job, and the short job again, twice, for the quicker of the two."""
+    """Runs in a fresh session a short job to warm it, then the long job, then the short job twice, of which the faster counts."""
     from featurize.building.session import open_session
 
     started = perf_counter()
@@ -185,7 +185,7 @@ PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {
 
 
 def run_json(*arguments: str) -> dict[str, Any]:
-    """Runs Python where the packages are; the last line it prints is its result."""
+    """Runs Python in the folder of the packages; the last line that it prints is its result."""
     done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
@@ -200,7 +200,7 @@ def run_part(part: str, plan_file: Path) -> dict[str, Any]:
 def compare(plan: Plan, plan_file: Path, rounds: int) -> dict[str, Any]:
     parts = ["bare", "firn", "bare", "pandas_udf", "predict_batch_udf"] + ["openvino"] * bool(find_spec("openvino"))
     runs: dict[str, list[dict[str, Any]]] = {part: [] for part in parts}
-    load_before = os.getloadavg()[0]  # anything much over 0 is other people's, and in the figures
+    load_before = os.getloadavg()[0]  # much more than 0 means that other processes disturb the figures
     for part in parts * rounds:
         runs[part].append(run_part(part, plan_file))
     rates = {part: np.array([run["images_per_second"] for run in done]) for part, done in runs.items()}
@@ -225,13 +225,13 @@ def compare(plan: Plan, plan_file: Path, rounds: int) -> dict[str, Any]:
 
 
 def summarize(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Of several runs the one of median rate, and the rates of all."""
+    """The run of median rate, with the rates of all runs."""
     ranked = sorted(runs, key=lambda run: float(run["images_per_second"]))
     return {**ranked[len(ranked) // 2], "rates": [run["images_per_second"] for run in runs]}
 
 
 def to_digits(value: Any) -> Any:
-    """`value` for people: no measurement here has more than four significant digits."""
+    """`value` with numbers rounded to four significant digits, as no measurement here has more."""
     if isinstance(value, dict):
         return {key: to_digits(inner) for key, inner in value.items()}
     if isinstance(value, list):
@@ -247,7 +247,7 @@ def make_plan(options: argparse.Namespace, work: Path) -> Plan:
     images = link_classes(options.images, folder) if options.images else draw_images(drawn, folder)
     prepared = prepare_backbone(settings, work)
     if prepared.path is None or prepared.sha256 is None:
-        raise SystemExit("a backbone with a network is wanted; `pixels` has none.")
+        raise SystemExit("the backbone must have a network; `pixels` has none.")
     long = options.check_images if options.precision_check else LONG_IMAGES
     return Plan(
         settings=settings.model_copy(update={"batch_size": BATCH}).model_dump(exclude_none=True),
@@ -263,14 +263,16 @@ def make_plan(options: argparse.Namespace, work: Path) -> Plan:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Measures featurize run beside its peers; prints one JSON object.")
-    parser.add_argument("recipe", nargs="?", help="whose [backbone] is measured; default: VGG16 to fc2, random weights")
+    parser.add_argument(
+        "recipe", nargs="?", help="recipe whose [backbone] is measured; default: VGG16 to fc2, random weights"
+    )
     parser.add_argument(
         "--images", action="append", default=[], metavar="FOLDER", help="a folder per class; repeatable"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--fast", action="store_true", help="one round, few drawn images: shows that it runs")
+    parser.add_argument("--fast", action="store_true", help="one round on few drawn images, to try it out")
     parser.add_argument("--precision-check", action="store_true", help="bfloat16 against float32, instead of speed")
-    parser.add_argument("--check-images", type=int, default=1000, help="how many of the images --precision-check takes")
+    parser.add_argument("--check-images", type=int, default=1000, help="number of images for --precision-check")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()

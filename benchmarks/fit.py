@@ -1,20 +1,20 @@
-"""Speed of training: time to the same accuracy beside its peers, and rows per second over batch size and ranks.
+"""Speed of training: time to the same accuracy beside other libraries, and rows per second by batch size and ranks.
 
     featurize run configs/objects_mobilenet.toml && python benchmarks/fit.py [--markdown] [--rounds N] [--only accuracy|rates]
     python benchmarks/fit.py --fast
 
-Time to the same accuracy, on the features of RECIPE, and on 30,000 made-up rows of 4,096 features and 257 classes, for
+Time to the same accuracy, on the features of RECIPE, and on 30,000 random rows of 4,096 features and 257 classes, for
 
 - firn_1 and firn_2: Firn's training on one rank with all cores, and on two of horovodrun with half the cores and half the batch
 - keras: `keras.Model.fit` on arrays in memory, with the same model, optimizer, penalty and batch size
-- scikit_learn, mllib: `LogisticRegression` of scikit-learn and of Spark MLlib, by L-BFGS, cut off after more and more iterations
+- scikit_learn, mllib: `LogisticRegression` of scikit-learn and of Spark MLlib, by L-BFGS, stopped after more and more iterations
 
-The accuracy is that on the validation rows; to be reached are 99 hundredths of the most that scikit-learn comes to. All have the
-features in memory, in their own form, before the clock starts, and have trained before in the same process. The clock of Firn and
-of Keras includes building the graphs of a new model, and validation after every epoch; that of the others does not.
+The accuracy is that on the validation rows; the target is 0.99 times the highest that scikit-learn reaches. All have the features
+in memory, in their own form, before the clock starts, and have trained before in the same process. The time of Firn and of Keras
+includes building the graphs of a new model, and validation after every epoch; that of the others does not.
 
-Rows per second are those of an epoch without its validation, on rows in memory, for each batch size and number of ranks. What is
-compared is measured one after the other, in `--rounds` rounds: of several rounds a ratio is the median of the ratios within one.
+Rows per second are those of an epoch without its validation, on rows in memory, for each batch size and number of ranks. Each of
+`--rounds` rounds measures everything in turn; a ratio is the median over rounds of the ratio within a round.
 Prints one JSON object; with --markdown the table of rows per second instead.
 """
 
@@ -49,7 +49,7 @@ OBJECTS_EPOCHS = (
 
 
 def run_part(task: dict[str, Any], *, ranks: int = 1) -> Any:
-    """Runs a part of the work in processes of its own: what `work` returns."""
+    """Runs a part of the work in processes of its own, and returns what `work` returns there."""
     launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(ranks), "--gloo"] if ranks > 1 else []
     environment = os.environ | {"OMP_NUM_THREADS": str(task["threads"])}
     command = [*launcher, sys.executable, __file__, "--part", json.dumps(task)]
@@ -59,7 +59,7 @@ def run_part(task: dict[str, Any], *, ranks: int = 1) -> Any:
 
 
 def work(task: dict[str, Any]) -> Any:
-    """What the process of a part does; None on ranks other than 0."""
+    """The work of a part, in its own process; None on ranks other than 0."""
     threads = task["threads"]
     if task["part"] == "rates":
         return measure_rates(task["nets"], task["batches"], threads=threads, rows=task["rows"])
@@ -97,7 +97,7 @@ def compare_times(task: dict[str, Any], rounds: int) -> dict[str, Any]:
 
 
 def ratio(others: list[float | None], own: list[float | None]) -> float | None:
-    """The median ratio of seconds, those of a way that has not reached the target being endless; None: neither has."""
+    """The median ratio of seconds, infinite for a way that has not reached the target; None if neither has."""
     pairs = [(theirs or math.inf, ours or math.inf) for theirs, ours in zip(others, own, strict=True)]
     values = [theirs / ours for theirs, ours in pairs if math.isfinite(theirs) or math.isfinite(ours)]
     return median(values) if values else None
@@ -126,7 +126,7 @@ def measure_ranks(rounds: int, *, fast: bool) -> dict[str, Any]:
 
 
 def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """What is trained on, and how."""
+    """The features to train on, and the settings of the training, by name."""
     of_recipe = read_recipe(options.recipe, options.overrides)
     head = {"optimizer": "sgd", "learning_rate": 0.02, "momentum": 0.8, "batch_size": 128, "epochs": 10}
     if options.fast:
@@ -152,25 +152,30 @@ def say(text: str) -> None:
 
 
 def to_digits(value: Any) -> Any:
-    """`value` for people: no measurement here has more than four significant digits."""
+    """`value` with numbers rounded to four significant digits, as no measurement here has more."""
     if isinstance(value, dict):
         return {key: to_digits(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [to_digits(inner) for inner in value]
     if isinstance(value, float):
-        return float(f"{value:.4g}") if math.isfinite(value) else None  # JSON knows no infinity
+        return float(f"{value:.4g}") if math.isfinite(value) else None  # JSON has no infinity
     return value
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", default=str(RECIPE), help="whose features and training are compared")
+    parser.add_argument("recipe", nargs="?", default=str(RECIPE), help="recipe of the features and the training")
     parser.add_argument(
-        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        dest="overrides",
+        metavar="KEY=VALUE",
+        help="overrides a key of the recipe",
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", choices=["accuracy", "rates"], help="one half of it")
-    parser.add_argument("--fast", action="store_true", help="one round on few rows: shows that it runs")
+    parser.add_argument("--only", choices=["accuracy", "rates"], help="only one of the two measurements")
+    parser.add_argument("--fast", action="store_true", help="one round on few rows, to try it out")
     parser.add_argument("--markdown", action="store_true", help="print the table of rows per second")
     parser.add_argument("--part", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Features for the benchmarks of training, as arrays in a folder, so that every process starts from the same ones."""
+"""Features for the benchmarks of training, as arrays in a folder, so that every process uses the same ones."""
 
 import json
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from featurize.tables.readable import read_features_manifest
 from finetune.rows.splits import SplitData, read_split
 
 SPLITS = ("train", "validation")
-_LATENT = 128  # directions in which the classes of made-up features differ
-_SCALE = 0.55  # of the distance between classes, over that within them: a linear model gets three in four right
+_LATENT = 128  # directions in which the classes of random features differ
+_SCALE = 0.55  # ratio of the distance between classes to that within them: a linear model has an accuracy of about 3/4
 _ROWS_PER_GROUP = 512
 
 
@@ -36,7 +36,7 @@ def load(folder: str | Path, split: str) -> Arrays:
 
 
 def copy_features(url: str, folder: Path) -> dict[str, Any]:
-    """Writes the features of a feature set to `folder`; returns what they are."""
+    """Writes the features of a feature set to `folder`; returns their description."""
     manifest = read_features_manifest(url)
     for split in SPLITS:
         data = read_split(url, manifest, split)
@@ -45,10 +45,10 @@ def copy_features(url: str, folder: Path) -> dict[str, Any]:
 
 
 def make_features(rows: int, feature_dim: int, n_classes: int, folder: Path) -> dict[str, Any]:
-    """Writes made-up features to `folder`, `rows` of them to train on and a fifth more to validate; returns what they are.
+    """Writes random features to `folder`, `rows` for training and a fifth as many for validation; returns their description.
 
-    Every class is a cloud around its centre in a space of few dimensions, which a random linear map and a ReLU take to
-    `feature_dim` dimensions, with noise in each: as the last layers of a network give them, half zero and correlated.
+    Every class is a cloud around its centre in a space of few dimensions, which a random linear map and a ReLU map to
+    `feature_dim` dimensions, with noise in each. Like those of a network's last layers, they are half zero and correlated.
     """
     random = np.random.default_rng(0)
     centres = random.standard_normal((n_classes, _LATENT), np.float32) * _SCALE

@@ -1,4 +1,4 @@
-"""Rows per second of `finetune.training.loop.fit` over batch size and ranks, and where the time goes."""
+"""Rows per second of `finetune.training.loop.fit` by batch size and ranks, and where the time goes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from featurize.recipes.training_section import TrainingSettings
 from finetune.rows.splits import SplitData
 
 BATCHES = (32, 64, 128, 256, 512, 1024)
-EPOCHS = 4  # the first is not counted: it compiles
-LEAST_STEPS = 4  # of an epoch
+EPOCHS = 4  # the first, which compiles, is not counted
+LEAST_STEPS = 4  # in an epoch
 
 
 @dataclass(frozen=True)
 class Net:
-    """What is trained: `name` on rows of `shape`, at least `rows` an epoch."""
+    """A network to train: `name`, on rows of `shape`, at least `rows` in an epoch."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,7 +39,7 @@ NETS = {
     "landscapes_convnet": Net("landscapes_convnet", (75, 75, 3), 4, 2_048),
 }
 WAYS = {"1 rank, 1 thread": (1, False), "1 rank, all cores": (1, True), "2 ranks, 1 thread each": (2, False)}
-"""The ranks, and whether each has all cores."""
+"""The number of ranks, and whether each has all cores."""
 ONE, ALL, TWO = WAYS
 GOALS = (("mnist_convnet", 64), ("landscapes_convnet", 64), ("4,096 x 257 head", 512))
 PARTS = ("data", "compute", "all_reduce", "idle")
@@ -48,10 +48,10 @@ PARTS = ("data", "compute", "all_reduce", "idle")
 def measure_rates(
     nets: Sequence[str], batches: Sequence[int], *, threads: int, rows: int | None = None
 ) -> list[dict[str, Any]] | None:
-    """Worker side: trains each net with each batch size, on the ranks that there are. None but on rank 0.
+    """Worker side: trains each network with each batch size, on the current ranks. None on ranks other than 0.
 
     Args:
-        rows: of an epoch; default: the net's.
+        rows: number of rows in an epoch; default: that of the network.
     """
     from finetune.ranks.horovod_ranks import launched_by_horovodrun, open_ranks
 
@@ -106,7 +106,7 @@ def _made_up(net: Net, rows: int) -> SplitData:
 
 
 def summarize(rounds: Sequence[Sequence[dict[str, Any]]]) -> tuple[list[dict[str, Any]], dict[str, list[float]]]:
-    """Of the cells of several rounds (with `way` in each) the one of median rate; and the goals' ratios in each round."""
+    """For each cell (network, batch size, way) the round of median rate; and the ratios for the goals in each round."""
     rates = [{(cell["net"], cell["batch_size"], cell["way"]): cell for cell in cells} for cells in rounds]
     middle = []
     for key in rates[0]:

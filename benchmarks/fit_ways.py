@@ -1,4 +1,4 @@
-"""Ways to train a linear classifier: for each, the accuracy on the validation rows over time, in a process that is warm."""
+"""Ways to train a linear classifier: for each, the validation accuracy over time, in a process that has trained before."""
 
 import warnings
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings
 
 Curve = list[tuple[float, float]]
-"""Seconds since training began, and the accuracy on the validation rows that was reached by then."""
+"""Seconds since training began, and the validation accuracy at that time."""
 _SPARK_MEMORY = "6g"
 
 
 def train_firn(task: dict[str, Any], *, threads: int) -> Curve | None:
-    """`training.loop.fit` on arrays in memory, on the ranks that there are: each a share of the batch. None but on rank 0."""
+    """`training.loop.fit` on arrays in memory, on the current ranks, which share the batch. None on ranks other than 0."""
     from finetune.ranks.horovod_ranks import launched_by_horovodrun, open_ranks
     from finetune.rows.loader import MemoryData
     from finetune.training.loop import fit
@@ -76,7 +76,7 @@ def train_keras(task: dict[str, Any], *, threads: int) -> Curve:
 
 
 def train_scikit_learn(task: dict[str, Any]) -> Curve:
-    """`LogisticRegression` by L-BFGS, cut off after more and more iterations: each point is a training of its own."""
+    """`LogisticRegression` by L-BFGS, stopped after more and more iterations: each point is a separate training."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
@@ -92,9 +92,9 @@ def train_scikit_learn(task: dict[str, Any]) -> Curve:
 
 
 def train_mllib(task: dict[str, Any]) -> Curve:
-    """Spark MLlib's `LogisticRegression` on a DataFrame cached in memory, as scikit-learn's; until `task["target"]` is reached.
+    """Spark MLlib's `LogisticRegression` on a DataFrame cached in memory, like scikit-learn's, up to the target accuracy.
 
-    It has the benefit of every doubt: Java's vector instructions, all cores in one session, the clock around `fit` alone.
+    It has the best conditions: Java's vector instructions, all cores in one session, and only `fit` is timed.
     """
     from pyspark.ml.classification import LogisticRegression
     from pyspark.ml.functions import array_to_vector

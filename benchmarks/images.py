@@ -1,4 +1,4 @@
-"""Images for the benchmarks: real ones in folders of classes, linked together, or drawn ones."""
+"""Images for the benchmarks: links to real ones in class folders, or drawn ones."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def image_files(folder: str | Path) -> list[Path]:
 
 
 def spread(paths: Sequence[Path], count: int) -> list[Path]:
-    """`count` of `paths`, or all, at even distances: where they are sorted by class, of each class its share."""
+    """At most `count` of `paths`, at equal distances: if they are sorted by class, each class has its share."""
     count = min(count, len(paths))
     return [paths[len(paths) * i // count] for i in range(count)]
 
@@ -29,7 +29,7 @@ def read_pixels(paths: Sequence[Path], *, height: int, width: int) -> NDArray[np
 
 
 def link_classes(sources: Sequence[str], folder: Path) -> Path:
-    """Makes one folder per class of several: a link to each of their classes, named after both."""
+    """Makes one folder with a link to each class folder in `sources`, named after the source and the class."""
     folder.mkdir()
     for source in (Path(source).resolve() for source in sources):
         for label in (inner for inner in sorted(source.iterdir()) if inner.is_dir()):

@@ -26,7 +26,7 @@ def measure_bare(spec: BackboneSpec, path: str, *, sha256: str, files: Sequence[
 
 
 def measure_openvino(spec: BackboneSpec, path: str, *, files: Sequence[Path], batches: int) -> dict[str, Any]:
-    """bfloat16, in the better of OpenVINO's ways: one request on all cores, or several on a part of them each."""
+    """OpenVINO in bfloat16, in the faster of two ways: one request on all cores, or several on some of the cores each."""
     import keras
     import openvino
 

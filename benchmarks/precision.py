@@ -1,4 +1,4 @@
-"""What bfloat16 does to features and to the heads trained on them: `python benchmarks/featurize_run.py --precision-check`."""
+"""The effect of bfloat16 on features and heads trained on them, for `python benchmarks/featurize_run.py --precision-check`."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,23 +20,24 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 0.5
 _FOLDS, _SEEDS, _BATCH = 5, (42, 43, 44), 32
-_HEAD = TrainingSettings(optimizer="adam", learning_rate=0.01)  # as configs/demo.toml: takes features of any scale
+# As in configs/demo.toml: it suits features of any scale.
+_HEAD = TrainingSettings(optimizer="adam", learning_rate=0.01)
 
 Features = NDArray[np.float32]
 Labels = NDArray[np.int32]
 
 
 def compare_precisions(network: "keras.Model", spec: BackboneSpec, files: Sequence[Path]) -> dict[str, Any]:
-    """The same images in float32 and in bfloat16: how far the features are apart, and how well heads on them do.
+    """Compares features of the same images in float32 and in bfloat16, and the accuracy of heads on them.
 
-    Random networks give all images much the same features, whose cosines say little; those of what remains when the mean over
-    the images is taken away say more, and so do the heads.
+    Random networks give all images similar features, whose cosines say little; the cosines after subtracting the mean over the
+    images say more, and so do the heads.
 
     Args:
-        files: images in folders named after their classes, sorted.
+        files: sorted images, in folders named after their classes.
     """
     names, label_index = np.unique([path.parent.name for path in files], return_inverse=True)
-    # float32 comes last: the precision holds for the process, and the heads are not what is to be compared.
+    # float32 comes last: the precision holds for the process, and the heads should train in float32.
     rounded = _features(network, replace(spec, precision="bfloat16"), files)
     exact = _features(network, replace(spec, precision="float32"), files)
     mean = exact.mean(axis=0)

@@ -1,11 +1,11 @@
-"""Images per second of `finetune predict`, and seconds of a stream of one batch, beside `featurize run` on the same images.
+"""Images per second of `finetune predict`, and seconds of a stream with one batch, beside `featurize run` on the same images.
 
     python benchmarks/predict.py configs/objects_mobilenet.toml [--rounds N] [--set KEY=VALUE ...]
 
-Each is the command in a process of its own, to an empty place, one after the other in every round. Steady images per second are
-those of the Spark job, without the time in which its workers start and load the network; a stream says no more than its seconds
-in all, which are given for each. The model is a head trained for one epoch. Prints one JSON object: medians, and the median over
-rounds of the ratio to `featurize run`.
+Each is the command in a process of its own, with an empty output, one after the other in every round. Steady rates are
+those of the Spark job, without the time in which its workers start and load the network; a stream reports only its total seconds,
+which are given for each. The model is a head trained for one epoch. Prints one JSON object: medians, and the median over rounds
+of the ratio to `featurize run`.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def measure(recipe: str, overrides: Sequence[str], source: str, folder: Path) -> dict[str, dict[str, Any]]:
-    """What each way says of itself, in one round."""
+    """The result that each command prints, in one round."""
     settings = [part for override in overrides for part in ("--set", override)]
     settings += ["--set", f"features.url={folder}/features", "--set", f"model.url={folder}/model"]
     done = {"featurize run": call("featurize", "run", recipe, *settings)}

@@ -1,13 +1,12 @@
-"""What a recipe reaches: the mean and the spread over three seeds of the accuracy on the test split.
+"""The test accuracy of a recipe: mean and standard deviation over three seeds.
 
     python benchmarks/recipes.py configs/landscapes_mobilenet.toml configs/landscapes_convnet.toml
     python benchmarks/recipes.py configs/mnist_convnet.toml --ranks 2 --set features.url=/data/mnist/features
 
-Each recipe's feature set must be there (`featurize run RECIPE`). The seeds are the recipe's own and those after it. Every
-training is the command `finetune fit` in a process of its own, and goes to a temporary folder. With --ranks N the first seed is
-trained once more on N ranks of horovodrun, each with the N-th part of the batch. Beside a softmax head on features of a network
-stands scikit-learn's LogisticRegression on the same features and splits, its C tuned on the validation split. Prints one JSON
-object.
+Each recipe's feature set must exist (`featurize run RECIPE`). The seeds are the recipe's own and those after it. Every training
+is the command `finetune fit` in a process of its own, with a temporary output folder. With --ranks N the first seed is trained
+once more on N ranks of horovodrun, each with 1/N of the batch. A softmax head on features of a network is compared with
+scikit-learn's LogisticRegression on the same features and splits, with C tuned on the validation split. Prints one JSON object.
 """
 
 import argparse
@@ -57,7 +56,7 @@ def accuracy(model: LogisticRegression, data: SplitData) -> float:
 
 
 def trained(path: str, overrides: list[str], *, url: str, seed: int, batch_size: int, ranks: int = 1) -> dict[str, Any]:
-    """Trains by the command and evaluates on the test split."""
+    """Trains with `finetune fit` and evaluates on the test split."""
     settings = [*overrides, f"model.url={url}", f"training.seed={seed}", f"training.batch_size={batch_size}"]
     launcher = [str(Path(sys.executable).with_name("horovodrun")), "-np", str(ranks), "--gloo"] if ranks > 1 else []
     arguments = [word for setting in settings for word in ("--set", setting)]
@@ -78,7 +77,7 @@ def trained(path: str, overrides: list[str], *, url: str, seed: int, batch_size:
 
 
 def run_json(command: list[str]) -> dict[str, Any]:
-    """Runs a command that prints a JSON object last (behind a mark, where horovodrun puts one)."""
+    """Runs a command whose last line is a JSON object (after a prefix, if horovodrun adds one)."""
     started = perf_counter()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     lines = [line[line.index("{") :] for line in done.stdout.splitlines() if "{" in line]
@@ -113,7 +112,7 @@ def compare(path: str, overrides: list[str], *, n_seeds: int, ranks: int) -> dic
 
 
 def on_ranks(path: str, overrides: list[str], recipe: FinetuneRecipe, *, folder: str, ranks: int) -> dict[str, Any]:
-    """The first seed on several ranks, and how far its weights are from those that one rank came to."""
+    """Trains the first seed on several ranks, and compares its weights with those from one rank."""
     seed, batch_size = recipe.training.seed, recipe.training.batch_size
     if batch_size % ranks:
         raise UsageError(f"--ranks must divide `training.batch_size`, {batch_size}. Got {ranks}.")
@@ -127,9 +126,11 @@ def on_ranks(path: str, overrides: list[str], recipe: FinetuneRecipe, *, folder:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", metavar="RECIPE")
-    parser.add_argument("--seeds", type=int, default=3, help="how many")
-    parser.add_argument("--ranks", type=int, default=1, help="train the first seed on so many ranks too")
-    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="of recipes")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
+    parser.add_argument("--ranks", type=int, default=1, help="also train the first seed on this many ranks")
+    parser.add_argument(
+        "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="overrides a key"
+    )
     options = parser.parse_args()
     results = {
         path: compare(path, options.overrides, n_seeds=options.seeds, ranks=options.ranks) for path in options.recipes

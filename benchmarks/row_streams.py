@@ -1,11 +1,11 @@
-"""Rows per second out of a feature set: streamed by Firn, held in memory by Firn, and merely read by pyarrow and by Petastorm.
+"""Rows per second from a feature set: from disk and from memory by Firn, and only read by pyarrow and by Petastorm.
 
-    python benchmarks/row_streams.py --rows 32768            # made up: 4,096 floats a row, ReLU, zstd, row groups of 512
+    python benchmarks/row_streams.py --rows 32768            # random: 4,096 floats per row, ReLU, zstd, row groups of 512
     python benchmarks/row_streams.py --rows 32768 --storage hdfs://namenode:8020/tmp
 
-One rank, no training: batches are made and dropped. Every way reads the same files, from the page cache of the machine where it
-can, and is measured `--repeats` times in turn. Prints one JSON object: medians, and the most memory that a process takes which
-does nothing but stream.
+One rank, no training: batches are made and dropped. All ways read the same files, from the machine's page cache if possible, and
+are measured in turn, `--repeats` times. Prints one JSON object: medians, and the peak memory of a process that only reads rows
+from disk.
 """
 
 import argparse
@@ -54,7 +54,7 @@ ON_RECORD = {
     "pyarrow": 32_000,
     "petastorm": 18_000,
     "petastorm_tf_data_unbatched": 16_000,
-}  # measured before Firn was begun
+}  # measured before Firn existed
 
 
 def main() -> None:
@@ -64,7 +64,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--storage", help="folder for the feature set; default: a temporary one on the local disk")
     parser.add_argument(
-        "--only-stream", metavar="URL", help="stream the feature set at URL, and print the memory it took"
+        "--only-stream",
+        metavar="URL",
+        help="only read the feature set at URL from disk, and print the memory that it took",
     )
     arguments = parser.parse_args()
     if arguments.only_stream:
@@ -117,13 +119,13 @@ def measure(url: str, shuffle_rows: int, repeats: int) -> dict[str, Any]:
 
 
 def count_batches(data: StreamData | MemoryData, epoch: int, batch_size: int) -> int:
-    """Makes the batches of an epoch, two ahead, as training does, and counts their rows."""
+    """Makes the batches of an epoch, two ahead as in training, and counts their rows."""
     batches: Any = data.batches(epoch, seed=1, global_batch_size=batch_size)
     return int(sum(float(rows) for *_, rows in batches.prefetch(2)))
 
 
 def read_by_petastorm(url: str, manifest: FeaturesManifest) -> int:
-    """Reads about as many rows as there are: its readers are endless, as the end of an epoch loses rows."""
+    """Reads about as many rows as the set has, by an endless reader, as Petastorm's readers lose rows at the end of an epoch."""
     rows = 0
     reader = open_petastorm_reader(url, manifest, "train", COLUMNS)
     while rows < manifest.split_rows("train"):
@@ -134,12 +136,12 @@ def read_by_petastorm(url: str, manifest: FeaturesManifest) -> int:
 
 
 def memory_of_streaming(url: str, shuffle_rows: int) -> dict[str, int]:
-    """The most memory of this process before it streamed two epochs and after, and what is stated, in bytes."""
+    """Peak memory of this process before and after it read two epochs from disk, and the stated memory, in bytes."""
     import tensorflow as tf
 
     manifest = read_features_manifest(url)
     next(iter(tf.data.Dataset.range(1)))
-    read_by_petastorm(url, manifest.model_copy(update={"rows": {"train": {"": 1}}}))  # all libraries are there
+    read_by_petastorm(url, manifest.model_copy(update={"rows": {"train": {"": 1}}}))  # imports all libraries
     data = StreamData(url, manifest, "train", shuffle_rows=shuffle_rows)
     before = peak_memory_bytes()
     for epoch in (1, 2):
@@ -148,7 +150,7 @@ def memory_of_streaming(url: str, shuffle_rows: int) -> dict[str, int]:
 
 
 def write_features(url: str, rows: int) -> None:
-    """A feature set of random features, as a ReLU leaves them: about a third is not zero."""
+    """Writes a feature set of random features after a ReLU: about a third is not zero."""
     random, records = np.random.default_rng(0), []
     per_file = rows // FILES
     for number in range(FILES):

@@ -1,11 +1,11 @@
-"""Seconds for the nearest images of one image, exactly, beside scikit-learn's brute force and a NumPy one-liner.
+"""Seconds to find the nearest images of one image, exactly, beside scikit-learn's brute force and a NumPy one-liner.
 
-    python benchmarks/similar.py                     # 30,000 rows of 4,096 floats, made up, as a ReLU leaves them
+    python benchmarks/similar.py                     # 30,000 random rows of 4,096 floats, after a ReLU
     python benchmarks/similar.py --rows 10000 --values 1024
 
-Features in memory: `find_nearest` (float32, then float64 for what is near), scikit-learn's `NearestNeighbors` by brute force, and
-the formula in float64 on all rows, whose answer is the truth. From Parquet: `find_similar`, which holds a few row groups at a
-time, and pyarrow's reading of the same files. Every way is measured `--repeats` times in turn. Prints one JSON object: medians of
+Features in memory: `find_nearest` (float32, then float64 for near rows), scikit-learn's `NearestNeighbors` by brute force, and
+the formula in float64 on all rows, which gives the true answer. From Parquet: `find_similar`, which holds a few row groups at a
+time, and reading the same files with pyarrow. The ways are measured in turn, `--repeats` times. Prints one JSON object: median
 seconds.
 """
 
@@ -59,7 +59,7 @@ def _rows_of_neighbours(index: Any, query: NDArray[Any]) -> NDArray[Any]:
 
 
 def measure_memory(rows: int, values: int, k: int, repeats: int) -> dict[str, Any]:
-    """By metric the seconds of each way, and whether `find_nearest` gives the rows of float64 in their order."""
+    """For each metric the seconds of each way, and whether `find_nearest` returns the rows of float64 in the same order."""
     from sklearn.neighbors import NearestNeighbors
 
     features = make_features(rows, values)
@@ -120,7 +120,7 @@ def search_in_float64(features: Any, query: Any, k: int, metric: Metric) -> Any:
 
 
 def make_features(rows: int, values: int) -> Any:
-    """Made up: noise, and a ReLU."""
+    """Random features: noise after a ReLU."""
     random = np.random.default_rng(0)
     features = np.empty((rows, values), np.float32)
     for start in range(0, rows, SLICE):

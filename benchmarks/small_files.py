@@ -1,10 +1,10 @@
-"""A hundred thousand small files: read as they lie, against packed once by `featurize ingest`.
+"""A hundred thousand small files: read directly, or packed once by `featurize ingest`.
 
     python benchmarks/small_files.py --files 100000                                 # on the local disk
     python benchmarks/small_files.py --files 100000 --storage hdfs://namenode:8020/tmp
 
-Prints one JSON object: seconds to list, to ingest, and to run both ways through the backbone `pixels`, which costs next to
-nothing, so that what is measured is the way from storage to pixels.
+Prints one JSON object: seconds to list, to ingest, and to run both ways with the backbone `pixels`, which takes almost no time,
+so that reading and decoding are measured.
 """
 
 import argparse
@@ -89,7 +89,7 @@ def timed(work: Callable[[], Result]) -> tuple[float, Result]:
 
 
 def write_files(url: str, files: int) -> int:
-    """Small JPEG files, each with bytes of its own; returns their bytes."""
+    """Writes small JPEG files, all with different bytes; returns their total size in bytes."""
     labels = [SCENE_CLASSES[index % len(SCENE_CLASSES)] for index in range(DISTINCT)]
     scenes = [
         encode_scene(draw_scene(label, seed=1, index=index, height=SIDE, width=SIDE))
@@ -97,7 +97,7 @@ def write_files(url: str, files: int) -> int:
     ]
 
     def write(index: int) -> int:
-        content = scenes[index % DISTINCT] + index.to_bytes(8, "big")  # what follows the end of a JPEG is not read
+        content = scenes[index % DISTINCT] + index.to_bytes(8, "big")  # decoders ignore bytes after the end of a JPEG
         filesystem, path = storage.open_filesystem(f"{url}/{labels[index % DISTINCT]}/{index:07d}.jpg")
         with filesystem.open(path, "wb") as file:
             file.write(content)

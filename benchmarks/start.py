@@ -1,14 +1,14 @@
-"""How long a command takes until its work begins, beside what it cannot do without, in turn in the same run.
+"""How long a command takes until its work begins, beside the imports and Spark session that it needs, in the same run.
 
     python benchmarks/start.py [--rounds 5] [--images 16]
 
 - `run`: `featurize run` until the first shard of a small set of drawn images is written (MobileNet, random weights, float32).
-- `fit`: `finetune fit`, one rank, until the network of its first epoch is saved: a head of one step on these features.
+- `fit`: `finetune fit`, one rank, until the network of its first epoch is saved: a head, with one step, on these features.
 - `tensorflow`: `import tensorflow`, which includes Keras. `spark`: a bare local session that counts one row.
-- `help`, `version`: `featurize --help`, `finetune --version`; `typer`: `--help` of a program of one empty command.
+- `help`, `version`: `featurize --help`, `finetune --version`; `typer`: `--help` of a program with one empty command.
 
-Each is a process of its own; seconds are those from its start. Prints one JSON object: medians, and the ratios that count:
-`run` to the longer of `tensorflow` and `spark`, `fit` to `tensorflow`, `help` and `version` to `typer`.
+Each is a process of its own; seconds count from its start. Prints one JSON object: medians, and the ratios of `run` to the longer
+of `tensorflow` and `spark`, of `fit` to `tensorflow`, and of `help` and `version` to `typer`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import tempfile
 from pathlib import Path
 from time import time
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # beside this file lies another `featurize`
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # this file's folder has another `featurize`
 
 from benchmarks.images import draw_images
 from featurize.building.session import find_java
@@ -66,13 +66,13 @@ seed = 42
 
 
 class Clock:
-    """Runs programs in one folder and tells when they came to something, in seconds after their start."""
+    """Runs programs in one folder and measures when they reach a point, in seconds after their start."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def printed(self, program: str) -> float:
-        """When `program`, source text, says it was ready: it prints the time."""
+        """When `program`, Python source that prints the time once it is ready, was ready."""
         began = time()
         return float(self._run("-c", program)) - began
 
@@ -97,7 +97,7 @@ class Clock:
 
 
 def measure_round(clock: Clock, folder: Path) -> dict[str, float]:
-    """Each of them once, one after the other."""
+    """Measures each once, one after the other."""
     for name in ("features", "model"):
         shutil.rmtree(folder / name, ignore_errors=True)
     return {
@@ -112,7 +112,7 @@ def measure_round(clock: Clock, folder: Path) -> dict[str, float]:
 
 
 def summarize(rounds: list[dict[str, float]]) -> dict[str, object]:
-    """Medians in seconds; ratios are the medians of those of each round, as the machine changes from one to the next."""
+    """Medians in seconds; a ratio is the median over rounds of the ratio within a round, as the machine's speed varies."""
 
     def median_ratio(name: str, *beside: str) -> float:
         return round(statistics.median(seconds[name] / max(seconds[b] for b in beside) for seconds in rounds), 2)

@@ -1,18 +1,18 @@
-"""Many settings at once beside the same settings one after another, in warm processes on the same cores.
+"""Time to train many settings together, beside the same settings one after another, in warm processes on the same cores.
 
     featurize run configs/objects_mobilenet.toml && python benchmarks/sweep.py --features runs/objects/features
     python benchmarks/sweep.py --features runs/objects/features --mnist runs/mnist/features [--alone 6] [--together 8 16 32]
 
-Heads: 200 softmax heads, 8 learning rates x 5 penalties x 5 seeds, of 15 epochs each. With --mnist, the classic experiment
-too: networks 784-500-n-10 on the pixels, 4 sizes n x 7 seeds x 5 learning rates, of 2 epochs each; --mnist-seeds trains fewer of
-the 7 and scales.
+Heads: 200 softmax heads, 8 learning rates x 5 penalties x 5 seeds, of 15 epochs each. With --mnist also the classic experiment:
+networks 784-500-n-10 on the pixels, 4 sizes n x 7 seeds x 5 learning rates, of 2 epochs each; --mnist-seeds trains fewer of the
+7 seeds and scales the time.
 
-One after another, `fit` has all cores for each. Together, stacks are trained as `finetune sweep` does it: as many at a time
-as there are cores, each in a thread. Both build their graphs (stacks keep theirs for the next of the same shape) and evaluate
-on the validation split after every epoch. One after another takes long, and so is measured on a sample of --alone settings
-before the stacks and again after them, and scaled. differences are those of the last weights of these, the largest of each, from
-those out of the stack, with the learning rate: where it is so high that the training is unstable, `fit` on one thread and on two
-differ by as much. Writing the model folders is in neither. Prints one JSON object.
+One after another, each `fit` has all cores. Together, stacks are trained as in `finetune sweep`: as many at a time as there are
+cores, each in a thread. Both build their graphs (stacks reuse them for the next stack of the same shape) and evaluate on the
+validation split after every epoch. As one after another takes long, it is measured on a sample of --alone settings, before the
+stacks and again after them, and scaled. `differences` has, by learning rate, the largest difference between the last weights of
+this sample and those from the stack; if the learning rate is so high that training is unstable, `fit` on one thread and on two
+differ as much. No time includes writing model folders. Prints one JSON object.
 """
 
 import argparse
@@ -57,7 +57,7 @@ Job = tuple[ModelSettings, TrainingSettings]
 
 
 class Experiment:
-    """Jobs on one feature set."""
+    """Trainings on one feature set."""
 
     def __init__(self, url: str, groups: Sequence[Sequence[Job]]) -> None:
         manifest = read_features_manifest(url)
@@ -78,7 +78,7 @@ class Experiment:
 
 
 def heads(url: str, epochs: int) -> Experiment:
-    """Each group sees the same batches."""
+    """The softmax heads; those of a group train on the same batches."""
     model = ModelSettings(name="softmax_head", url="nowhere")
     groups = [
         [
@@ -105,7 +105,7 @@ def networks(url: str, epochs: int, seeds: int) -> Experiment:
 
 
 def run_alone(experiment: Experiment, places: Sequence[int]) -> tuple[float, list[list[Any]]]:
-    """Seconds of one training, and the last weights of each."""
+    """Mean seconds of a training, and the last weights of each."""
     jobs = [experiment.jobs[place] for place in places]
     fit(experiment.build(jobs[0]), *experiment.data(), jobs[0][1])  # warm
     started = perf_counter()
@@ -114,7 +114,7 @@ def run_alone(experiment: Experiment, places: Sequence[int]) -> tuple[float, lis
 
 
 def run_together(experiment: Experiment, places: Sequence[int], most: int) -> tuple[float, list[list[Any]]]:
-    """Seconds of all trainings in stacks of up to `most`, and the last weights of some."""
+    """Seconds of all trainings in stacks of up to `most`, and the last weights of those at `places`."""
     own, building = threading.local(), threading.Lock()
 
     def train(part: Sequence[Job]) -> list[FitResult | FirnError]:
@@ -127,7 +127,7 @@ def run_together(experiment: Experiment, places: Sequence[int], most: int) -> tu
     parts = [group[first : first + most] for group in experiment.groups for first in range(0, len(group), most)]
     train(
         [(job[0], job[1].model_copy(update={"epochs": 1})) for job in parts[0]]
-    )  # warm; graphs of other epochs are others
+    )  # to warm up; other numbers of epochs have other graphs
     own = threading.local()
     started = perf_counter()
     with ThreadPoolExecutor(CORES) as threads:
@@ -137,7 +137,7 @@ def run_together(experiment: Experiment, places: Sequence[int], most: int) -> tu
 
 
 def in_own_process(work: Callable[..., Any], *arguments: Any, threads: int) -> Any:
-    """What `work` returns, in a process in which every operation has `threads` threads."""
+    """Runs `work` in a process whose operations have `threads` threads, and returns its result."""
     context = multiprocessing.get_context("spawn")
     at_once = CORES // threads
     with ProcessPoolExecutor(1, mp_context=context, initializer=partial(set_threads, threads, at_once=at_once)) as pool:
@@ -175,10 +175,10 @@ def compare(make: Callable[[], Experiment], *, sizes: Sequence[int], n_alone: in
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--features", required=True, help="of a network, for the heads")
-    parser.add_argument("--mnist", help="pixels of MNIST")
-    parser.add_argument("--mnist-seeds", type=int, default=7, help="how many of the 7 are trained")
-    parser.add_argument("--alone", type=int, default=6, help="settings that are trained alone, before and after")
+    parser.add_argument("--features", required=True, help="URL of features of a network, for the heads")
+    parser.add_argument("--mnist", help="URL of a feature set of MNIST's pixels")
+    parser.add_argument("--mnist-seeds", type=int, default=7, help="number of the 7 seeds to train")
+    parser.add_argument("--alone", type=int, default=6, help="number of settings trained alone, before and after")
     parser.add_argument("--together", type=int, nargs="+", default=[MOST_TOGETHER], help="sizes of stacks")
     options = parser.parse_args()
     results: dict[str, Any] = {"cores": CORES, "load_average_before": os.getloadavg()[0]}

@@ -20,9 +20,9 @@ app.command("upload", rich_help_panel="Images")(upload_command)
 app.command("ingest", rich_help_panel="Images")(ingest_command)
 app.command("run", rich_help_panel="Features")(run_command)
 app.command("describe", rich_help_panel="Features")(describe_command)
-app.command("similar", rich_help_panel="Ask and hand on")(similar_command)
-app.command("sql", rich_help_panel="Ask and hand on")(sql_command)
-app.command("export", rich_help_panel="Ask and hand on")(export_command)
+app.command("similar", rich_help_panel="Query and export")(similar_command)
+app.command("sql", rich_help_panel="Query and export")(sql_command)
+app.command("export", rich_help_panel="Query and export")(export_command)
 
 
 def main() -> None:

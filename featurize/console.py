@@ -14,12 +14,12 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Prints a line that should not be overlooked, on standard error."""
+    """Prints a line marked as a note, on standard error."""
     console.print(f"[bold yellow]note:[/] {escape(text)}", soft_wrap=True)
 
 
 def show_logs(name: str = "featurize") -> None:
-    """Shows what a package logs, as a command does: from INFO upwards as lines, from WARNING as lines not to be overlooked."""
+    """Shows what a package logs, as a command does: INFO as plain lines, WARNING and above as notes."""
     logger = logging.getLogger(name)
     if not any(isinstance(handler, _ConsoleHandler) for handler in logger.handlers):
         logger.addHandler(_ConsoleHandler())

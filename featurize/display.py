@@ -13,7 +13,7 @@ _CELL = "padding: 2px 12px 2px 0; vertical-align: top; text-align: "
 def plain_text(part: RenderableType) -> str:
     """What `rich` would print to a terminal without colours, at most 120 characters wide."""
     file = io.StringIO()
-    # Otherwise rich would show it in a notebook by itself, beside what the notebook shows.
+    # In a notebook rich would otherwise display the part itself, too.
     Console(file=file, width=_WIDTH, color_system=None, highlight=False, force_jupyter=False).print(part)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
@@ -33,8 +33,8 @@ def html_table(
     """Rows of text as an HTML table; everything is escaped.
 
     Args:
-        columns: the header; None: there is none.
-        numbers: the places of the columns that hold numbers, which are set to the right.
+        columns: the header; None: no header.
+        numbers: the positions of the columns of numbers, which are aligned to the right.
         first_is_name: whether the first column names the row.
     """
     sides = dict.fromkeys(numbers, "right")

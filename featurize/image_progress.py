@@ -1,4 +1,4 @@
-"""How far a job on images is, and what a view of it must be able to do."""
+"""The progress of a job on images, and the interface of the views that show it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,15 +9,15 @@ Bound = Literal["decode", "network", "storage"]
 
 @dataclass(frozen=True, slots=True)
 class ImageProgress:
-    """How far a job is.
+    """How far a job has come.
 
     Attributes:
         what: The unit, as in ``images``.
         done: Images that are done, rejects included.
         total: Images that the job has to do.
         rejected: Images so far that could not be used.
-        rate: Images a second of late; None before it is known.
-        bound: What the workers wait for; None before it is known.
+        rate: Images per second over the last half minute; None until it is known.
+        bound: What limits the rate; None until it is known.
     """
 
     what: str
@@ -29,11 +29,11 @@ class ImageProgress:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the end at the present rate; None before the rate is known."""
+        """Seconds until the end at the present rate; None until the rate is known."""
         return (self.total - self.done) / self.rate if self.rate else None
 
     def describe(self) -> str:
-        """The line for a log."""
+        """The progress as one line, for a log."""
         parts = [f"{self.done:,} of {self.total:,} {self.what} ({self.done / max(self.total, 1):.0%})"]
         parts += [f"{self.rate:,.1f} a second"] if self.rate else []
         parts += [f"{clock(self.left_s)} left"] if self.left_s is not None else []
@@ -55,7 +55,7 @@ class View(Protocol):
         ...
 
     def show_images(self, progress: ImageProgress) -> None:
-        """Shows how far a job is; called several times a second."""
+        """Shows how far a job has come; called several times a second."""
         ...
 
     def show_row(self, columns: Mapping[str, str], line: str) -> None:
@@ -63,7 +63,7 @@ class View(Protocol):
         ...
 
     def close(self) -> None:
-        """Removes what moves."""
+        """Ends the view: the bar and the stage are removed."""
         ...
 
 

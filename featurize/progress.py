@@ -1,4 +1,4 @@
-"""What library code says about a job while it runs, and which view of it people see.
+"""How library code reports progress, and the choice of the view that shows it.
 
 Libraries call `stage`, `show_images` and `show_row`; they go to the view that is chosen at that moment. Commands choose one with
 `shown_progress`, functions for notebooks with `shown_in_notebook`. Where nobody has chosen, a job is silent, and the logger
@@ -17,7 +17,7 @@ _logger = logging.getLogger(__name__)
 
 
 class QuietView:
-    """The view of ``--json``: neither bar nor stages; the rows of a table are lines."""
+    """The view for ``--json``: no bar and no stages; the rows of a table are lines."""
 
     wants_images = False
 
@@ -28,7 +28,7 @@ class QuietView:
         """Shows nothing."""
 
     def show_row(self, columns: Mapping[str, str], line: str) -> None:
-        """Says the line."""
+        """Prints the line."""
         say(line)
 
     def close(self) -> None:
@@ -36,7 +36,7 @@ class QuietView:
 
 
 class _LoggedView:
-    """The view that nobody has chosen: messages for the logger `featurize.progress`, at DEBUG."""
+    """The view where none was chosen: messages for the logger `featurize.progress`, at DEBUG."""
 
     @property
     def wants_images(self) -> bool:
@@ -93,7 +93,7 @@ def stage(text: str) -> None:
 
 
 def show_images(progress: ImageProgress) -> None:
-    """Shows how far a job is."""
+    """Shows how far a job has come."""
     current_view().show_images(progress)
 
 
@@ -107,7 +107,7 @@ def shown_progress(*, as_json: bool = False, view: View | None = None) -> Iterat
     """Shows the progress of what runs within, as a command does: on standard error.
 
     Args:
-        as_json: Show neither bar nor stages.
+        as_json: Whether to show no bar and no stages.
         view: The view to choose; default: a bar on a terminal or in a notebook, elsewhere a line every half minute.
     """
     chosen = view or _view_for(as_json=as_json)

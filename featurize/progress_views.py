@@ -18,13 +18,13 @@ from featurize.console import console, say
 from featurize.image_progress import ImageProgress, clock
 
 FIRST_LINE_S, LINE_PERIOD_S = 15.0, 30.0
-_ROWS = 12  # of a table that grows are shown
+_ROWS = 12  # the last rows of a growing table, which are shown
 _REDRAWN_PER_S = 5
 _NOTEBOOK_PERIOD_S = 0.5
 
 
 class LogView:
-    """Lines on standard error: each stage, each row of a table, and how far a job is from time to time.
+    """Lines on standard error: each stage, each row of a table, and from time to time how far a job has come.
 
     Args:
         first_s: Seconds from the start of a job until its first line.
@@ -38,13 +38,13 @@ class LogView:
         self._next_line_at: float | None = None
 
     def stage(self, text: str) -> None:
-        """Says that the stage begins."""
+        """Prints the stage."""
         self._next_line_at = None
         if text:
             say(text)
 
     def show_images(self, progress: ImageProgress) -> None:
-        """Says how far the job is, if it is time to."""
+        """Prints how far the job has come, if the last such line is `period_s` ago."""
         now = monotonic()
         if self._next_line_at is None:
             self._next_line_at = now + self._first_s
@@ -53,11 +53,11 @@ class LogView:
             self._next_line_at = now + self._period_s
 
     def show_row(self, columns: Mapping[str, str], line: str) -> None:
-        """Says the line."""
+        """Prints the line."""
         say(line)
 
     def close(self) -> None:
-        """Lines stay."""
+        """There is nothing to remove."""
 
 
 class TerminalView:
@@ -79,7 +79,7 @@ class TerminalView:
         self._redraw()
 
     def show_images(self, progress: ImageProgress) -> None:
-        """Moves the bar; at its end at once, before the next stage takes its place."""
+        """Moves the bar; the full bar is drawn at once, before the next stage takes its place."""
         self._images = progress
         self._redraw()
         live = self._live
@@ -102,7 +102,7 @@ class TerminalView:
             console.print(_table(rows))
 
     def _redraw(self) -> None:
-        """Starts or ends what is drawn again and again by a thread of Rich's."""
+        """Starts or stops the thread of Rich that redraws the view."""
         is_wanted = self._stage is not None or self._images is not None or bool(self._rows)
         with self._lock:
             if is_wanted and self._live is None:
@@ -155,7 +155,7 @@ def _table(rows: Sequence[Mapping[str, str]]) -> Table:
 
 
 class NotebookView:
-    """One output of the cell that is replaced as the job goes on; it needs no widgets."""
+    """One output of the cell, which is replaced as the job proceeds; it needs no widgets."""
 
     wants_images = True
 
@@ -173,7 +173,7 @@ class NotebookView:
         self._display()
 
     def show_images(self, progress: ImageProgress) -> None:
-        """Moves the bar, twice a second at most."""
+        """Moves the bar, at most twice a second."""
         self._images = progress
         if monotonic() - self._shown_at >= _NOTEBOOK_PERIOD_S:
             self._display()

@@ -17,8 +17,8 @@ class Timings(BaseModel):
         startup: Loading and compiling the network, at the first shard of each worker process.
         read: Reading the bytes of images from storage.
         decode: Decoding bytes to pixels, and waiting for a decoder.
-        wait: The network's waiting for pixels.
-        forward: The network's computing.
+        wait: Waiting for pixels, by the thread that runs the network.
+        forward: Computing features with the network.
         write: Encoding and writing Parquet.
         tasks: Whole tasks, from the first line to the commit.
     """

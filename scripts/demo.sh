@@ -31,7 +31,7 @@ END
 if grep -q '"weights": "random' demo/features/manifest.json; then
     cat <<'END'
 
-The backbone had RANDOM weights, as ImageNet's could not be had: about 0.7 accuracy is what such features give, and
-ImageNet's give far more. The README says how to hand VGG16 its ImageNet weights.
+The backbone had RANDOM weights, as Keras could not find or download those of ImageNet. Such features give an accuracy of
+about 0.7, those of ImageNet far more. To use a file of ImageNet weights, see "Networks and weights" in docs/features.md.
 END
 fi

@@ -1,6 +1,6 @@
 """Makes dist/firn-<version>.zip: all of Firn's own code, for `spark-submit --py-files`. Equal code gives equal bytes.
 
-What goes into it is what `setup.cfg` installs: the packages, their package data, and the version for `importlib.metadata`.
+It holds what `setup.cfg` installs: the packages, their package data, and the version for `importlib.metadata`.
 
     python3.11 scripts/dist.py [FOLDER]
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can say
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip can hold
 _MODE = 0o644 << 16
 
 
@@ -26,7 +26,7 @@ def project_version() -> str:
 
 
 def list_contents() -> Iterator[Path]:
-    """Every file that belongs into the zip."""
+    """Every file that belongs in the zip."""
     settings = configparser.ConfigParser()
     settings.read(ROOT / "setup.cfg")
     for name in _listed(settings["options.packages.find"]["include"]):
@@ -37,7 +37,7 @@ def list_contents() -> Iterator[Path]:
 
 
 def write_zip(path: Path, version: str) -> None:
-    """Writes the zip: files in order, without times, uncompressed, so that no version of zlib shows in it."""
+    """Writes the zip: files in order, without times, and uncompressed, so that the bytes do not depend on zlib's version."""
     metadata = f"Metadata-Version: 2.1\nName: firn\nVersion: {version}\n"
     files = {str(file.relative_to(ROOT)): file.read_bytes() for file in list_contents()}
     files[f"firn-{version}.dist-info/METADATA"] = metadata.encode()
@@ -50,7 +50,7 @@ def write_zip(path: Path, version: str) -> None:
 
 
 def _listed(text: str) -> list[str]:
-    """The items of a list in setup.cfg, set apart by commas or line ends."""
+    """The items of a list in setup.cfg, separated by commas or line ends."""
     return [item.strip() for item in re.split(r"[,\n]", text) if item.strip()]
 
 

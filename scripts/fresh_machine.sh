@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
-# Tries the README's two commands on a bare Debian: a new system in a folder, with no more than the README asks for and one
-# user, into which the last commit of this checkout is cloned. As root, on Debian or a child of it:
+# Tries the README's two commands on a bare Debian: a new system in a folder, with one user and only the packages that the
+# README names, into which the last commit of this checkout is cloned. As root, on Debian or a distribution based on it:
 #
 #   scripts/fresh_machine.sh bookworm                                     # make demo, then make test, on Debian 12
 #   FIRN_PYTHON=/opt/python3.11 scripts/fresh_machine.sh trixie           # Debian 13, with a Python 3.11 brought along
 #   scripts/fresh_machine.sh bookworm "make demo" "make test PYTEST_ARGS='tests/test_splits.py -x'"    # other commands
 #
-# FIRN_PYTHON     the folder of a Python 3.11 (with bin/python3.11 in it) that is copied to /usr/local. Without, a Debian that has no
-#                 package of it leaves it to setup.sh to fetch one.
-# PYTEST_ARGS     goes to make test.
-# FRESH_FOLDER    where the system is made (a new folder in /var/tmp, some 10 GB); it must not exist.
-# FRESH_KEEP=1    leaves it there.
-# FRESH_MIRROR    the Debian mirror; the first of this machine's apt sources if not said.
+# FIRN_PYTHON     the folder of a Python 3.11 (with bin/python3.11 in it) to copy to /usr/local. Without it, setup.sh fetches one if
+#                 the system has no Python 3.11.
+# PYTEST_ARGS     arguments of pytest, for make test.
+# FRESH_FOLDER    the folder of the new system (about 10 GB), which must not exist; default: a new one in /var/tmp.
+# FRESH_KEEP=1    keeps the folder.
+# FRESH_MIRROR    the Debian mirror; default: the first of this machine's apt sources.
 #
-# Settings of pip, uv, proxies and certificates of this machine come along. All mounts are in a namespace of their own, with all
-# processes, and end with it, however this script ends.
+# This machine's settings of pip, uv, proxies and certificates are copied. All mounts and processes are in namespaces of their own,
+# and end with them, however this script ends.
 set -euo pipefail
 shopt -s nullglob
 cd "$(dirname "$0")/.."
@@ -37,14 +37,14 @@ find_mirror() {
         || fail "no mirror in this machine's apt sources. Name one in FRESH_MIRROR."
 }
 
-bring() {  # FROM TO NAME...: files and folders below FROM here, those that exist, to TO in the new system
+bring() {  # FROM TO NAME...: copies files and folders below FROM, if they exist, to TO in the new system
     local from=$1 to=$2 name names=()
     shift 2
     for name in "$@"; do
         if [ -e "$from/$name" ]; then names+=("$name"); fi
     done
     [ "${#names[@]}" -gt 0 ] || return 0
-    # Unpacked inside, where no link of the new system leads out of it.
+    # Unpacked inside the new system, so that none of its links leads out of it.
     tar --create --dereference --ignore-failed-read --directory "$from" "${names[@]}" | chroot "$root" tar --extract --directory "$to"
 }
 
@@ -61,7 +61,7 @@ bring_settings() {
 
 bring_python() {
     [ -n "${FIRN_PYTHON:-}" ] || return 0
-    # As `make altinstall` does it: a link to it elsewhere, of which virtual environments are made, finds no standard library.
+    # Copied as `make altinstall` does: a virtual environment made from a link to another folder would find no standard library.
     cp -a "$FIRN_PYTHON"/bin/python3.11 "$root/usr/local/bin/"
     cp -a "$FIRN_PYTHON"/lib/python3.11 "$FIRN_PYTHON"/lib/libpython3* "$root/usr/local/lib/"
     rm -rf "$root/usr/local/lib/python3.11/site-packages"
@@ -69,7 +69,7 @@ bring_python() {
     chroot "$root" python3.11 -c 'import ssl, sqlite3, ctypes, lzma, bz2, zlib' || fail "the Python of $FIRN_PYTHON does not run in the new system."
 }
 
-in_fresh() {  # COMMAND: as the user, in the new system's clone, with an environment of its own
+in_fresh() {  # COMMAND: runs it as the user, in the clone in the new system, with a clean environment
     local environment
     mapfile -t environment < "$root/etc/fresh-environment"
     # shellcheck disable=SC2016  # for the inner shell
@@ -86,7 +86,7 @@ in_fresh() {  # COMMAND: as the user, in the new system's clone, with an environ
 }
 
 clean() {
-    if [ -n "${FRESH_KEEP:-}" ]; then say "left in $root"; else rm -rf --one-file-system "$root"; fi
+    if [ -n "${FRESH_KEEP:-}" ]; then say "kept in $root"; else rm -rf --one-file-system "$root"; fi
 }
 
 [ "$#" -gt 0 ] || fail "no suite given, such as bookworm (Debian 12) or trixie (Debian 13)."
@@ -95,7 +95,7 @@ suite=$1
 shift
 [ "$#" -gt 0 ] || set -- "make demo" "make test"
 [ -z "${FIRN_PYTHON:-}" ] || [ -x "$FIRN_PYTHON/bin/python3.11" ] || fail "FIRN_PYTHON must be a folder with bin/python3.11 in it. Got $FIRN_PYTHON."
-[ -z "$(git status --porcelain --untracked-files=no)" ] || say "what is not committed is not tried."
+[ -z "$(git status --porcelain --untracked-files=no)" ] || say "note: changes that are not committed are not tried."
 
 root=${FRESH_FOLDER:-$(mktemp -d -u /var/tmp/firn-fresh-XXXXXX)}
 [ ! -e "$root" ] || fail "$root exists already."
@@ -108,7 +108,7 @@ root=$(realpath "$root")
 say "making $suite with $packages in $root"
 started=$SECONDS
 debootstrap --variant=minbase --include="$packages" "$suite" "$root" "$mirror" > "$root.log" 2>&1 \
-    || { tail -n 20 "$root.log" >&2; fail "debootstrap failed; $root.log has all it said."; }
+    || { tail -n 20 "$root.log" >&2; fail "debootstrap failed; its output is in $root.log."; }
 rm "$root.log"
 chroot "$root" useradd --create-home --shell /bin/bash firn
 bring_settings

@@ -1,15 +1,15 @@
 // Included before every C++ file of Horovod 0.28.1 when setup.sh builds it, because newer compilers refuse its headers.
 #pragma once
 
-// They use these and do not include them. GCC 12 and older brought them along with other headers; GCC 13 no longer does.
+// Horovod's headers use these without including them. In GCC 12 and older, other headers include them; in GCC 13 no longer.
 #include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <stdexcept>
 #include <string>
 
-// The class `span` of the FlatBuffers that Horovod ships assigns a const member, which GCC 14 refuses to read. FlatBuffers takes
-// std::span in its place when told to. Horovod is C++17, where there is no std::span yet: here is as much of one as is used.
+// The class `span` of the FlatBuffers that Horovod ships assigns to a const member, which GCC 14 refuses. FlatBuffers can use
+// std::span instead. Horovod is C++17, which has no std::span yet: these are the parts of it that FlatBuffers uses.
 #if __cplusplus < 202002L
 #define FLATBUFFERS_USE_STD_SPAN
 

@@ -1,7 +1,7 @@
-"""Fetches Spark's connector for Kafka and a Kafka broker, for the tests that need a real one, and prints where the jars lie.
+"""Fetches Spark's connector for Kafka and a Kafka broker, for the tests that need a real one, and prints the paths of the jars.
 
-The connector comes first, with what it needs: four jars. The broker runs with the jars that PySpark ships beside these.
-What is in the folder that FIRN_KAFKA_JARS names is taken as it is.
+The connector comes first, with what it needs: four jars. The broker runs with these and the jars that PySpark ships.
+If FIRN_KAFKA_JARS names a folder, the jars in it are used unchecked.
 """
 
 import os
@@ -57,7 +57,7 @@ def find_kafka() -> list[Path]:
     """The jars: those in the folder that FIRN_KAFKA_JARS names, or those fetched before or now.
 
     Raises:
-        FetchError: one is missing, with what was tried and what to do.
+        FetchError: a jar is missing; the message says what was tried and what to do.
     """
     jars, named = [*CONNECTOR, *BROKER], os.environ.get(VARIABLE)
     if not named:

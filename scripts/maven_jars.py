@@ -1,6 +1,6 @@
 """Fetches jars by their Maven coordinates, each checked against a digest, for tests that need a real server.
 
-They are fetched once, by Spark's own resolver of Maven coordinates or else by `mvn`. It runs with the Python of .venv, which has
+Jars are fetched once, by Spark's own resolver of Maven coordinates or else by `mvn`. Run it with the Python of .venv, which has
 PySpark.
 """
 
@@ -30,31 +30,31 @@ for artifact in sys.argv[2:]:
 
 
 class FetchError(Exception):
-    """A jar cannot be had."""
+    """A jar cannot be fetched."""
 
 
 @dataclass(frozen=True)
 class Jar:
-    """A jar by its coordinates, ``group:artifact:version``."""
+    """A jar, named by its coordinates ``group:artifact:version``."""
 
     artifact: str
     sha256: str
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """The name of the file."""
         _, name, version = self.artifact.split(":")
         return f"{name}-{version}.jar"
 
 
 def fetch_jars(jars: Sequence[Jar], folder: Path, *, variable: str) -> list[Path]:
-    """The jars in `folder`: those that are there, and those that are fetched now.
+    """The jars in `folder`; missing ones are fetched.
 
     Args:
-        variable: of the environment, by which a user may say where he has them.
+        variable: the environment variable by which users can name a folder of their own; for messages.
 
     Raises:
-        FetchError: one cannot be had, with what was tried and what to do.
+        FetchError: a jar cannot be fetched; the message says what was tried and what to do.
     """
     missing = [jar for jar in jars if not _is_there(jar, folder)]
     if missing:
@@ -63,7 +63,7 @@ def fetch_jars(jars: Sequence[Jar], folder: Path, *, variable: str) -> list[Path
 
 
 def print_found(find: Callable[[], Iterable[Path]]) -> int:
-    """Prints the paths that `find` finds; exit status 1 and the reason on standard error where it does not."""
+    """Prints the paths that `find` returns; if it fails, prints the reason to standard error and returns exit status 1."""
     try:
         found = list(find())
     except FetchError as error:
@@ -85,7 +85,7 @@ def _sha256(path: Path) -> str:
 
 
 def _fetch(jars: Sequence[Jar], target: Path, *, variable: str) -> None:
-    """Fetches jars into a folder of their own, and renames each when it is checked: two at a time do no harm."""
+    """Fetches jars into a temporary folder and moves each once it is checked, so that two processes may fetch at once."""
     target.mkdir(parents=True, exist_ok=True)
     failures = []
     for name, way in (("Spark's resolver", _by_spark), ("mvn", _by_maven)):
@@ -113,7 +113,7 @@ def _by_spark(artifacts: list[str], folder: Path) -> list[list[str]]:
 
 
 def _by_maven(artifacts: list[str], folder: Path) -> list[list[str]]:
-    """Maven, which minds the mirrors of ~/.m2/settings.xml."""
+    """Maven, which uses the mirrors of ~/.m2/settings.xml."""
     maven = shutil.which("mvn")
     if maven is None:
         raise FetchError("not installed")
@@ -122,7 +122,7 @@ def _by_maven(artifacts: list[str], folder: Path) -> list[list[str]]:
 
 
 def _run(command: list[str]) -> str:
-    """What a command writes."""
+    """The output of a command."""
     environment = {**os.environ, "SPARK_LOCAL_IP": "127.0.0.1"}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False, env=environment)
@@ -132,7 +132,7 @@ def _run(command: list[str]) -> str:
 
 
 def _find(jar: Jar, folder: Path, output: str) -> Path:
-    """The jar that was left under `folder`, its digest checked; Spark's resolver puts the group before its name."""
+    """The fetched jar under `folder`, its digest checked; Spark's resolver puts the group before the file's name."""
     paths = sorted(folder.rglob(f"*{jar.name}"))
     if not paths:
         raise FetchError(_reason(output))
@@ -142,6 +142,6 @@ def _find(jar: Jar, folder: Path, output: str) -> Path:
 
 
 def _reason(output: str) -> str:
-    """The first line that names an error, without the trace that goes on for pages."""
+    """The first line that names an error, without the long stack trace."""
     lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
     return next((line for line in lines if "Exception:" in line or "[ERROR]" in line), lines[-1])[:300]

@@ -1,6 +1,6 @@
-"""Fetches Hadoop's own server code, one jar, for the tests that need a real HDFS, and prints where it lies.
+"""Fetches Hadoop's own server code, one jar, for the tests that need a real HDFS, and prints its path.
 
-What FIRN_MINICLUSTER_JAR names is taken as it is.
+If FIRN_MINICLUSTER_JAR names a jar, that one is used unchecked.
 """
 
 import os
@@ -10,11 +10,9 @@ from pathlib import Path
 from maven_jars import TOOLS, FetchError, Jar, fetch_jars, print_found
 
 VARIABLE = "FIRN_MINICLUSTER_JAR"
-JAR = (
-    Jar(  # of the version of the hadoop-client-api and hadoop-client-runtime that PySpark 3.5 ships: they run together
-        "org.apache.hadoop:hadoop-client-minicluster:3.3.4",
-        "cd8a1703393946c302bb3a52d0fcd23f6f8ded4554bc0dac5d2ee673dbe2b40e",
-    )
+JAR = Jar(  # it runs with PySpark 3.5's hadoop-client-api and hadoop-client-runtime, so it has their version
+    "org.apache.hadoop:hadoop-client-minicluster:3.3.4",
+    "cd8a1703393946c302bb3a52d0fcd23f6f8ded4554bc0dac5d2ee673dbe2b40e",
 )
 
 
@@ -22,7 +20,7 @@ def find_minicluster() -> list[Path]:
     """The jar: the one that FIRN_MINICLUSTER_JAR names, the one fetched before, or one fetched now.
 
     Raises:
-        FetchError: there is none, with what was tried and what to do.
+        FetchError: the jar is missing; the message says what was tried and what to do.
     """
     named = os.environ.get(VARIABLE)
     if not named:

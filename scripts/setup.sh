@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # Makes .venv with everything Firn needs, at the versions of constraints.txt. Runs again only when those files change.
 #
-# Python 3.11 is the one on PATH as python3.11, or else one that uv knows, or else one that uv fetches into .tools. CC and CXX choose the
-# compiler that Horovod is built with, CXXFLAGS adds to its flags.
+# Python 3.11 is python3.11 on PATH, or else one that uv finds, or else one that uv fetches into .tools. CC and CXX choose the compiler
+# for Horovod, and CXXFLAGS adds to its flags.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
 
-oldest_uv=0.9  # older ones do not know what pyproject.toml says of Horovod's build, or call it experimental
+oldest_uv=0.9  # older ones do not know pyproject.toml's settings for Horovod's build, or call them experimental
 is_new_enough() { printf '%s\n' "$oldest_uv" "$("$1" --version | cut -d ' ' -f 2)" | sort -C -V; }
 is_python311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; }
 
@@ -20,7 +20,7 @@ find_uv() {
         for python in python3.11 python3 ""; do
             "${python:-false}" -c '' 2>/dev/null && break
         done
-        [ -n "$python" ] || fail "Python is needed, any version, to start with. Debian, Ubuntu: apt-get install python3 python3-venv"
+        [ -n "$python" ] || fail "a Python of any version is needed to install uv. Debian, Ubuntu: apt-get install python3 python3-venv"
         "$python" -m venv .tools >&2 || fail "$python cannot make virtual environments. Debian, Ubuntu: apt-get install $python-venv"
         .tools/bin/pip install --quiet uv >&2 || fail "uv could not be installed with pip; is a package index reachable?"
     fi
@@ -34,8 +34,8 @@ find_python() {
     say "Python 3.11 is missing; uv fetches one into .tools/python"
     "$uv" python install --no-bin 3.11 >&2 || fail "no Python 3.11, and uv could not fetch one; its own message is above.
   Debian 12, Ubuntu 22.04: apt-get install python3.11 python3.11-venv
-  Ubuntu 24.04: has no package of its own. add-apt-repository ppa:deadsnakes/ppa && apt-get install python3.11 python3.11-venv
-  Debian 13: has no package of it. pyenv builds one: pyenv install 3.11 && pyenv global 3.11
+  Ubuntu 24.04 (no package of its own): add-apt-repository ppa:deadsnakes/ppa && apt-get install python3.11 python3.11-venv
+  Debian 13 (no package): build one with pyenv: pyenv install 3.11 && pyenv global 3.11
   Elsewhere: put any python3.11 on PATH, or set UV_PYTHON_INSTALL_MIRROR to a mirror that uv can reach."
     local python
     python=$("$uv" python find --managed-python --no-python-downloads 3.11)
@@ -43,8 +43,8 @@ find_python() {
     echo "$python"
 }
 
-compile() {  # PYTHON [-x PATTERN] FOLDER...: writes the bytecode that is not there yet, PYTHONDONTWRITEBYTECODE or not
-    "$1" -m compileall -qq -j 0 "${@:2}" >&2 || say "some files have no bytecode (some templates in packages are no Python 3); all works without."
+compile() {  # PYTHON [-x PATTERN] FOLDER...: writes missing bytecode, even if PYTHONDONTWRITEBYTECODE is set
+    "$1" -m compileall -qq -j 0 "${@:2}" >&2 || say "some files could not be compiled (some packages have templates that are not Python 3); this does no harm."
 }
 
 uv=$(find_uv)
@@ -69,10 +69,10 @@ fi
 
 say "making .venv (a few minutes: Horovod is built from source)"
 [ -x .venv/bin/python ] || "$uv" venv --quiet --python "$python" .venv
-# A folder by an environment variable, as a path in CXXFLAGS could not have spaces.
+# The folder is in a variable of its own, as a path in CXXFLAGS could not have spaces.
 VIRTUAL_ENV=$PWD/.venv CPLUS_INCLUDE_PATH=$PWD/scripts${CPLUS_INCLUDE_PATH:+:$CPLUS_INCLUDE_PATH} \
     CXXFLAGS="-include horovod_build.h ${CXXFLAGS:-}" "$uv" pip install --quiet --constraint constraints.txt --editable ".[$extras]" \
-    || fail "the installation failed; the message above says where."
+    || fail "the installation failed; see the message above."
 say "compiling the packages to bytecode (a minute or two, once)"
 compile .venv/bin/python "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" featurize finetune
 rm -f .venv/.setup-*

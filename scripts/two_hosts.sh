@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs a command on the first of two hosts that share this machine's files: network namespaces, each with an address, a host name and
-# an sshd of its own. FIRN_TEST_HOSTS names both. As root, with openssh-server and iproute2:
+# Runs a command on the first of two simulated hosts that share this machine's files: network namespaces, each with its own address,
+# host name and sshd. FIRN_TEST_HOSTS names both for the command. As root, with openssh-server and iproute2:
 #
 #   scripts/two_hosts.sh .venv/bin/python -m pytest tests/integration/test_several_hosts.py
 set -euo pipefail
@@ -22,7 +22,7 @@ clean() {
 }
 trap clean EXIT
 
-on_host() {  # NUMBER COMMAND...: with the host's name, both names known, and an ssh that has the key and keeps nothing
+on_host() {  # NUMBER COMMAND...: runs it on a host that knows both names, with an ssh that has the key and records no hosts
     local number=$1
     shift
     ip netns exec "${hosts[$number]}" unshare --uts --mount bash -c '

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from helpers.project import ROOT
 
-PACKAGES = ["finetune"]
+PACKAGES = ["featurize", "finetune"]
 # A flag of Firn's commands; those of Spark are named as they are.
 FLAG = re.compile(r"--(?!packages\b|py-files\b)[a-z][a-z-]*")
 BESIDE_ITS_PARAMETER = re.compile(r"\w`? \(--[a-z-]+\)")

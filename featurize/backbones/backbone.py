@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.backbones.precision import Forward, Precision, choose_precision, has_bfloat16
-from featurize.backbones.tensorflow_log import show_errors_only
+from featurize.backbones.tensorflow_log import without_notes
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import settings_digest, sha256_file
 from featurize.errors import JobError, UsageError, first_line
@@ -201,19 +201,23 @@ def make_forward(network: "keras.Model", spec: BackboneSpec) -> Forward:
         features = network(prepared, training=False)
         return tf.cast(tf.reshape(features, (tf.shape(features)[0], -1)), tf.float32)
 
+    is_first = True
+
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        with _products_in_bfloat16(in_bfloat16):
+        nonlocal is_first
+        with _products_in_bfloat16(in_bfloat16, first=is_first):
+            is_first = False
             return np.asarray(forward(images).numpy())
 
     return run
 
 
 @contextmanager
-def _products_in_bfloat16(wanted: bool) -> Iterator[None]:
-    """Inside, graphs that are run have their matrix products in bfloat16, if that is `wanted`; else in float32.
+def _products_in_bfloat16(wanted: bool, *, first: bool) -> Iterator[None]:
+    """Graphs that run inside the block compute matrix products in bfloat16 if `wanted`, otherwise in float32.
 
     The option, which rewrites graphs, applies to the whole process. So it is set only during each call: a head that runs after
-    the backbone must stay in float32. TensorFlow keeps the rewritten graph from the first call on.
+    the backbone must stay in float32. TensorFlow rewrites the graph in the `first` call, with a note, and keeps it from then on.
     """
     import tensorflow as tf
 
@@ -222,7 +226,8 @@ def _products_in_bfloat16(wanted: bool) -> Iterator[None]:
         return
     tf.config.optimizer.set_experimental_options({_IN_BFLOAT16: True})
     try:
-        yield
+        with without_notes() if first else nullcontext():
+            yield
     finally:
         tf.config.optimizer.set_experimental_options({_IN_BFLOAT16: False})
 
@@ -264,7 +269,6 @@ def set_threads(threads: int, *, at_once: int = 1) -> None:
         at_once: Number of graphs that run at a time, in Python threads.
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    show_errors_only()
     import tensorflow as tf
 
     try:

@@ -2,7 +2,7 @@
 
 Keras imports scikit-learn for `keras.wrappers`, matplotlib for `keras.visualization`, and pandas to recognise its frames among
 training data. Nothing in Firn uses these parts, and every worker, rank and command pays for them. Keras has no switch for it, but
-does without a library that is not installed, and that is what it is told here.
+works without a library that is not installed; so here these libraries appear to be missing while Keras is imported.
 """
 
 import os
@@ -14,23 +14,23 @@ from types import FrameType, ModuleType
 
 EXTRAS = ("matplotlib", "pandas", "sklearn")
 LEAN_KERAS = "FIRN_LEAN_KERAS"
-"""A variable of the environment: 1 in the workers of a Spark session that Firn has made."""
+"""An environment variable: 1 in the workers of a Spark session that Firn has made."""
 _IMPORTLIB = ("importlib", "_frozen_importlib")
 
 
 def leave_out_keras_extras() -> None:
-    """Has Keras imported without its `EXTRAS` in this process, if it is not imported yet.
+    """Makes Keras skip its `EXTRAS` when it is imported in this process, if it is not imported yet.
 
     For processes that are Firn's own: commands, ranks and Spark's workers. `keras.wrappers` and the galleries of
-    `keras.visualization` do not work in them afterwards. Whoever else imports one of the libraries there gets it,
-    before, during and after the import of Keras, in whatever thread.
+    `keras.visualization` do not work in them afterwards. All other code can import these libraries as usual, before, during and
+    after the import of Keras, in any thread.
     """
     if not any(isinstance(finder, _ExtrasFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _ExtrasFinder())
 
 
 def leave_out_in_own_worker() -> None:
-    """The same in a worker of a session that Firn has made: other people's functions run in the workers of other people's."""
+    """Does the same in a worker of a session that Firn has made. Workers of other sessions may run other code, too."""
     if os.environ.get(LEAN_KERAS) == "1":
         leave_out_keras_extras()
 
@@ -47,7 +47,7 @@ class _ExtrasFinder(MetaPathFinder):
 
 
 def _is_keras_being_imported(frame: FrameType | None) -> bool:
-    """Whether the innermost code that is not Python's own machinery of imports is the top level of a module of Keras."""
+    """Whether the innermost code, apart from Python's import system, is the top level of a module of Keras."""
     while frame is not None and str(frame.f_globals.get("__name__")).startswith(_IMPORTLIB):
         frame = frame.f_back
     if frame is None or frame.f_code.co_name != "<module>":

@@ -25,8 +25,8 @@ _CAPS = ("BF16", "FP16", "AMX", "AVX10", "ALL", "DEFAULT")
 def has_bfloat16() -> bool:
     """Whether TensorFlow multiplies in bfloat16 here.
 
-    That takes a processor that does and says so (on Linux), and oneDNN, which may be switched off by TF_ENABLE_ONEDNN_OPTS=0 or
-    be kept from newer instructions by ONEDNN_MAX_CPU_ISA.
+    That takes a processor with such instructions (known on Linux only), and oneDNN, which TF_ENABLE_ONEDNN_OPTS=0 switches off
+    and ONEDNN_MAX_CPU_ISA may keep from using newer instructions.
     """
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     is_off = os.environ.get("TF_ENABLE_ONEDNN_OPTS", "1").lower() in ("0", "false")

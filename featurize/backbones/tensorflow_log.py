@@ -1,4 +1,4 @@
-"""What TensorFlow writes to standard error of its own accord: errors only."""
+"""The log that TensorFlow writes to standard error, reduced to errors."""
 
 import os
 import re
@@ -12,24 +12,24 @@ from threading import Lock
 LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 _ERRORS = "2"
 _starting = Lock()
+standard_error = Lock()
+"""Held while standard error is redirected, and while a process that inherits it is started."""
 _NOTE = re.compile(
     rb"^(I\d{4} \d\d:\d\d:.*|WARNING: All log messages before absl::InitializeLog\(\).*)\n", re.MULTILINE
 )
 
 
 def show_errors_only() -> None:
-    """Has TensorFlow log errors only, before it is imported; `TF_CPP_MIN_LOG_LEVEL`, if it is set, is left as it is (0: all)."""
+    """Makes TensorFlow log errors only; call it before the import. If `TF_CPP_MIN_LOG_LEVEL` is set, it stays (0: log all)."""
     os.environ.setdefault(LEVEL, _ERRORS)
 
 
 def start_xla() -> None:
-    """Starts XLA in this process, without its notes, if it has not been started here before.
+    """Starts XLA in this process, without its notes, unless it was started before.
 
-    XLA writes four lines when it compiles for the first time, in the middle of a training. It logs through an Abseil of its own,
-    which no variable and no function of TensorFlow reaches. So it compiles an addition here, and of what is written meanwhile all
-    is shown afterwards but these lines. Where `TF_CPP_MIN_LOG_LEVEL` is 0 they are shown too.
+    XLA writes four lines when it compiles for the first time, in the middle of a training. So it compiles an addition here.
     """
-    with _starting:  # standard error is the whole process's: two threads at once would lose it
+    with _starting:
         _start_xla_once()
 
 
@@ -38,18 +38,22 @@ def _start_xla_once() -> None:
     import tensorflow as tf
 
     add = tf.function(lambda value: value + 1, jit_compile=True, autograph=False)
-    if os.environ.get(LEVEL, "0") == "0":
-        add(tf.constant(0))
-        return
-    with _without_notes():
+    with without_notes():
         add(tf.constant(0))
 
 
 @contextmanager
-def _without_notes() -> Iterator[None]:
-    """Holds back standard error, of C++ as well, and shows at the end, also after an error, what is more than a note of XLA."""
-    sys.stderr.flush()
-    with tempfile.TemporaryFile(prefix="firn-") as held:
+def without_notes() -> Iterator[None]:
+    """Holds back standard error, that of C++ too, and at the end, also after an error, shows it without TensorFlow's notes.
+
+    TensorFlow's graph compilers log through their own copy of Abseil, which no variable and no function of TensorFlow controls.
+    If `TF_CPP_MIN_LOG_LEVEL` is 0, their notes are shown too.
+    """
+    if os.environ.get(LEVEL, "0") == "0":
+        yield
+        return
+    with standard_error, tempfile.TemporaryFile(prefix="firn-") as held:
+        sys.stderr.flush()
         shown = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:

@@ -1,7 +1,7 @@
 """Tables: built by a Spark job, shard by shard, into a staging folder, then published whole by a manifest.
 
-A run that was killed is gone on with, a rerun with the same settings adds only the images that are missing, and other settings
-in the same place are refused.
+A killed run is resumed, a rerun with the same settings adds only the images that are missing, and other settings in the same
+place are refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,15 +48,15 @@ class BuildResult:
     Attributes:
         added: rows that this run made.
         rejected: rejects that this run made.
-        skipped: images that were done before, be it by a run that was killed.
-        changed: images whose bytes are not those they were; they were done again.
-        removed: images that are in the table and no longer in the source.
-        seconds: the whole build.
-        job_seconds: the Spark job.
-        launch_seconds: of these, until a worker began: Spark sends the job and the network, and starts Python.
+        skipped: images that an earlier run had done, also one that was killed.
+        changed: images whose bytes have changed; they were done again.
+        removed: images of the table that are no longer in the source.
+        seconds: time of the whole build.
+        job_seconds: time of the Spark job.
+        launch_seconds: the part of `job_seconds` until a worker began: Spark sends the job and the network, and starts Python.
         timings: where this run's time went.
-        worker_memory_bytes: the most that a worker process of this run has had in memory, beside its decoders and its JVM.
-        slots: tasks that ran at a time.
+        worker_memory_bytes: peak memory of a worker process of this run, without its decoders and its JVM.
+        slots: number of tasks that ran at the same time.
     """
 
     manifest: Manifest
@@ -75,7 +75,7 @@ class BuildResult:
 
 @dataclass(frozen=True)
 class _Made:
-    """What the Spark job made, and when: seconds since 1970 and seconds."""
+    """What the Spark job made, when it started, in seconds since 1970, and how many seconds it took."""
 
     records: list[ShardRecord]
     started_at: float
@@ -100,18 +100,18 @@ def build_table(
     """Builds the table at `url` from `source`, or adds to it what is missing.
 
     Args:
-        settings: all that determines the values of the rows; its digest is the identity of the table.
-        details: the fields of the manifest that are peculiar to its type.
-        task: what is done with the images.
-        max_reject_fraction: of all images in the table; if more are rejected, nothing is published. None: that is no reason.
+        settings: everything that determines the values of the rows; its digest is the identity of the table.
+        details: the fields that only this type of manifest has.
+        task: what workers do with the images.
+        max_reject_fraction: largest share of rejects in the table; above it nothing is published. None: no limit.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
-        held: the claim on `url`, where the caller holds it for longer than this build.
+        held: the claim on `url`, if the caller already holds it.
         files_read: index files of the table, for a caller who builds it again and again; see `read_index`.
-        is_partial: the source lists some images of a larger one. A known image stays as it is then, also if it has changed: its
-            shard would be made again without those of its images that are not listed.
+        is_partial: whether the source lists only some images of a larger one. Then a known image stays as it is, even if it has
+            changed: its shard would be made again without those of its images that are not listed.
 
     Raises:
-        UsageError: something else is at `url`.
+        UsageError: `url` holds something else.
         JobError: another job is writing there, the job failed, or too many images could not be read.
     """
     started = perf_counter()
@@ -156,7 +156,7 @@ def build_table(
 
 
 def settings_in_place(url: str) -> Mapping[str, Any] | None:
-    """The settings of the table at `url`, be it finished or in the making; None where there is neither."""
+    """The settings of the table at `url`, or of the unfinished run there; None where there is neither."""
     manifest = read_manifest(url)
     return manifest.settings if manifest is not None else staging.unfinished_settings(url)
 
@@ -164,14 +164,14 @@ def settings_in_place(url: str) -> Mapping[str, Any] | None:
 def _begin(
     claim: Claim, run: Run, *, settings: Mapping[str, Any], work: Work, published: Sequence[ShardRecord]
 ) -> None:
-    """From here on this run's commits count, and what earlier runs left beside those taken over goes away."""
+    """From here on this run's commits count; what earlier runs left is removed, except for the shards taken over."""
     claim.verify()
     staging.write_state(run.url, settings=settings, run=run.name, records=work.taken_over)
     staging.remove_others(run.url, work.taken_over, published=staging.file_paths(published))
 
 
 def _remove_all_but(url: str, published: Sequence[ShardRecord]) -> None:
-    """Removes the staging folder, and files of shards that are not in the manifest, or no longer."""
+    """Removes the staging folder, and all files of shards that are not in the manifest."""
     staging.remove_others(url, [], published=staging.file_paths(published))
     staging.remove_staging(url)
 
@@ -185,7 +185,7 @@ def _make_shards(
     work: Work,
     max_reject_fraction: float | None,
 ) -> _Made:
-    """The Spark job, and the check that the table may be published with what it made."""
+    """Runs the Spark job, and checks that what it made may be published."""
     started, started_at = perf_counter(), time()
     with staging.removed_if_nothing_is_finished(run.url, run.name):
         made = _run_shards(spark, run, task, work.todo)
@@ -195,7 +195,7 @@ def _make_shards(
 
 
 def _run_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Table) -> list[ShardRecord]:
-    """Makes and commits shards of all that is to do."""
+    """Makes and commits the shards of all images in `todo`."""
     if not todo.num_rows:
         return []
     plan_url = staging.plan_url(run.url, run.name)
@@ -203,7 +203,7 @@ def _run_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Ta
     records = [ShardRecord.model_validate_json(row["record"]) for row in rows]
     found = sum(record.row_count + record.reject_count for record in records)
     if found != todo.num_rows:
-        raise JobError(f"of {todo.num_rows} images {found} came back from the workers; nothing was published.")
+        raise JobError(f"the workers returned {found} of {todo.num_rows} images; nothing was published.")
     return records
 
 
@@ -214,9 +214,9 @@ def _check_rejects(
     new: Sequence[ShardRecord],
     max_fraction: float,
 ) -> None:
-    """Too many rejects mean that something is wrong with the source: the table stays as it was.
+    """Refuses to publish if there are too many rejects, as then something is wrong with the source: the table stays as it was.
 
-    The next run takes over what is new, but for shards with images that storage failed to give: it is to ask for them again.
+    The next run takes over the new shards, except those with images that could not be read from storage: it reads these again.
     """
     rejected = sum(record.reject_count for record in (*published, *new))
     images = rejected + sum(record.row_count for record in (*published, *new))
@@ -229,12 +229,12 @@ def _check_rejects(
     raise JobError(
         f"{rejected} of {images} images could not be read{allowed}; nothing was published. The new ones are listed in "
         f"{storage.join_url(run.url, staging.STAGING, 'rejects')}:\n{summarize_rejects(_add_rejects(new))}\n"
-        "Mend or remove them, or allow more; what could be read is kept for the next run."
+        "Repair or remove them, or set a higher `max_reject_fraction`; what could be read is kept for the next run."
     )
 
 
 def _contents(records: Sequence[ShardRecord], settings: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """The fields of a manifest that say what is in the table."""
+    """The fields of a manifest that describe the table's content."""
     return {
         "identity": settings_digest(settings),
         "settings": dict(settings),
@@ -248,7 +248,7 @@ def _contents(records: Sequence[ShardRecord], settings: Mapping[str, Any], class
 
 
 def _history(existing: Manifest | None, made: Sequence[ShardRecord], seconds: float) -> dict[str, Any]:
-    """The fields of a manifest that say how it came to be; times of several runs are added up."""
+    """The fields of a manifest that describe the runs that made the table; their times are added up."""
     before = [existing.timings] if existing is not None else []
     now = utc_now()
     return {

@@ -1,8 +1,8 @@
 """Compaction: neighbouring small shards of a table of predictions become larger ones, with the same rows in the same order.
 
-The larger ones are written to the staging folder and moved beside the small ones, of which the manifest still speaks; then the
-manifest is replaced, and the small ones go. Killed at any moment it leaves the table as it was or as it is to be, and files that
-no manifest lists, which the next run removes.
+The larger ones are written to the staging folder and moved beside the small ones, which the manifest still lists; then the
+manifest is replaced, and the small ones are removed. If it is killed at any moment, the table is the old one or the new one, and
+the next run removes files that the manifest does not list.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,12 +32,12 @@ from featurize.tables.schemas import INDEX_SCHEMA, PREDICTIONS_SCHEMA, REJECTS_S
 from featurize.timings import add_timings
 
 LEAST_IMAGES = 100_000
-"""In a shard, rejects counted: one of so many is left as it is."""
+"""Images of a shard, rejects included, from which it is left as it is."""
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """What became of a table: its shards before and after, and its rows."""
+    """The result of a compaction: the number of shards before and after, and of rows."""
 
     before: int
     after: int
@@ -45,12 +45,12 @@ class Compacted:
 
 
 def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, kept: Collection[str] = ()) -> Compacted:
-    """Makes shards of at least `least_images` images of smaller ones, as far as these are neighbours.
+    """Merges neighbouring smaller shards into shards of at least `least_images` images.
 
     Args:
-        url: of the predictions of one model.
-        claim: on `url`, held by the caller.
-        kept: index files, as the manifest has them, of shards that stay what they are, and that others are not merged across.
+        url: URL of the predictions of one model.
+        claim: the claim on `url`, held by the caller.
+        kept: index files, as in the manifest, of shards that stay as they are; shards on both sides of one are not merged.
 
     Raises:
         UsageError: there are no predictions.
@@ -60,7 +60,7 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
     if not isinstance(manifest, PredictionsManifest):
         raise UsageError(f"{url} holds no predictions of a model.")
     if _has_unpublished(url, manifest.shards):
-        raise JobError(f"{url}: a run is unfinished, and would be lost. Run it to its end first.")
+        raise JobError(f"{url}: an unfinished run would be lost. Start it again and let it finish first.")
     claim.verify()
     _remove_all_but(url, manifest.shards)
     groups = list(_groups(manifest.shards, least_images, kept))
@@ -79,14 +79,14 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
 
 
 def _has_unpublished(url: str, published: Sequence[ShardRecord]) -> bool:
-    """Whether a run that was killed has left shards that it had finished and not published."""
+    """Whether a killed run left finished shards that are not published."""
     unfinished = staging.read_unfinished(url)
     listed = {shard.index_file.path for shard in published}
     return unfinished is not None and any(record.index_file.path not in listed for record in unfinished.records)
 
 
 def _groups(shards: Sequence[ShardRecord], least: int, kept: Collection[str]) -> Iterator[list[ShardRecord]]:
-    """The shards in their order: those that are to be one are together."""
+    """The shards in order, in groups: each group is to become one shard."""
     group, images = list[ShardRecord](), 0
     for shard in shards:
         count = shard.row_count + shard.reject_count
@@ -106,7 +106,7 @@ def _groups(shards: Sequence[ShardRecord], least: int, kept: Collection[str]) ->
 
 
 def _merge(url: str, name: str, shards: Sequence[ShardRecord]) -> ShardRecord:
-    """One shard of several, in the staging folder."""
+    """Merges several shards into one, in the staging folder."""
     files = [file for shard in shards for file in shard.files]
     rejects = [file for shard in shards for file in shard.reject_files]
     index = [shard.index_file for shard in shards]
@@ -139,10 +139,10 @@ def _merge(url: str, name: str, shards: Sequence[ShardRecord]) -> ShardRecord:
 
 
 def _copy(url: str, rows: int, schema: pa.Schema, write: Callable[[pa.RecordBatch], None]) -> None:
-    """The rows of a file; a column that it does not have, as files of older versions, is null.
+    """Passes the rows of a file to `write`; a column that the file lacks, as files of older versions do, is null.
 
     Raises:
-        JobError: it is missing or damaged, or has other rows than the manifest says.
+        JobError: the file is missing or damaged, or has another number of rows than the manifest says.
     """
     copied = 0
     try:

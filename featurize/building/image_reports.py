@@ -1,7 +1,7 @@
-"""What workers tell the driver of the images they have done: small datagrams, on which nothing depends.
+"""Progress reports of workers to the driver: small datagrams. They serve only the progress bar.
 
 A datagram has all that an attempt at a shard has done so far, so that one that is lost, comes twice or comes late does no harm.
-It is signed with a key that the driver draws for each job and Spark carries to the workers: others are ignored.
+It is signed with a key that the driver draws for each job and that Spark sends to the workers; other datagrams are ignored.
 """
 
 import hmac
@@ -37,9 +37,9 @@ class ShardReport(NamedTuple):
     Attributes:
         shard: Its number in the plan.
         attempt: Spark's number of the attempt.
-        done: Images, rejects included.
-        rejected: Images that could not be used.
-        read: Seconds, as are the following; see `Timings`.
+        done: Number of images done, rejects included.
+        rejected: Number of images that could not be used.
+        read: Seconds, like the following fields; see `Timings`.
     """
 
     shard: int
@@ -54,7 +54,7 @@ class ShardReport(NamedTuple):
 
 
 def make_report(shard: int, attempt: int, *, done: int, rejected: int, timings: Timings) -> ShardReport:
-    """The report with the seconds of `timings`."""
+    """A report with the seconds of `timings`."""
     seconds = (timings.read, timings.decode, timings.wait, timings.forward, timings.write)
     return ShardReport(shard, attempt, done, rejected, *seconds)
 
@@ -79,8 +79,8 @@ def reporting(
 ) -> Iterator[None]:
     """Worker side: sends what `look` returns at the start of the block, every `period_s` seconds, and at its end.
 
-    A thread does it, for which nobody waits: a name that takes long to resolve or a host that cannot be reached costs the shard
-    nothing.
+    A thread sends it, and nothing waits for the thread: a name that takes long to resolve or a host that cannot be reached does
+    not delay the shard.
     """
     if to is None:
         yield
@@ -94,14 +94,14 @@ def reporting(
 
 
 class ReportListener:
-    """Driver side: the port, and what comes there.
+    """Driver side: opens a UDP port and receives the reports of workers.
 
     Args:
         host: The address to listen at.
         known_as: The name or address of the driver as workers know it.
 
     Raises:
-        OSError: There is no such address here.
+        OSError: `host` is not an address of this machine.
     """
 
     def __init__(self, host: str, *, known_as: str) -> None:
@@ -127,7 +127,7 @@ class ReportListener:
                 yield report
 
     def close(self) -> None:
-        """Gives the port back."""
+        """Closes the port."""
         self._socket.close()
 
 
@@ -135,7 +135,7 @@ def _send(to: ReportTo, look: Callable[[], ShardReport], ended: threading.Event,
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(to.host, to.port, type=socket.SOCK_DGRAM)[0]
         sender = socket.socket(family, kind, protocol)
-    except OSError:  # no such host as seen from here: the driver goes by tasks
+    except OSError:  # the driver's name cannot be resolved here: it counts finished tasks instead
         return
     with sender:
         sender.setblocking(False)
@@ -143,7 +143,7 @@ def _send(to: ReportTo, look: Callable[[], ShardReport], ended: threading.Event,
         while True:
             try:
                 sender.sendto(encode_report(look(), to.key), address)
-            except OSError:  # a full buffer, a route that is away: the next report has it all
+            except OSError:  # a full buffer, no route: the next report includes this one
                 pass
             if is_last:
                 return

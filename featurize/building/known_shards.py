@@ -16,17 +16,17 @@ from featurize.tables.schemas import INDEX_SCHEMA
 
 _FILES_AT_A_TIME = 16
 IndexFiles = MutableMapping[str, pa.Table]
-"""What was read of index files, by URL: under one name there is never another one."""
+"""Index files that were read, by URL. A file never changes: its name is never used again."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What of a listing may have changed, as row numbers; and what is known and listed no more.
+    """The rows of a listing that may have changed, and the known images that are no longer listed.
 
     Attributes:
-        suspect: known with another stamp, or as one that could not be read: the bytes are to be compared with `suspect_ids`.
-        suspect_ids: the SHA-256 under which each suspect is known; None for one that could not be read.
-        removed: paths that are known and not in the listing.
+        suspect: numbers of the rows known with another stamp, or as unreadable: their bytes must be compared with `suspect_ids`.
+        suspect_ids: the known SHA-256 of each suspect; None for one that could not be read.
+        removed: known paths that are not in the listing.
     """
 
     suspect: NDArray[np.int64]
@@ -36,10 +36,10 @@ class Comparison:
 
 @dataclass(frozen=True)
 class KnownShards:
-    """Shards, and what is in them.
+    """Shards, and the index of the images in them.
 
     Attributes:
-        records: of the shards.
+        records: the records of the shards.
         index: INDEX_SCHEMA; the rows of their index files, shard after shard in the order of the records.
     """
 
@@ -47,7 +47,7 @@ class KnownShards:
     index: pa.Table
 
     def without(self, rows: NDArray[np.bool_]) -> "KnownShards":
-        """Those of the shards that own none of the rows of the index that `rows`, bool (index_rows,), picks out."""
+        """The shards without those that own a selected row of the index; `rows` is bool ``(index_rows,)``."""
         if not rows.any():
             return self
         owner = np.repeat(np.arange(len(self.records)), [record.index_file.rows for record in self.records])
@@ -59,12 +59,12 @@ class KnownShards:
         )
 
     def without_paths(self, paths: pa.ChunkedArray) -> "KnownShards":
-        """Those of the shards that hold none of `paths`."""
+        """The shards without those that hold one of `paths`."""
         return self.without(pc.is_in(self.index.column("path"), value_set=paths.combine_chunks()).to_numpy())
 
 
 def compare(listing: pa.Table, index: pa.Table) -> Comparison:
-    """Compares a listing with the index of what is known."""
+    """Compares a listing with the index of known images."""
     keys, known = listing.column("path"), index.column("path")
     place = pc.index_in(keys, value_set=known.combine_chunks()).combine_chunks()
     stamps = index.column("stamp").take(place)
@@ -90,10 +90,10 @@ def missing_from(index: pa.Table, listing: pa.Table) -> pa.Table:
 def read_known(
     records: Sequence[ShardRecord], index_urls: Sequence[str], files_read: IndexFiles | None = None
 ) -> KnownShards:
-    """Shards with what is in them.
+    """Shards with their index.
 
     Args:
-        index_urls: where the index file of each record lies.
+        index_urls: URL of the index file of each record.
         files_read: as for `read_index`.
     """
     return KnownShards(list(records), read_index(index_urls, files_read))
@@ -103,7 +103,7 @@ def read_index(urls: Sequence[str], files_read: IndexFiles | None = None) -> pa.
     """The rows of all index files at `urls`.
 
     Args:
-        files_read: by a caller who comes again: it is not read again, and holds what is at `urls` afterwards and nothing else.
+        files_read: files that earlier calls read, which are not read again. Afterwards it holds the files at `urls` only.
     """
     kept = {url: files_read[url] for url in urls if url in files_read} if files_read else {}
     missing = [url for url in urls if url not in kept]
@@ -116,7 +116,7 @@ def read_index(urls: Sequence[str], files_read: IndexFiles | None = None) -> pa.
 
 
 def still_valid(shards: KnownShards, listing: pa.Table) -> KnownShards:
-    """Those of `shards`, which are not yet published, whose images are all in the listing and unchanged."""
+    """Those of the unpublished `shards` whose images are all in the listing and unchanged."""
     if not shards.records:
         return shards
     keys, known = listing.column("path"), shards.index.column("path")

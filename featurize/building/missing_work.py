@@ -29,15 +29,15 @@ from featurize.tables.manifests import ShardRecord
 
 @dataclass(frozen=True)
 class Work:
-    """What a run finds: what is done, and what is to do.
+    """What a run finds done, and what it has to do.
 
     Attributes:
         published: shards of the manifest, without those that hold an image that has changed.
-        taken_over: shards that a run that was killed has finished.
-        todo: the rows of the listing that are in none of these.
-        skipped: images that are in one of these.
-        changed: images whose bytes are not those they were.
-        removed: images that are in the table and no longer in the source.
+        taken_over: shards that a killed run had finished.
+        todo: the rows of the listing that are in none of these shards.
+        skipped: number of images that are in one of these shards.
+        changed: number of images whose bytes have changed.
+        removed: number of images of the table that are no longer in the source.
     """
 
     published: list[ShardRecord]
@@ -61,11 +61,11 @@ def find_work(
     """Compares the source with the table, whose shards are `published`, and with what a killed run left unfinished.
 
     Args:
-        files_read: as for `read_index`, of the published shards.
+        files_read: index files of the published shards, as for `read_index`.
         is_partial: as for `build_table`.
 
     Raises:
-        JobError: images had to be read again to see whether they have changed, and the job that did it failed.
+        JobError: the job that reads images again, to see whether they have changed, failed.
     """
     index_urls = [storage.join_url(run.url, shard.index_file.path) for shard in published]
     known = read_known(published, index_urls, files_read)
@@ -88,7 +88,7 @@ def find_work(
 
 
 def find_changed(spark: SparkSession, run: Run, *, listing: pa.Table, compared: Comparison) -> NDArray[np.int64]:
-    """Those of the suspect rows of a listing whose bytes are not the known ones; the workers read them to see.
+    """The suspect rows of a listing whose bytes have changed; the workers read the images to compare them.
 
     Returns:
         Row numbers, int64 (changed_images,).
@@ -106,13 +106,13 @@ def find_changed(spark: SparkSession, run: Run, *, listing: pa.Table, compared: 
 
 
 def take_over(unfinished: Unfinished | None, published: Sequence[ShardRecord], *, listing: pa.Table) -> KnownShards:
-    """The shards that a killed run finished, if their images are still what they were, and all in `listing`.
+    """The shards that a killed run finished, as far as their images are all in `listing` and unchanged.
 
-    An image may be in one of them and in the table too: one beside it had changed, and has been put back since.
+    An image may be in such a shard and in the table too, if another image of its old shard had changed and is now as before.
     """
     if unfinished is None:
         return read_known([], [])
-    in_table = {shard.index_file.path for shard in published}  # it was killed after it had published them
+    in_table = {shard.index_file.path for shard in published}  # the run was killed after publishing these
     places = zip(unfinished.records, unfinished.index_urls, strict=True)
     left = [(record, url) for record, url in places if record.index_file.path not in in_table]
     return still_valid(read_known([record for record, _ in left], [url for _, url in left]), listing)

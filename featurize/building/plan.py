@@ -1,6 +1,6 @@
-"""The plan of a run: which images make a shard, and the file that tells the workers.
+"""The plan of a run: which images make a shard, and the file from which workers read it.
 
-Spark only schedules the shards. It would count 4 MB for every file it opens, and put one or two images into a task.
+Spark only schedules the shards. If it planned them, it would count 4 MB for every file, and put one or two images into a task.
 """
 
 from typing import IO
@@ -19,7 +19,7 @@ _SHARDS_PER_SLOT = 3  # so that a slow one does not keep all others waiting for 
 
 
 def in_reading_order(listing: pa.Table) -> pa.Table:
-    """A listing by container and position, where it has them: every row group of an images table is read once."""
+    """A listing sorted by container and position, if it has them, so that every row group of an images table is read once."""
     containers = listing.column("container")
     if containers.null_count == listing.num_rows:
         return listing
@@ -28,13 +28,13 @@ def in_reading_order(listing: pa.Table) -> pa.Table:
 
 
 def plan_shards(listing: pa.Table, *, slots: int) -> list[tuple[int, int]]:
-    """Cuts a listing into shards of some number and bytes of images.
+    """Cuts a listing into shards, limited by number of images and by bytes.
 
     Args:
-        slots: tasks that run at a time.
+        slots: number of tasks that run at the same time.
 
     Returns:
-        First row and the row after the last one of each shard.
+        For each shard its first row, and the row after its last.
     """
     images = listing.num_rows
     sizes = listing.column("bytes_size").fill_null(0).to_numpy().astype(np.int64)
@@ -51,7 +51,7 @@ def plan_shards(listing: pa.Table, *, slots: int) -> list[tuple[int, int]]:
 
 
 def _shard_images(images: int, slots: int) -> int:
-    """How many images go into a shard, so that shards are about equal."""
+    """Number of images in a shard, so that all shards are of about the same size."""
     wanted = min(max(images // (slots * _SHARDS_PER_SLOT), MIN_SHARD_IMAGES), MAX_SHARD_IMAGES)
     shards = max(1, round(images / wanted), -(-images // MAX_SHARD_IMAGES))
     return -(-images // shards) or 1

@@ -1,4 +1,4 @@
-"""How far a Spark job is, in images, while it runs: reports of workers and finished tasks put together."""
+"""The progress of a Spark job, counted in images, from the reports of workers and from finished tasks."""
 
 import threading
 from collections import deque
@@ -17,8 +17,8 @@ from featurize.progress import current_view
 
 _LOOK_S = 0.25
 _TASKS_LOOK_S = 2.0
-_RECENT_S = 30.0  # over which a rate is taken
-_LEAST_S = 1.0  # the shortest time over which it is
+_RECENT_S = 30.0  # the time over which the rate is measured
+_LEAST_S = 1.0  # the shortest such time
 _PHASES = ("read", "decode", "wait", "forward", "write")
 
 
@@ -31,13 +31,12 @@ class _Shard:
 
 
 class ImageCounts:
-    """How far the shards of a plan are.
+    """Counts the images that are done and rejected in the shards of a plan.
 
-    Neither number ever falls: of several attempts at a shard the one that is furthest counts, so a task that is run again or
-    twice counts no image twice.
+    Neither number ever falls, and no image counts twice: of several attempts at a shard the furthest counts.
 
     Args:
-        planned: The images of each shard.
+        planned: Number of images in each shard.
         what: The unit, for `ImageProgress`.
     """
 
@@ -52,21 +51,21 @@ class ImageCounts:
 
     @property
     def total(self) -> int:
-        """Images in all shards."""
+        """Number of images in all shards."""
         return sum(self._planned)
 
     @property
     def done(self) -> int:
-        """Images that are done: by the reports, or by the tasks that have ended where these say more."""
+        """Number of images that are done: according to the reports, or to the finished tasks if that is more."""
         return max(sum(shard.done for shard in self._shards), self._by_tasks)
 
     @property
     def rejected(self) -> int:
-        """Rejects that were reported."""
+        """Number of rejects that were reported."""
         return sum(shard.rejected for shard in self._shards)
 
     def add(self, report: ShardReport, now: float) -> None:
-        """Takes in a report that came at `now`, in seconds of any clock that does not go back."""
+        """Adds a report that came at `now`, in seconds of a monotonic clock."""
         if report.shard >= len(self._planned):
             return
         shard, most = self._shards[report.shard], self._planned[report.shard]
@@ -75,20 +74,20 @@ class ImageCounts:
         key = (report.shard, report.attempt)
         before = self._attempts.get(key, ShardReport(report.shard, report.attempt, 0, 0))
         spent = {phase: getattr(report, phase) - getattr(before, phase) for phase in _PHASES}
-        if min(spent.values()) >= 0:  # or else it was overtaken by a later one
+        if min(spent.values()) >= 0:  # if not, a later report came first
             self._attempts[key] = report
             self._spend(now, spent)
 
     def tasks_ended(self, tasks: int) -> None:
-        """Takes in that so many tasks have ended, a shard each: at least the images of the smallest ones are done."""
+        """Notes that so many tasks, one for each shard, have ended: at least the images of the smallest shards are done."""
         self._by_tasks = max(self._by_tasks, sum(self._smallest_first[:tasks]))
 
     def finish(self) -> None:
-        """The job has ended well: everything is done."""
+        """Notes that the job has succeeded: all images are done."""
         self._by_tasks = self.total
 
     def progress(self, now: float) -> ImageProgress:
-        """How far the job is at `now`."""
+        """How far the job has come at `now`."""
         while self._spent and now - self._spent[0][0] > _RECENT_S:
             self._spent.popleft()
         done = self.done
@@ -102,14 +101,14 @@ class ImageCounts:
         )
 
     def _spend(self, now: float, seconds: dict[str, float]) -> None:
-        """Keeps what was spent; of all that comes at once, the sum."""
+        """Keeps the seconds that were spent, one sum for each moment."""
         if self._spent and self._spent[-1][0] == now:
             before = self._spent.pop()[1]
             seconds = {phase: seconds[phase] + before[phase] for phase in _PHASES}
         self._spent.append((now, seconds))
 
     def _rate(self, now: float, done: int) -> float | None:
-        """Images a second over the last half minute; time before the first image does not count."""
+        """Images per second over the last half minute; time before the first image does not count."""
         if not done:
             return None
         self._pace.append((now, done))
@@ -121,11 +120,11 @@ class ImageCounts:
     def _bound(self) -> Bound | None:
         """What took most of the last half minute.
 
-        Where the thread that computes waits most of its time, reading or decoding is slower than it, whichever took longer in the
-        threads that work ahead; see `Timings`. Or else it is the network, or writing to storage.
+        If the computing thread waits most of its time, it is reading or decoding, whichever took longer in the threads that work
+        ahead; see `Timings`. Otherwise it is the network, or writing to storage.
         """
         spent = {phase: sum(seconds[phase] for _, seconds in self._spent) for phase in _PHASES}
-        if not self.done or not any(spent.values()):  # before the first image all wait for the network to be loaded
+        if not self.done or not any(spent.values()):  # before the first image all threads wait for the network
             return None
         if spent["wait"] > spent["forward"] + spent["write"]:
             return "storage" if spent["read"] > spent["decode"] else "decode"
@@ -134,14 +133,14 @@ class ImageCounts:
 
 @contextmanager
 def image_progress(context: SparkContext, planned: Sequence[int], *, what: str = "images") -> Iterator[ReportTo | None]:
-    """Shows how many images the Spark job within the block has done, if anybody is to see it.
+    """Shows how many images the Spark job within the block has done, if the current view shows images.
 
     Args:
-        planned: The images of each shard; the job has a task for each.
+        planned: Number of images in each shard; the job has a task for each.
         what: The unit, as in ``images``.
 
     Yields:
-        Where workers report what they have done. None: nobody is to see it, or no port can be opened; finished tasks tell then.
+        Where workers send their reports. None: the view shows no images, or no port can be opened and finished tasks are counted.
     """
     view = current_view()
     if not view.wants_images:
@@ -161,7 +160,7 @@ def image_progress(context: SparkContext, planned: Sequence[int], *, what: str =
     finally:
         ended.set()
         watcher.join()
-        with suppress(Py4JError, OSError):  # Spark is gone: what ended it is to be told
+        with suppress(Py4JError, OSError):  # Spark is gone: the error that ended it matters more
             context.removeJobTag(tag)
         if listener is not None:
             listener.close()
@@ -169,7 +168,7 @@ def image_progress(context: SparkContext, planned: Sequence[int], *, what: str =
 
 
 def _listen(context: SparkContext) -> ReportListener | None:
-    """A port where Spark's own are; None if the driver's address is none of this host's."""
+    """A listener at the driver's address; None if that is not an address of this machine."""
     host = context.getConf().get("spark.driver.host") or "127.0.0.1"
     try:
         return ReportListener(context.getConf().get("spark.driver.bindAddress") or host, known_as=host)
@@ -185,7 +184,7 @@ def _watch(
     tag: str,
     ended: threading.Event,
 ) -> None:
-    """Looks for reports and at the tasks until the job has ended."""
+    """Reads reports and counts finished tasks until the job has ended."""
     next_look, is_ended = 0.0, False
     while not is_ended:
         is_ended = ended.wait(_LOOK_S)
@@ -200,7 +199,7 @@ def _watch(
 
 
 def _disconnect(context: SparkContext) -> None:
-    """Closes this thread's own connection to Spark, where it has one: its thread in the JVM ends too."""
+    """Closes this thread's own connection to Spark, if it has one, so that its thread in the JVM ends too."""
     find = getattr(getattr(context._gateway, "_gateway_client", None), "get_thread_connection", None)
     connection = find() if find is not None else None
     if connection is not None:

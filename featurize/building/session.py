@@ -1,4 +1,4 @@
-"""The Spark session: found Java, threads that fit the machine, settings that images need."""
+"""The Spark session: finding Java, tasks that fit the machine, and the settings that work on images needs."""
 
 import os
 import re
@@ -6,9 +6,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep
 
+from py4j.protocol import Py4JError
 from pyspark.sql import SparkSession
 
 from featurize.backbones.lean_keras import LEAN_KERAS
@@ -18,34 +20,37 @@ from featurize.progress import stage
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _JAVA_VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
 _TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
+_LOCAL_EXECUTOR = "driver"  # Spark's name for the executor of a local session
+_TASKS_END_S = 10.0  # how long cancelled tasks may take to end; Spark kills their Python workers after 2 s
 _JAVA_IN_HASTE = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
-# PySpark sets these in the thread that makes a session. They are there before: a variable that is new may move the whole
-# environment while another thread reads it.
+# PySpark sets these in the thread that makes a session. They are set before, as a new variable may move the whole environment
+# in memory while another thread reads it.
 _SET_BY_PYSPARK = {"SPARK_AUTH_SOCKET_TIMEOUT": "15", "SPARK_BUFFER_SIZE": "65536"}
 
 
 def make_session(name: str, *, slots: int | None = None, java_computes: bool = False) -> SparkSession:
     """The Spark session of a job, or the one that `spark-submit` or a notebook has started.
 
-    Without `spark-submit` it runs here, on all cores this process may use. A featurizing task is one Python worker with
-    one network in memory and a thread for each core of the task, so one task has all the cores.
+    Without `spark-submit` it runs on this machine, on all cores that this process may use. A featurizing task is one Python
+    worker with one network in memory and a thread for each core of the task, so one task has all the cores.
 
     Args:
-        slots: run this many tasks at a time, whatever the cores, each with its share of them: ranks wait for each other.
-        java_computes: Spark itself works on rows, as it does for SQL. Otherwise Python does the work, and Java compiles its own
-            code in haste, which takes half the processor time until a job is under way.
+        slots: run this many tasks at the same time, each with its share of the cores, even if there are fewer cores: ranks
+            wait for each other.
+        java_computes: whether Spark itself works on rows, as it does for SQL. Otherwise Python does the work, and Java compiles
+            its code quickly and optimizes it less, which halves the processor time until a job is under way.
 
     Raises:
-        JobError: no Java is to be found.
+        JobError: no Java was found.
     """
     return session_builder(name, slots=slots, java_computes=java_computes).getOrCreate()
 
 
 def session_builder(name: str, *, slots: int | None = None, java_computes: bool = False) -> SparkSession.Builder:
-    """What makes the session of `make_session`; all of the environment is set here, so that it may be made in a thread.
+    """The builder of the session of `make_session`. It sets the environment, so that a thread may make the session.
 
     Raises:
-        JobError: no Java is to be found.
+        JobError: no Java was found.
     """
     builder = SparkSession.builder.appName(name)
     if SparkSession.getActiveSession() is None:
@@ -74,12 +79,25 @@ def session_builder(name: str, *, slots: int | None = None, java_computes: bool 
 
 @contextmanager
 def open_session(name: str, *, slots: int | None = None, java_computes: bool = False) -> Iterator[SparkSession]:
-    """The session of a command, stopped when the command ends: otherwise the executors end by complaining."""
+    """The session of a command, stopped when the command ends; otherwise the executors would log errors at their end."""
     session = make_session(name, slots=slots, java_computes=java_computes)
     try:
         yield session
     finally:
-        session.stop()
+        stop_session(session)
+
+
+def stop_session(session: SparkSession) -> None:
+    """Stops a session that Firn has made, its jobs first: Spark prints Java traces for a task that outlives its session."""
+    context = session.sparkContext
+    if context._jsc is not None and (context.master or "").startswith("local"):
+        with suppress(Py4JError):  # the JVM is gone, and its tasks with it
+            context.cancelAllJobs()
+            scheduler = context._jsc.sc().taskScheduler()
+            deadline = monotonic() + _TASKS_END_S
+            while scheduler.isExecutorBusy(_LOCAL_EXECUTOR) and monotonic() < deadline:
+                sleep(0.05)
+    session.stop()
 
 
 @contextmanager
@@ -87,11 +105,11 @@ def borrowed_session(spark: SparkSession | None, name: str, *, slots: int | None
     """The session of a call: `spark`, or else the active session, neither of which is stopped; or else one made for this call.
 
     Args:
-        name: of the application, where a session is made.
-        slots: see `make_session`; a session that is there keeps what it has.
+        name: name of the application, if a session is made.
+        slots: see `make_session`; an existing session keeps its own.
 
     Raises:
-        JobError: a session must be made, and no Java is to be found.
+        JobError: a session must be made, and no Java was found.
     """
     there = spark if spark is not None else SparkSession.getActiveSession()
     if there is not None:
@@ -114,10 +132,10 @@ def session_at_hand(spark: SparkSession | None) -> SparkSession:
 
 
 def find_java() -> None:
-    """Points JAVA_HOME at a Java that Spark runs on: the one set or on the path, or else that of the `java` extra.
+    """Makes sure that Spark finds a Java that it runs on: that of JAVA_HOME or PATH, or else that of the `java` extra.
 
     Raises:
-        JobError: there is none.
+        JobError: no such Java was found.
     """
     home = os.environ.get("JAVA_HOME")
     found = str(Path(home, "bin", "java")) if home else shutil.which("java")
@@ -146,7 +164,7 @@ def _java_major(path: str) -> int | None:
 
 
 def concurrent_tasks(session: SparkSession) -> int:
-    """How many tasks of this session run at a time."""
+    """Number of tasks of this session that run at the same time."""
     conf = session.sparkContext.getConf()
     return max(1, session.sparkContext.defaultParallelism // int(conf.get("spark.task.cpus", "1") or 1))
 

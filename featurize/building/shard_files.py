@@ -1,4 +1,4 @@
-"""Shards: what one Spark task writes. Files go to a staging folder; a record of them commits the shard (see `staging`)."""
+"""Shards: the files that one Spark task writes to a staging folder. A record of them commits the shard (see `staging`)."""
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _SMALL_ROWS_PER_GROUP = 1 << 16
 
 
 class ParquetFile:
-    """One Parquet file whose row groups hold a fixed number of rows, the last excepted."""
+    """One Parquet file whose row groups, except the last, hold a fixed number of rows."""
 
     def __init__(self, url: str, schema: pa.Schema, *, rows_per_group: int, plain_columns: Sequence[str] = ()) -> None:
         self._url, self._schema, self._rows_per_group = url, schema, rows_per_group
@@ -52,7 +52,7 @@ class ParquetFile:
             self._pending, self._pending_rows = [], 0
 
     def abandon(self) -> None:
-        """Removes what was written. It never fails: the reason for abandoning is the one to hear of."""
+        """Removes what was written. It never fails, so that the reason for abandoning the file is what is reported."""
         with suppress(OSError, _AbandonedError), self._stack:
             raise _AbandonedError
         with suppress(OSError):
@@ -67,14 +67,14 @@ class ParquetFile:
 
 
 class _AbandonedError(Exception):
-    """Ends the writing of a file that is not wanted any more."""
+    """Ends the writing of an abandoned file."""
 
 
 @contextmanager
 def _open_sink(url: str) -> Iterator[IO[bytes]]:
-    """A file that is written for minutes; for HDFS it is finished on the local disk and copied there when it is closed.
+    """A file that takes minutes to write; for HDFS it is written on the local disk and copied when it is closed.
 
-    A stream to HDFS breaks with the DataNode it goes to, and with it the shard; a copy is tried again.
+    If it were written to HDFS directly, the shard would fail with the DataNode it goes to; a copy can be tried again.
     """
     if storage.absolute_url(url).startswith("file://"):
         with storage.open_output(url) as file:
@@ -90,11 +90,11 @@ class ShardWriter:
     """Writes the rows and rejects of one shard into the staging folder.
 
     Args:
-        staging: URL of the folder.
-        name: unique to the shard and the attempt at it, so that a failed attempt leaves nothing under a name that counts.
-        schema: of the rows; `image_id`, `path` and `label` are in it.
-        by_split: whether each split has a folder of its own, ``data/split=<split>``; else `split` is a column.
-        plain_columns: columns whose values hardly repeat, to be written without a dictionary.
+        staging: URL of the staging folder.
+        name: part of all file names, unique to the shard and the attempt at it, so that attempts never share a file.
+        schema: schema of the rows, with `image_id`, `path` and `label`.
+        by_split: whether each split has a folder of its own, ``data/split=<split>``; otherwise `split` is a column.
+        plain_columns: columns whose values hardly repeat, which are written without a dictionary.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class ShardWriter:
     def write(
         self, splits: Sequence[str], stamps: Sequence[str], columns: Mapping[str, Sequence[Any] | pa.Array]
     ) -> None:
-        """Adds rows; `splits` and `stamps` have the split and the stamp of each. Rows without a label are counted under ""."""
+        """Adds rows; `splits` and `stamps` have an entry for each. Rows without a label are counted under ""."""
         batch = pa.RecordBatch.from_arrays(
             [pa.array(columns[field.name], type=field.type) for field in self._schema], schema=self._schema
         )
@@ -139,29 +139,29 @@ class ShardWriter:
     def reject(
         self, *, path: str, image_id: str | None, bytes_size: int | None, stamp: str, stage: str, error: str
     ) -> None:
-        """Keeps an image that gave no row, with the reason; `image_id` is None where its bytes could not be had."""
+        """Adds an image that gave no row, with the reason; `image_id` is None if its bytes could not be read."""
         self._rejects.append(
             {"image_id": image_id, "path": path, "bytes_size": bytes_size, "stage": stage, "error": error}
         )
         self._index.append((path, image_id, stamp))
 
     def end_group(self) -> None:
-        """Ends the row group of every file: what is held in memory is written out."""
+        """Ends the row group of every file, which writes out what is held in memory."""
         for _, file in self._files.values():
             file.end_group()
 
     @property
     def images(self) -> int:
-        """Images that it has been given so far, rejects included."""
+        """Number of images so far, rejects included."""
         return len(self._index)
 
     @property
     def rejects(self) -> int:
-        """Rejects that it has been given so far."""
+        """Number of rejects so far."""
         return len(self._rejects)
 
     def close(self) -> ShardRecord:
-        """Closes the files. The record commits them, once it is written itself; its timings are for the caller to fill in."""
+        """Closes the files. Writing the returned record commits them; the caller fills in its timings."""
         files = [file.close(path=path, split=split) for split, (path, file) in sorted(self._files.items(), key=str)]
         reasons: dict[str, int] = {}
         for reject in self._rejects:
@@ -180,7 +180,7 @@ class ShardWriter:
         )
 
     def abandon(self) -> None:
-        """Removes what was written so far: what fails may fail because the disk is full."""
+        """Removes what was written so far, as the shard may have failed because the disk is full."""
         for file in (*(file for _, file in self._files.values()), *self._small_files):
             file.abandon()
 

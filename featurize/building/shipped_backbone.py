@@ -1,4 +1,4 @@
-"""The backbone as workers have it: its file handed to every executor by Spark, once, and loaded once per worker process."""
+"""The backbone on workers: Spark sends its file to every executor once, and each worker process loads it once."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -48,9 +48,9 @@ class ShippedBackbone:
     """What a worker needs of a backbone: it travels inside the function that Spark ships.
 
     Attributes:
-        file: the name under which Spark hands out the network; None for `pixels`.
-        sha256: of this file.
-        batch_size: images in one forward pass.
+        file: the name under which Spark sends the network's file; None for `pixels`.
+        sha256: SHA-256 of this file.
+        batch_size: number of images in one forward pass.
     """
 
     spec: BackboneSpec
@@ -59,22 +59,22 @@ class ShippedBackbone:
     batch_size: int
 
     def ahead(self, threads: int) -> int:
-        """How many images may be decoded before they are used: two batches, or fewer where they are large."""
+        """How many images may be decoded before they are used: two batches, or fewer if the images are large."""
         image_bytes = self.spec.height * self.spec.width * self.spec.channels
         return min(2 * self.batch_size + threads, max(threads, _MAX_AHEAD_BYTES // image_bytes))
 
     def decode(self, content: bytes, decoder: Decoder) -> Decoded:
-        """The bytes of an image file at the size of the network. Raises DecodeError."""
+        """Decodes an image file to the size of the network's input. Raises DecodeError."""
         spec = self.spec
         pixels, (width, height) = decoder.decode(content, height=spec.height, width=spec.width, channels=spec.channels)
         return Decoded(pixels, width, height)
 
     def forward(self, timings: Timings) -> Forward:
-        """The backbone of this process, loaded and run once on nothing when its first images are there."""
+        """The backbone of this process; when the first images arrive, it is loaded and run once on zeros."""
         key = self.sha256 or self.spec.preparation_id
         if key not in _loaded:
             with timings.measure("startup"):
-                forget_backbone()  # a session that goes on to another backbone does not keep both in memory
+                forget_backbone()  # a worker that is reused for another backbone does not keep both in memory
                 _loaded[key] = self._load()
         return _loaded[key]
 
@@ -93,14 +93,14 @@ class ShippedBackbone:
 
 @cache
 def shipping_folder() -> "tempfile.TemporaryDirectory[str]":
-    """Where files for executors are kept while this process lives: an executor that joins later still asks for them."""
+    """The folder of the files for executors, kept while this process lives: executors that join later fetch them too."""
     return tempfile.TemporaryDirectory(prefix="firn-")
 
 
 def ship_backbone(spark: SparkSession, backbone: PreparedBackbone, *, batch_size: int) -> ShippedBackbone:
-    """Hands the file of a backbone, which must lie in the `shipping_folder`, to every executor."""
+    """Sends the file of a backbone, which must lie in the `shipping_folder`, to every executor."""
     if backbone.path is not None:
-        stage("shipping the network")
+        stage("sending the network to workers")
         spark.sparkContext.addFile(str(backbone.path))
     return ShippedBackbone(
         spec=backbone.spec,
@@ -113,9 +113,9 @@ def ship_backbone(spark: SparkSession, backbone: PreparedBackbone, *, batch_size
 def full_batches(
     loaded: Iterator[Loaded[Value]], size: int, array_of: Callable[[Value], NDArray[Any]]
 ) -> Iterator[tuple[list[Loaded[Value]], NDArray[Any]]]:
-    """Images in batches of `size`, the last one short, with the arrays of each batch in one.
+    """Batches of `size` images, the last one perhaps shorter, each with its arrays stacked into one.
 
-    The array, ``(n_images, ...)``, is filled anew for every batch: use it before the next one is asked for.
+    The array, ``(n_images, ...)``, is reused for every batch: use it before taking the next batch.
     """
     arrays: NDArray[Any] | None = None
     batch: list[Loaded[Value]] = []

@@ -1,4 +1,4 @@
-"""The Spark side of a build: a plan on storage, a task for each shard of it, and what the tasks give back."""
+"""The Spark side of a build: a plan on storage, a task for each of its shards, and the rows that the tasks return."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -31,9 +31,9 @@ def run_plan(
     """Cuts `rows` of a listing into shards, writes the plan and has Spark give each shard to a task.
 
     Args:
-        plan_url: where the plan is written; the worker reads it from there.
-        make_worker: makes the worker, given where it reports how many images it has done.
-        schema: of the rows that the worker gives back.
+        plan_url: URL to which the plan is written and from which workers read it.
+        make_worker: makes the worker, given the address to which it reports its progress.
+        schema: schema of the rows that the worker returns.
         what: the unit in which progress is shown, as in ``images``.
 
     Raises:
@@ -48,7 +48,7 @@ def run_plan(
 
 
 def collect(frame: DataFrame) -> list[Any]:
-    """The rows of `frame`; a failure inside Spark becomes one message, the worker's own.
+    """The rows of `frame`; a failure inside Spark becomes one message, that of the worker.
 
     Raises:
         JobError: the job failed.
@@ -59,7 +59,7 @@ def collect(frame: DataFrame) -> list[Any]:
 
 @contextmanager
 def job_errors() -> Iterator[None]:
-    """Makes one message, the worker's own, of a failure inside Spark.
+    """Turns a failure inside Spark into one message, that of the worker.
 
     Raises:
         JobError: the job failed.
@@ -71,5 +71,5 @@ def job_errors() -> Iterator[None]:
         raised = re.findall(r"^(?:[\w.]+\.)?(\w+(?:Error|Exception)): (.+)$", text, flags=re.MULTILINE)
         reason = f"{raised[-1][0]}: {raised[-1][1]}" if raised else text.strip().splitlines()[0]
         raise JobError(
-            f"the Spark job failed: {reason}\nWhat it had finished is kept; run it again to go on."
+            f"the Spark job failed: {reason}\nWhat it had finished is kept; run it again to resume."
         ) from error

@@ -1,12 +1,12 @@
-"""The staging folder of a table: where shards are written and committed one by one, so that a killed run can be gone on with.
+"""The staging folder of a table: shards are written and committed there one by one, so that a killed run can be resumed.
 
-    _staging/state.json                 whose shards these are: settings, the run under way, the records it took over
+    _staging/state.json                 the settings of the table, the run under way, and the records it took over
     _staging/plan-<run>.parquet         which images make a shard
     _staging/commits/<run>-<shard>.json the record of a finished shard; the first attempt to write it wins
     _staging/data, rejects, index       the files of the shards
 
-A run takes over the records it finds when it starts, and says so in `state.json` before it begins. Commits of an earlier run
-that come later, from a worker that outlived its driver, are in no state and count for nothing.
+When a run starts, it writes the records that it takes over into `state.json`. Commits of an earlier run that come later, from a
+worker that outlived its driver, are not in it and do not count.
 """
 
 import re
@@ -30,7 +30,7 @@ _PART_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}-\d+\.parquet")
 
 
 class StagingState(BaseModel):
-    """What `state.json` says: the settings of the table in the making, the run under way, and what it took over."""
+    """The content of `state.json`: the settings of the unfinished table, the run under way, and the records it took over."""
 
     settings: dict[str, Any]
     run: str
@@ -39,12 +39,12 @@ class StagingState(BaseModel):
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What a run that was killed has left, and that can be kept.
+    """What a killed run left and the next one can keep.
 
     Attributes:
-        settings: of the table in the making.
-        records: of the shards that are finished and whole: those of that run and those it took over; one at least.
-        index_urls: where the index file of each of them lies, be it that it was published before the run was killed.
+        settings: settings of the unfinished table.
+        records: records of the finished shards whose files are complete, of that run or taken over by it; at least one.
+        index_urls: URL of the index file of each shard; the killed run may have moved it to its published place already.
     """
 
     settings: Mapping[str, Any]
@@ -56,7 +56,7 @@ def read_state(url: str) -> StagingState | None:
     """The state of the staging folder of the table at `url`; None where no run was under way.
 
     Raises:
-        JobError: what is there was not written by this version of Firn.
+        JobError: the state is damaged, or was written by another version of Firn.
     """
     state_url = storage.join_url(url, STATE_NAME)
     try:
@@ -70,7 +70,7 @@ def read_state(url: str) -> StagingState | None:
 
 
 def read_unfinished(url: str) -> Unfinished | None:
-    """What a killed run left at `url`; None where nothing of it can be kept.
+    """What a killed run left at `url`; None if nothing of it can be kept.
 
     Raises:
         JobError: as `read_state`.
@@ -87,13 +87,13 @@ def read_unfinished(url: str) -> Unfinished | None:
 
 
 def unfinished_settings(url: str) -> Mapping[str, Any] | None:
-    """The settings of a run at `url` that was killed, and of which something can be kept; or else None."""
+    """The settings of a killed run at `url`; None if nothing of it can be kept."""
     unfinished = read_unfinished(url)
     return unfinished.settings if unfinished is not None else None
 
 
 def write_state(url: str, *, settings: Mapping[str, Any], run: str, records: Sequence[ShardRecord]) -> None:
-    """Begins a run: its own commits and `records` count from now on, and no others."""
+    """Begins a run: from now on only its own commits and `records` count."""
     state = StagingState(settings=dict(settings), run=run, records=list(records))
     storage.write_json(storage.join_url(url, STATE_NAME), state.model_dump())
 
@@ -104,14 +104,16 @@ def commit(url: str, run: str, shard: int, record: ShardRecord) -> ShardRecord:
     if storage.create_exclusively(commit_url, record.model_dump_json().encode()):
         return record
     first = ShardRecord.model_validate(storage.read_json(commit_url))
-    if first.index_file.path != record.index_file.path:  # or else it is this one, and the store's answer was lost
+    if (
+        first.index_file.path != record.index_file.path
+    ):  # otherwise it is this record, and the storage's answer was lost
         for file in record.all_files:
             storage.remove(storage.join_url(url, STAGING, file.path))
     return first
 
 
 def plan_url(url: str, run: str) -> str:
-    """Where the plan of a run lies."""
+    """URL of the plan of a run."""
     return storage.join_url(url, STAGING, f"plan-{run}.parquet")
 
 
@@ -121,7 +123,7 @@ def file_paths(records: Iterable[ShardRecord]) -> set[str]:
 
 
 def place_files(url: str, records: Sequence[ShardRecord]) -> None:
-    """Moves the files of `records` to where the manifest will list them; some may be there from a publication cut short.
+    """Moves the files of `records` to where the manifest will list them; a killed run may have moved some already.
 
     Raises:
         JobError: a file is in neither place.
@@ -130,7 +132,7 @@ def place_files(url: str, records: Sequence[ShardRecord]) -> None:
     listed = file_paths(records)
     staged = {path.removeprefix(f"{STAGING}/") for path in sizes if path.startswith(f"{STAGING}/")}
     if missing := [path for path in listed if path not in staged and path not in sizes]:
-        raise JobError(f"{url}/{STAGING}/{min(missing)} was written and is gone; nothing was published.")
+        raise JobError(f"{url}/{STAGING}/{min(missing)} was written but is missing now; nothing was published.")
     for path in staged - listed:
         if path.startswith(_FOLDER_PREFIXES):  # of an attempt that failed or came second
             storage.remove(storage.join_url(url, STAGING, path))
@@ -141,7 +143,9 @@ def place_files(url: str, records: Sequence[ShardRecord]) -> None:
             continue
         storage.remove_if_empty(target)
         if not storage.exists(target):
-            storage.move(source, target)  # one rename: also who reads the folder by itself sees all or nothing
+            storage.move(
+                source, target
+            )  # one rename: readers that do not use the manifest see all of a file or nothing, too
             continue
         for path in moving:
             storage.move(storage.join_url(url, STAGING, path), storage.join_url(url, path))
@@ -149,11 +153,11 @@ def place_files(url: str, records: Sequence[ShardRecord]) -> None:
 
 @contextmanager
 def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
-    """Takes the staging folder away if a `with` block fails before a shard of this run was committed or taken over."""
+    """Removes the staging folder if a `with` block fails before this run has committed or taken over a shard."""
     try:
         yield
     except BaseException:
-        with suppress(OSError):  # of the storage: then nothing is taken away, and what failed first is what counts
+        with suppress(OSError):  # if the storage fails, nothing is removed, and the first error is reported
             state = read_state(url)
             if state is not None and state.run == run and not state.records and not _own_commits(url, state):
                 remove_staging(url)
@@ -161,12 +165,12 @@ def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
 
 
 def remove_staging(url: str) -> None:
-    """Takes the staging folder away."""
+    """Removes the staging folder."""
     storage.remove(storage.join_url(url, STAGING))
 
 
 def remove_others(url: str, keep: Sequence[ShardRecord], *, published: set[str]) -> None:
-    """Removes all that earlier runs left, but for the state, the files of `keep` and those that are `published`."""
+    """Removes all that earlier runs left, except the state, the files of `keep` and the `published` ones."""
     kept = file_paths(keep)
     for path in _file_sizes(url):
         inner = path.removeprefix(f"{STAGING}/")
@@ -175,14 +179,14 @@ def remove_others(url: str, keep: Sequence[ShardRecord], *, published: set[str])
 
 
 def is_ours(path: str) -> bool:
-    """Whether a file of this path, below a table, is one that Firn wrote for it."""
+    """Whether Firn wrote the file with this path below a table."""
     if path.startswith(f"{STAGING}/"):
         return True
     return path.startswith(_FOLDER_PREFIXES) and _PART_NAME.fullmatch(path.rsplit("/", 1)[1]) is not None
 
 
 def _file_sizes(url: str) -> dict[str, int]:
-    """The size in bytes of every file that Firn wrote for the table, by its path below it."""
+    """The size in bytes of every file that Firn wrote for the table at `url`, by its path below the table."""
     return {
         path: file.size
         for folder in (STAGING, *FOLDERS)
@@ -201,7 +205,7 @@ def _own_commits(url: str, state: StagingState) -> list[str]:
 def _read_record(url: str) -> ShardRecord | None:
     try:
         return ShardRecord.model_validate(storage.read_json(url))
-    except ValueError:  # of a store that lost its end
+    except ValueError:  # cut off, by a storage failure
         return None
 
 
@@ -210,6 +214,6 @@ def _is_whole(record: ShardRecord, sizes: Mapping[str, int]) -> bool:
 
 
 def _index_url(url: str, record: ShardRecord, sizes: Mapping[str, int]) -> str:
-    """Where the index file of a shard lies: in the staging folder, unless a publication cut short has moved it."""
+    """URL of a shard's index file: in the staging folder, unless a killed run has moved it to its published place."""
     path = record.index_file.path
     return storage.join_url(url, staged if (staged := f"{STAGING}/{path}") in sizes else path)

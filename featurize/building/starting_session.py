@@ -10,7 +10,8 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from featurize.building.session import concurrent_tasks, is_submitted, session_builder
+from featurize.backbones.tensorflow_log import standard_error
+from featurize.building.session import concurrent_tasks, is_submitted, session_builder, stop_session
 from featurize.building.worker import use_task_resources
 from featurize.progress import stage
 
@@ -18,15 +19,15 @@ _WARM_UP = "firn warm-up"
 
 
 class StartingSession:
-    """A session on its way. Java is found, and the environment is set, in the thread that makes this object.
+    """A session that is starting. The thread that makes this object looks for Java and sets the environment.
 
     Args:
-        name: of the Spark application.
+        name: name of the Spark application.
         slots: see `make_session`.
-        warm_up: in a local session, let the Python workers import TensorFlow as soon as the session is there.
+        warm_up: whether the Python workers of a local session import TensorFlow as soon as the session has started.
 
     Raises:
-        JobError: no Java is to be found.
+        JobError: no Java was found.
     """
 
     def __init__(self, name: str, *, slots: int | None = None, warm_up: bool = False) -> None:
@@ -38,7 +39,7 @@ class StartingSession:
         self._thread.start()
 
     def wait(self) -> SparkSession:
-        """The session, active in the calling thread, as soon as it is there.
+        """Waits for the session, makes it active in the calling thread, and returns it.
 
         Raises:
             Exception: whatever kept Spark from starting.
@@ -46,7 +47,7 @@ class StartingSession:
         if not self._session.done():
             stage("waiting for Spark")
         session = self._session.result()
-        # Which session is active is known by thread, and this one was made in another.
+        # Each thread has its own active session, and another thread made this one.
         jvm = session.sparkContext._jvm
         if jvm is not None:
             jvm.org.apache.spark.sql.SparkSession.setActiveSession(session._jsparkSession)
@@ -61,17 +62,18 @@ class StartingSession:
         if self._thread.is_alive():
             session.sparkContext.cancelJobGroup(_WARM_UP)
             self._thread.join()
-        session.stop()
+        stop_session(session)
 
     def _start(self) -> None:
         try:
-            session = self._builder.getOrCreate()
+            with standard_error:  # Java keeps the standard error of this moment
+                session = self._builder.getOrCreate()
         except BaseException as error:  # it is raised where the session is waited for
             self._session.set_exception(error)
             return
         self._session.set_result(session)
         if self._warms_up and not self._is_closed.is_set():
-            with suppress(Py4JError, PySparkException):  # a worker that cannot import says so in the job itself
+            with suppress(Py4JError, PySparkException):  # a worker that cannot import fails in the job itself, too
                 _warm_up(session)
 
 
@@ -92,7 +94,7 @@ def borrowed_or_starting(
     """The session of a call: `spark`, or else the active session, neither of which is stopped; or one that starts for this call.
 
     Raises:
-        JobError: a session must be made, and no Java is to be found.
+        JobError: a session must be made, and no Java was found.
     """
     there = spark if spark is not None else SparkSession.getActiveSession()
     if there is not None:
@@ -103,12 +105,12 @@ def borrowed_or_starting(
 
 
 def ready_session(spark: SparkSession | StartingSession) -> SparkSession:
-    """The session itself: one that is given as it is, one that is starting once it is there."""
+    """The session itself; waits for one that is still starting."""
     return spark.wait() if isinstance(spark, StartingSession) else spark
 
 
 def _warm_up(session: SparkSession) -> None:
-    """Has each worker process import what it will need. Spark keeps the processes for the job that follows."""
+    """Makes each worker process import what it will need. Spark keeps the processes for the job that follows."""
     session.sparkContext.setJobGroup(_WARM_UP, "workers import TensorFlow", interruptOnCancel=True)
     slots = concurrent_tasks(session)
     session.range(0, slots, 1, slots).mapInArrow(_import_keras, "id long").collect()

@@ -1,4 +1,4 @@
-"""Targets: whether a table may be built where it is to go, given what is there already."""
+"""Targets: checks that a table may be built at a URL, given what is there already."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -15,10 +15,10 @@ AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 
 
 def check_apart(url: str, source: ImageSource) -> None:
-    """The table may not lie in the folder it is made from, whose next listing would find it as a class.
+    """Checks that the table is not in the folder of its images, whose next listing would take it for a class.
 
     Raises:
-        UsageError: it does.
+        UsageError: it is.
     """
     folder = str(source.settings.get("source", ""))
     if source.settings["layout"] == "folders" and storage.is_within(url, folder):
@@ -26,10 +26,10 @@ def check_apart(url: str, source: ImageSource) -> None:
 
 
 def check_target(url: str, manifest_type: type[AnyManifest], *, settings: Mapping[str, Any]) -> AnyManifest | None:
-    """The manifest that is there already, if it may be added to; None where there is none, and nothing of others.
+    """The manifest at `url` if its table may be added to; None if there is no table and the place is free.
 
     Raises:
-        UsageError: a table of another kind or with other settings is there, or something that is not Firn's.
+        UsageError: `url` holds a table of another kind or with other settings, or files that are not Firn's.
     """
     existing = read_manifest(url)
     if existing is None:
@@ -46,11 +46,11 @@ def check_target(url: str, manifest_type: type[AnyManifest], *, settings: Mappin
 
 
 def check_unfinished(url: str, settings: Mapping[str, Any]) -> Unfinished | None:
-    """What a killed run left there, if it may be gone on with; None where it left nothing that can be kept.
+    """What a killed run left at `url`, if it may be resumed; None if nothing of it can be kept.
 
     Raises:
         UsageError: that run had other settings.
-        JobError: what it left cannot be understood.
+        JobError: its state is damaged, or was written by another version of Firn.
     """
     unfinished = staging.read_unfinished(url)
     if unfinished is not None and (lines := differing_settings(unfinished.settings, settings)):
@@ -62,7 +62,7 @@ def check_unfinished(url: str, settings: Mapping[str, Any]) -> Unfinished | None
 
 
 def _check_free(url: str) -> None:
-    """A folder without a manifest may hold what a killed job left, and nothing else."""
+    """Checks that a folder without a manifest holds nothing but what a killed job left."""
     if storage.exists(url) and not storage.is_folder(url):
         raise UsageError(f"{url} is a file. Write to another URL.")
     for file in storage.list_files(url):

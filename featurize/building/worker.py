@@ -1,4 +1,4 @@
-"""What every worker does with a shard: read its images and work on them ahead in threads, write what comes out, commit."""
+"""The work on a shard, the same in all jobs: read and decode its images ahead in threads, write the results, commit."""
 
 import os
 import sys
@@ -29,14 +29,14 @@ from featurize.timings import Timings
 Value = TypeVar("Value")
 Worker = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 _RECORD_SCHEMA = pa.schema([("record", pa.string())])
-_READS_BESIDE = 4  # threads that wait for storage while others decode
+_READS_BESIDE = 4  # further threads, as some wait for storage while others decode
 DECODERS: list[DecoderPool] = []
 """The pool of this worker process, kept from task to task: one at most."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a worker needs to know of the run: where the table is, which run it is, and how images are had."""
+    """What a worker needs to know of the run: the table's URL, the run's name, and how to read and decode images."""
 
     url: str
     name: str
@@ -46,7 +46,7 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[Value]):
-    """An image that was read and decoded: what a task made of it."""
+    """An image that was read and decoded, with what the task made of it."""
 
     image: PlannedImage
     image_id: str
@@ -70,7 +70,7 @@ class _Outcome(Generic[Value]):
 
 
 class ShardTask(Protocol[Value]):
-    """What is peculiar to a job. It travels inside the function that Spark ships."""
+    """The work that differs between jobs. It travels inside the function that Spark sends to workers."""
 
     def make_writer(self, staging_url: str, name: str) -> ShardWriter:
         """The writer of one shard."""
@@ -86,7 +86,7 @@ class ShardTask(Protocol[Value]):
         ...
 
     def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> Value:
-        """In threads, ahead: what is wanted of the bytes. Raises DecodeError if there is nothing to be had."""
+        """Makes the value of an image from its bytes; called in threads, ahead. Raises DecodeError if they cannot be decoded."""
         ...
 
     def consume(self, loaded: Iterator[Loaded[Value]], writer: ShardWriter, timings: Timings) -> None:
@@ -95,10 +95,10 @@ class ShardTask(Protocol[Value]):
 
 
 def make_worker(run: Run, task: ShardTask[Any], report_to: ReportTo | None = None) -> Worker:
-    """The function Spark runs on each partition: numbers of shards in, their records out.
+    """The function that Spark runs on each partition: it takes numbers of shards and returns their records.
 
     Args:
-        report_to: where it reports how many images it has done; None: nowhere.
+        report_to: where it reports its progress; None: nowhere.
     """
 
     def work_on_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -111,7 +111,7 @@ def make_worker(run: Run, task: ShardTask[Any], report_to: ReportTo | None = Non
 
 
 def make_hasher(plan_url: str, reader: ContentReader, report_to: ReportTo | None = None) -> Worker:
-    """The function Spark runs to learn whether images have changed: path and SHA-256 of each, null if it cannot be read.
+    """The function that Spark runs to find changed images: it returns path and SHA-256 of each, null if it cannot be read.
 
     Args:
         report_to: as for `make_worker`.
@@ -177,13 +177,13 @@ def make_shard(run: Run, task: ShardTask[Value], shard: int, *, report_to: Repor
 
 
 def worker_threads() -> int:
-    """The cores that Spark gave this task: `spark.task.cpus`. Outside a task, one."""
+    """Number of cores that Spark gave this task, `spark.task.cpus`; 1 outside a task."""
     context = TaskContext.get()
     return max(1, context.cpus()) if context is not None else 1
 
 
 def assigned_gpus() -> list[str] | None:
-    """The addresses of the GPUs that Spark assigned to this task; None if it manages none."""
+    """The addresses of the GPUs that Spark assigned to this task; None if Spark manages no GPUs."""
     context = TaskContext.get()
     gpus = context.resources().get("gpu") if context is not None else None
     return list(gpus.addresses) if gpus is not None else None
@@ -193,7 +193,7 @@ def use_task_resources() -> int:
     """Gives TensorFlow in this process the cores and GPUs of its task, before it computes anything.
 
     Returns:
-        The threads.
+        The number of threads.
     """
     leave_out_in_own_worker()
     threads = worker_threads()
@@ -204,14 +204,15 @@ def use_task_resources() -> int:
 
 
 def log(text: str) -> None:
-    """A line in the log of the executor."""
-    sys.stderr.write(f"firn worker {os.getpid()}: {text}\n")
+    """Writes a line to the log of the executor; not to a terminal, where a local job shows its progress bar."""
+    if not sys.stderr.isatty():
+        sys.stderr.write(f"firn worker {os.getpid()}: {text}\n")
 
 
 def _load_all(
     run: Run, task: ShardTask[Value], images: list[PlannedImage], writer: ShardWriter, timings: Timings
 ) -> Iterator[Loaded[Value]]:
-    """The images that can be read and decoded; `writer` gets the others as rejects."""
+    """Yields the images that can be read and decoded; `writer` gets the others as rejects."""
     threads = worker_threads()
     decoders = decoder_pool(threads, run.decode_timeout_s)
 
@@ -276,11 +277,11 @@ def decoder_pool(size: int, timeout_s: float) -> DecoderPool:
 
 
 def _part_name(run: str, shard: int) -> str:
-    """A name for what this attempt at a shard writes."""
+    """The name of the files that this attempt at a shard writes."""
     return f"{run}-{shard:05d}-{_attempt()}"
 
 
 def _attempt() -> int:
-    """Spark's number of this attempt at a task; outside a task, 0."""
+    """Spark's number of this attempt at a task; 0 outside a task."""
     context = TaskContext.get()
     return context.taskAttemptId() if context is not None else 0

@@ -1,4 +1,4 @@
-"""What the commands say of a table they have built."""
+"""What commands report about a table that they have built."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def build_numbers(result: "BuildResult") -> dict[str, object]:
-    """What `--json` says of a build."""
+    """The numbers of a build, for ``--json``."""
     images = result.added + result.rejected
     return {
         "rows": result.manifest.row_count,
@@ -28,16 +28,16 @@ def build_numbers(result: "BuildResult") -> dict[str, object]:
 
 
 def _steady_rate(result: "BuildResult") -> float:
-    """Images a second of the Spark job, without the time its workers took to start and to load the network."""
+    """Images per second of the Spark job, without the time in which its workers started and loaded the network."""
     steady_s = result.job_seconds - result.launch_seconds - result.timings.startup / result.slots
     return (result.added + result.rejected) / steady_s if steady_s > 0 else 0.0
 
 
 def report_build(result: "BuildResult", url: str, *, is_whole_source: bool = True) -> None:
-    """Says what a build of the table at `url` did.
+    """Reports what a build of the table at `url` did.
 
     Args:
-        is_whole_source: whether all in the table should be in the source, so that what is not there is to be told.
+        is_whole_source: whether the source should list all images of the table, so that missing ones are reported.
     """
     from featurize.tables.description import summarize_rejects
 

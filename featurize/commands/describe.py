@@ -8,10 +8,10 @@ from featurize.commands.options import JsonOption, print_result, reported_errors
 
 
 def describe_command(
-    url: Annotated[str, typer.Argument(help="A feature set, an images table, or the predictions of a model.")],
+    url: Annotated[str, typer.Argument(help="URL of a feature set, an images table, or the predictions of a model.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Says what a table is, on one screen: a feature set, an images table, or the predictions of a model."""
+    """Describes a table on one screen: a feature set, an images table, or the predictions of a model."""
     with reported_errors():
         import featurize
 

@@ -1,4 +1,4 @@
-"""`featurize export`: metadata and predictions as documents for a search engine."""
+"""The command `featurize export`: metadata and predictions as documents for a search engine."""
 
 import os
 from typing import Annotated, Literal
@@ -11,20 +11,22 @@ from featurize.console import say
 
 def export_command(
     output: Annotated[str, typer.Option(help="The folder to write.")],
-    to: Annotated[Literal["opensearch", "solr"], typer.Option(help="For which engine.")] = "opensearch",
-    images: Annotated[str | None, typer.Option(help="URL of an images table: its metadata.")] = None,
-    features: Annotated[str | None, typer.Option(help="URL of a feature set, where there is no images table.")] = None,
+    to: Annotated[Literal["opensearch", "solr"], typer.Option(help="The search engine.")] = "opensearch",
+    images: Annotated[str | None, typer.Option(help="URL of an images table, for its metadata.")] = None,
+    features: Annotated[str | None, typer.Option(help="URL of a feature set, if there is no images table.")] = None,
     predictions: Annotated[str | None, typer.Option(help="URL of predictions.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="Whose predictions: a view such as champion, or how the model_id begins; default: latest."),
+        typer.Option(
+            help="The model of the predictions: a view such as champion, or the start of a model_id; default: latest."
+        ),
     ] = None,
-    index: Annotated[str, typer.Option(help="The index of OpenSearch that the lines name.")] = "images",
-    rows_per_file: Annotated[int, typer.Option(min=1, max=1_000_000, help="Documents in a file.")] = 5000,
+    index: Annotated[str, typer.Option(help="Name of the OpenSearch index.")] = "images",
+    rows_per_file: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most documents in a file.")] = 5000,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces what is at --output.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Writes a document for each image, as JSON lines for OpenSearch's bulk API or for Solr, and the schema."""
+    """Writes a document for each image, as JSON lines for OpenSearch's bulk API or for Solr, and their schema."""
     with reported_errors():
         from featurize import storage
         from featurize.building.session import open_session

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def ingest_command(
     card: Annotated[str, typer.Argument(help="The TOML card of the data set, or its name in datasets/.")],
     output: Annotated[str, typer.Option(help="URL of the images table.")],
-    source: Annotated[str | None, typer.Option(help="Where the data set lies; default: what the card says.")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="Folder or URL of the data set; default: the card's own source.")
+    ] = None,
     max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Packs a data set into an images table: decoded once to check it, with its metadata and splits."""
+    """Packs a data set into an images table, with metadata and split of each image; every image is decoded once to check it."""
     with reported_errors(), shown_progress(as_json=as_json):
         import featurize
         from featurize.commands.build_report import build_numbers, report_build

@@ -13,7 +13,6 @@ from rich.markup import escape
 
 from featurize import __version__
 from featurize.backbones.lean_keras import leave_out_keras_extras
-from featurize.backbones.tensorflow_log import show_errors_only
 from featurize.console import console
 from featurize.errors import FirnError, JobError, SharedError, UsageError
 
@@ -21,26 +20,25 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Overrides a key of the recipe, as in images.source=photos."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="The last line on standard output is one JSON object.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Prints the result as one JSON object, as the last line.")]
 RejectFractionOption = Annotated[
-    float, typer.Option(min=0, max=1, help="Of the images; if more cannot be read, nothing is published.")
+    float, typer.Option(min=0, max=1, help="Largest share of unreadable images; above it nothing is published.")
 ]
 DecodeTimeoutOption = Annotated[
     float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
 ]
 
-show_errors_only()  # TensorFlow's own notes would bury Firn's
-# Where every rank finds the same fault, rank 0 says so, and horovodrun ends the others before they say it again.
+# If every rank finds the same fault, rank 0 reports it, and horovodrun ends the others before they report it again.
 _RANK_0_SPEAKS_S = 10.0
 
 
 def make_app(purpose: str) -> typer.Typer:
-    """The application of a command, with ``--version``; `purpose` is the first line of its help."""
+    """The Typer application of a package's commands, with ``--version``; `purpose` is the first line of its help."""
     app = typer.Typer(add_completion=False, no_args_is_help=True, help=purpose)
 
     @app.callback(invoke_without_command=True, help=purpose)
     def version_option(
-        version: Annotated[bool, typer.Option("--version", help="Prints the version and ends.")] = False,
+        version: Annotated[bool, typer.Option("--version", help="Prints the version and exits.")] = False,
     ) -> None:
         if version:
             typer.echo(f"firn {__version__}")
@@ -52,7 +50,7 @@ def make_app(purpose: str) -> typer.Typer:
 
 @contextmanager
 def reported_errors() -> Iterator[None]:
-    """Turns an error that Firn raised on purpose into its message and its exit status, without a trace."""
+    """Turns an error that Firn raised on purpose into its message and its exit status, without a stack trace."""
     try:
         yield
     except FirnError as error:
@@ -67,7 +65,7 @@ def reported_errors() -> Iterator[None]:
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
-    """The result of a command as the last line on standard output, where it was asked for."""
+    """Prints the result of a command as the last line of standard output, if `as_json`."""
     if as_json:
         sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
         sys.stdout.flush()

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def run_command(
-    recipe: Annotated[str, typer.Argument(help="The TOML recipe; its upper half is read.")],
+    recipe: Annotated[
+        str, typer.Argument(help="The TOML recipe; its sections images, backbone and features are used.")
+    ],
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:

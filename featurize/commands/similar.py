@@ -1,4 +1,4 @@
-"""`featurize similar`: the images of a feature set that are most like one image."""
+"""The command `featurize similar`: the images of a feature set that are most similar to one image."""
 
 from typing import Annotated, Literal
 
@@ -9,12 +9,10 @@ from featurize.commands.options import JsonOption, print_result, reported_errors
 
 def similar_command(
     image: Annotated[str, typer.Argument(help="An image file or its URL, or the image_id or path of a row.")],
-    features: Annotated[str, typer.Option(help="URL of the feature set to look in.")],
-    k: Annotated[int, typer.Option("--k", "-k", min=1, max=10_000, help="How many images.")] = 10,
-    metric: Annotated[Literal["cosine", "euclidean"], typer.Option(help="How images are compared.")] = "cosine",
-    split: Annotated[
-        list[str] | None, typer.Option(help="Looks in this split only; repeatable. Default: all splits.")
-    ] = None,
+    features: Annotated[str, typer.Option(help="URL of the feature set to search.")],
+    k: Annotated[int, typer.Option("--k", "-k", min=1, max=10_000, help="Number of images to find.")] = 10,
+    metric: Annotated[Literal["cosine", "euclidean"], typer.Option(help="The distance between features.")] = "cosine",
+    split: Annotated[list[str] | None, typer.Option(help="A split to search; repeatable. Default: all splits.")] = None,
     output: Annotated[str | None, typer.Option(help="The HTML file to write, with thumbnails.")] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""`featurize sql`: Spark SQL over images, features, predictions and rejects; and the same tables for other engines."""
+"""The command `featurize sql`: Spark SQL over images, features, predictions and rejects; and statements for other engines."""
 
 import json
 import os
@@ -22,29 +22,29 @@ _WIDTH = 60  # characters of a value that are shown
 
 def sql_command(
     query: Annotated[str | None, typer.Argument(metavar="[QUERY]", help="A query in Spark SQL.")] = None,
-    images: Annotated[str | None, typer.Option(help="URL of an images table: `images`.")] = None,
-    features: Annotated[str | None, typer.Option(help="URL of a feature set: `features`.")] = None,
-    predictions: Annotated[str | None, typer.Option(help="URL of predictions: `predictions`.")] = None,
+    images: Annotated[str | None, typer.Option(help="URL of an images table, which SQL calls `images`.")] = None,
+    features: Annotated[str | None, typer.Option(help="URL of a feature set, which SQL calls `features`.")] = None,
+    predictions: Annotated[str | None, typer.Option(help="URL of predictions, which SQL calls `predictions`.")] = None,
     table: Annotated[
         list[str] | None, typer.Option(metavar="NAME=URL", help="Any other table, or folder of Parquet; repeatable.")
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="A recipe whose tables are taken.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="A recipe that names the tables not given here.")] = None,
     overrides: SetOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many rows are printed.")] = 100,
-    output: Annotated[str | None, typer.Option(help="A .csv or .parquet file for all rows.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 100,
+    output: Annotated[str | None, typer.Option(help="A .csv or .parquet file to write all rows to.")] = None,
     print_ddl: Annotated[
         Literal["hive", "impala", "duckdb"] | None,
-        typer.Option("--print-ddl", help="Prints statements that make the tables there, in place of a query."),
+        typer.Option("--print-ddl", help="Prints statements that create the tables in this engine; takes no query."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Asks images, features, predictions and rejects in SQL. Only what is published is seen."""
+    """Runs Spark SQL over images, features, predictions and rejects, as they are published."""
     with reported_errors():
         from featurize.jobs.views import find_named_tables
         from featurize.recipes.recipe import read_recipe
 
         if (query is None) == (print_ddl is None):
-            raise UsageError("a query is wanted, or `--print-ddl` without one.")
+            raise UsageError("`QUERY` is required, or else `--print-ddl`; they cannot be combined.")
         tables = find_named_tables(
             images=images,
             features=features,
@@ -72,7 +72,7 @@ def _print_ddl(
 def _run(
     tables: "Sequence[SqlTable | SqlView]", query: str, *, limit: int, output: str | None, as_json: bool
 ) -> dict[str, Any]:
-    """Runs the query; the result for ``--json``."""
+    """Runs the query; returns the result for ``--json``."""
     from rich.console import Console
 
     from featurize import storage
@@ -116,7 +116,7 @@ def _table(result: "QueryResult") -> "Table":
 
 
 def shown_value(value: Any) -> str:
-    """A value as a line of text; of bytes their number, of long lists how they begin."""
+    """A value as a line of text: of bytes only their number, of long lists only the first values."""
     from featurize.sql.query import plain_value
 
     if value is None:
@@ -133,7 +133,7 @@ def shown_value(value: Any) -> str:
 
 
 def _named(tables: Sequence[str]) -> dict[str, str]:
-    """``NAME=URL`` by name."""
+    """The URL for each name, from texts of the form ``NAME=URL``."""
     named: dict[str, str] = {}
     for text in tables:
         name, equals, url = text.partition("=")

@@ -9,13 +9,13 @@ from featurize.console import console, say
 
 
 def upload_command(
-    folder: Annotated[str, typer.Argument(help="A local folder.")],
-    url: Annotated[str, typer.Argument(help="Where to: webhdfs://namenode:9870/path.")],
-    threads: Annotated[int, typer.Option(min=1, max=64, help="Files sent at a time.")] = 4,
-    user: Annotated[str | None, typer.Option(help="Whom HDFS is told; default: HADOOP_USER_NAME, or you.")] = None,
+    folder: Annotated[str, typer.Argument(help="The local folder to copy.")],
+    url: Annotated[str, typer.Argument(help="The target, such as webhdfs://namenode:9870/path.")],
+    threads: Annotated[int, typer.Option(min=1, max=64, help="Number of files sent at a time.")] = 4,
+    user: Annotated[str | None, typer.Option(help="HDFS user name; default: HADOOP_USER_NAME, or yours.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Copies a local folder to HDFS over WebHDFS; files that are there with the same size are left as they are."""
+    """Copies a local folder to HDFS over WebHDFS; files that are already there with the same size are skipped."""
     with reported_errors():
         from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 

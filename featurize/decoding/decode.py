@@ -220,7 +220,7 @@ def _open(content: bytes) -> ImageFile.ImageFile:
 
 
 def _open_with_odd_exif(content: bytes) -> ImageFile.ImageFile:
-    """Opens a JPEG that Pillow rejects because the resolution in its EXIF has a wrong type.
+    """Opens a JPEG that Pillow rejects because the resolution in its EXIF has the wrong type.
 
     The EXIF is hidden while Pillow reads the header, where it looks for the resolution, and restored afterwards.
     """

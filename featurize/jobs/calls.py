@@ -37,14 +37,14 @@ def run(
     """Runs images through a frozen backbone: makes the feature set of a recipe, or adds the images that it lacks.
 
     Args:
-        recipe: the path of a TOML file; or its sections by name, as a TOML reader returns them; or a recipe that was read
-            before. Its sections `images`, `backbone` and `features` count.
+        recipe: the path of a TOML file; or its sections by name, as a TOML reader returns them; or what `read_recipe`
+            returned. Its sections `images`, `backbone` and `features` are used.
         spark: the session to run in, which is not stopped. Default: the active session, or else one made for this call.
         overrides: values by dotted key, as in ``{"images.source": "hdfs:///photos"}``; or texts of the form
             ``images.source=photos``.
 
     Raises:
-        UsageError: the recipe has faults; or its images, its backbone or what lies at its URL are not what it says.
+        UsageError: the recipe has faults; or its images, its backbone or what is at its URL do not match it.
         JobError: the job failed, another one writes to the same place, or too many images could not be read.
     """
     checked = upper_half(read_recipe(recipe, overrides), origin=origin_of(recipe))
@@ -67,14 +67,14 @@ def ingest(
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Images:
-    """Packs a data set into an images table: decoded once to check it, with its metadata and splits.
+    """Packs a data set into an images table, with metadata and split of each image; every image is decoded once to check it.
 
     Args:
         card: the path of the TOML file that describes the data set, its name in the folder `datasets`, or its keys.
         output: URL of the images table.
         spark: the session to run in, which is not stopped. Default: the active session, or else one made for this call.
-        source: where the data set lies; default: what the card says.
-        max_reject_fraction: of the images; if more cannot be read, nothing is published.
+        source: folder or URL of the data set; default: the card's own source.
+        max_reject_fraction: largest share of unreadable images, in [0, 1]; above it nothing is published.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
 
     Raises:
@@ -116,7 +116,7 @@ def _read_card(card: str | Path | Mapping[str, Any] | Card) -> Card:
 
 
 def _log_backbone(backbone: PreparedBackbone) -> None:
-    """Says what the images will go through."""
+    """Logs the backbone and the shape of its features."""
     spec = backbone.spec
     shape = " x ".join(str(size) for size in spec.feature_shape)
     where = f" at {spec.layer}, weights {spec.weights}, {spec.precision}" if not spec.is_pixels else ""
@@ -126,7 +126,7 @@ def _log_backbone(backbone: PreparedBackbone) -> None:
 
 
 def _log_other_numbers(card: Card, images: Images) -> None:
-    """Warns where the table holds another number of images or classes than the card says."""
+    """Warns if the number of images or classes in the table is not that of the card."""
     found = {"images": images.manifest.row_count + images.manifest.reject_count, "classes": len(images.classes)}
     for name, number in card.expect.model_dump(exclude_none=True).items():
         if found[name] != number:

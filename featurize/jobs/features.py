@@ -1,4 +1,4 @@
-"""A feature set as a user has it in Python: rows as pandas, NumPy or Spark, nearest images, and what it is at a glance."""
+"""A feature set in Python: its rows as pandas, NumPy or Spark, the nearest images, and a summary as `repr`."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
     from featurize.jobs.similar_images import SimilarImages
 
 COLUMNS = ("image_id", "path", "label", "label_index", "split", "width", "height", "features")
-"""The columns of a feature set, `split` among them, which is in no file: it is the name of a folder."""
+"""The columns of a feature set. No file has `split`: it is the name of the files' folder."""
 
 
 @dataclass(frozen=True, repr=False)
 class Features:
     """A feature set: one row per image. Its `repr` is a table, in a notebook too.
 
-    Rows have the labels that were corrected until the set was opened. `to_pandas` and `to_numpy` give them in the same order:
-    train, validation, test; within a split by the files in the manifest, and within a file as they lie in it. It stays
-    the same as long as the set does.
+    Corrections of labels made before the set was opened are applied. `to_pandas` and `to_numpy` return rows in the same order:
+    train, validation, test; within a split by the order of the files in the manifest, and within a file in its own order. The
+    order stays the same until the set changes.
 
     Attributes:
-        url: where it is.
-        manifest: all that is known of it.
+        url: its URL.
+        manifest: its manifest: settings, number of rows, files.
         build: what `run` did; None where the set was only opened.
     """
 
@@ -67,8 +67,8 @@ class Features:
 
         Args:
             split: the split to read; None: all.
-            columns: some of `COLUMNS`, in the order wanted; None: all. In `features` each row holds an array: float32
-                ``(feature_dim,)``, of `pixels` uint8 ``(height, width, channels)``.
+            columns: some of `COLUMNS`, in this order; None: all. In `features` each row holds an array: float32
+                ``(feature_dim,)``, or with the backbone `pixels` uint8 ``(height, width, channels)``.
 
         Raises:
             UsageError: there is no such split or column.
@@ -91,8 +91,8 @@ class Features:
         """Features and labels of a split as arrays.
 
         Returns:
-            x: float32 ``(n_images, feature_dim)``; of `pixels` uint8 ``(n_images, height, width, channels)``.
-            y: int32 ``(n_images,)``, the place of the label in `classes`.
+            x: float32 ``(n_images, feature_dim)``; with the backbone `pixels` uint8 ``(n_images, height, width, channels)``.
+            y: int32 ``(n_images,)``, the position of each label in `classes`.
 
         Raises:
             UsageError: there is no such split.
@@ -103,9 +103,9 @@ class Features:
         return x, table["label_index"].to_numpy().astype(np.int32, copy=False)
 
     def to_spark(self, spark: "SparkSession | None" = None, split: str | None = None) -> "DataFrame":
-        """Rows as a Spark DataFrame with `COLUMNS`, in no order; in `features` a list of floats, of `pixels` bytes.
+        """Rows as a Spark DataFrame with `COLUMNS`, in any order; `features` are lists of floats, or bytes for `pixels`.
 
-        Labels that were corrected after the set was opened count here.
+        Here labels corrected after the set was opened are applied, too.
 
         Args:
             spark: the session; None: the active one.
@@ -130,7 +130,7 @@ class Features:
         return find_similar(self, image, k=k, metric=metric, splits=splits)
 
     def describe(self) -> Description:
-        """Backbone, rows per split and class, size and rejects, to be shown or as a document (`as_dict`)."""
+        """Backbone, rows per split and class, size and rejects, to show or, with its `as_dict`, as a document."""
         return Description(self.url, self.manifest)
 
     def __repr__(self) -> str:
@@ -140,7 +140,7 @@ class Features:
         return self.describe()._repr_html_()
 
     def _check_split(self, split: str | None) -> list[str]:
-        """The splits that are meant."""
+        """The splits to read: `split`, or all if it is None."""
         if split is not None and split not in self.splits:
             raise UsageError(f"`split` must be one of {', '.join(self.splits)}, which {self.url} has. Got {split!r}.")
         return list(self.splits) if split is None else [split]
@@ -166,11 +166,11 @@ class Features:
 
 
 def open_features(url: str | Path) -> Features:
-    """Opens the feature set at `url`, with the labels that were corrected until now.
+    """Opens the feature set at `url`, with all corrections of labels made so far.
 
     Raises:
         UsageError: there is no feature set.
-        JobError: it, or its corrections, are damaged.
+        JobError: its manifest or its corrections are damaged.
     """
     absolute = storage.absolute_url(str(url))
     return Features(absolute, read_features_manifest(absolute))

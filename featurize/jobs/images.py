@@ -1,4 +1,4 @@
-"""An images table as a user has it in Python: its metadata as pandas or Spark, and what it is at a glance."""
+"""An images table in Python: its metadata as pandas or Spark, and a summary as `repr`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,8 +29,8 @@ class Images:
     """An images table: one row per image that can be decoded. Its `repr` is a table, in a notebook too.
 
     Attributes:
-        url: where it is.
-        manifest: all that is known of it.
+        url: its URL.
+        manifest: its manifest: settings, number of rows, files.
         build: what `ingest` did; None where the table was only opened.
     """
 
@@ -59,7 +59,7 @@ class Images:
 
         Args:
             split: the split to read; None: all.
-            columns: some of `COLUMNS`, in the order wanted; None: all but `content`, the image files themselves.
+            columns: some of `COLUMNS`, in this order; None: all but `content`, the image files themselves.
 
         Raises:
             UsageError: there is no such split or column.
@@ -80,7 +80,7 @@ class Images:
         return chosen
 
     def to_spark(self, spark: "SparkSession | None" = None) -> "DataFrame":
-        """All rows as a Spark DataFrame with `COLUMNS`, in no order.
+        """All rows as a Spark DataFrame with `COLUMNS`, in any order.
 
         Args:
             spark: the session; None: the active one.
@@ -95,7 +95,7 @@ class Images:
         return read_sql_table(session_at_hand(spark), images_table(self.url, self.manifest))
 
     def describe(self) -> Description:
-        """Rows per split and class, size and rejects, to be shown or as a document (`as_dict`)."""
+        """Rows per split and class, size and rejects, to show or, with its `as_dict`, as a document."""
         return Description(self.url, self.manifest)
 
     def __repr__(self) -> str:
@@ -110,7 +110,7 @@ def open_images(url: str | Path) -> Images:
 
     Raises:
         UsageError: there is no images table.
-        JobError: it is damaged.
+        JobError: its manifest is damaged.
     """
     absolute = storage.absolute_url(str(url))
     manifest = read_manifest(absolute)

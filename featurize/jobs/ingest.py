@@ -79,7 +79,7 @@ class IngestTask:
         )
 
     def ahead(self, threads: int) -> int:
-        """See `ShardTask`. Few, as each image is held with its bytes."""
+        """See `ShardTask`. The number is small, as each image is held in memory with the bytes of its file."""
         return 4 * threads
 
     def load(self, image: PlannedImage, image_id: str, content: bytes, decoder: Decoder) -> dict[str, Any]:

@@ -27,18 +27,18 @@ def featurize(
     """Builds the feature set that `recipe` describes, or adds to it the images that are missing.
 
     Args:
-        spark: a session, or one that is still starting: it is waited for when the backbone is ready.
+        spark: a session; or one that is still starting, for which the job waits once the backbone is ready.
         card_folders: where the names of cards are looked up.
         on_backbone: called when the backbone is ready, before any image is read.
 
     Raises:
-        UsageError: the source, the backbone or the target is not what the recipe says.
+        UsageError: the source, the backbone or what is at the target does not match the recipe.
         JobError: the job failed, or another one is writing to the same place.
     """
     source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)
     if len(source.classes) < 2:
         raise UsageError(
-            f"{recipe.images.source}: there is one class only, {source.classes[0]}, and nothing to tell it from."
+            f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
     backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name)
     on_backbone(backbone)
@@ -58,14 +58,14 @@ def featurize(
 
 
 def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
-    """The backbone's settings; a precision left open is that of the rows that are there, be it in an unfinished table."""
+    """The backbone's settings; where the precision is "auto", that of the rows that exist already, also of an unfinished run."""
     there = settings_in_place(recipe.features.url) if recipe.backbone.precision == "auto" else None
     precision = there["backbone"]["precision"] if there is not None and "backbone" in there else None
     return recipe.backbone.model_copy(update={"precision": precision}) if precision else recipe.backbone
 
 
 def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
-    """All that determines the rows, given the bytes of the images. `weights` says where they came from, not what they are."""
+    """Everything that determines the rows, besides the bytes of the images. `weights` names only the origin of the weights."""
     return {
         "table": "features",
         "source": source.settings,

@@ -1,4 +1,4 @@
-"""The images nearest to one image, as a user has them in Python: a table with thumbnails in a notebook."""
+"""The images nearest to one image, in Python: a table, with thumbnails in a notebook."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from featurize.jobs.features import Features
 
-_MOST = 10_000  # images of one answer
+_MOST = 10_000  # images in a result
 
 
 @dataclass(frozen=True, repr=False)
@@ -27,12 +27,12 @@ class SimilarImages(Similar):
     """The images nearest to one image, the nearest first. Its `repr` is a table; in a notebook it shows thumbnails.
 
     Attributes:
-        url: of the feature set that was searched.
-        manifest: of the feature set.
+        url: URL of the feature set that was searched.
+        manifest: manifest of the feature set.
         query: the image that the others were compared with.
         metric: "cosine" or "euclidean".
-        rows: how many images were compared.
-        images: what was found; `distance` is 1 minus the cosine, in [0, 2], or the Euclidean distance.
+        rows: number of images that were compared.
+        images: the images that were found; their `distance` is 1 minus the cosine, in [0, 2], or the Euclidean distance.
     """
 
     def to_pandas(self) -> "pd.DataFrame":
@@ -43,7 +43,7 @@ class SimilarImages(Similar):
         return pd.DataFrame(self.as_dict()["images"], columns=list(columns))
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as a document that JSON can hold: what `featurize similar --json` prints."""
+        """The result as a JSON-ready dict, which `featurize similar --json` prints."""
         return similar_document(self)
 
     def write_page(self, url: str | Path) -> str:
@@ -74,14 +74,14 @@ def find_similar(
 
     Args:
         features: the feature set, or its URL.
-        image: an image file or its URL, or the `image_id` or `path` of a row. A file whose bytes the set has is looked up;
-            any other goes through the backbone that made the features. The image itself is left out of the answer.
-        k: how many images to find, 1 to 10,000.
+        image: an image file or its URL, or the `image_id` or `path` of a row. A file whose bytes are in the set is looked up;
+            any other goes through the backbone that made the features. The image itself is left out of the result.
+        k: number of images to find, 1 to 10,000.
         metric: "cosine" or "euclidean".
-        splits: the splits to look in; None: all.
+        splits: the splits to search; None: all.
 
     Raises:
-        UsageError: there is no such feature set, split or image; or the backbone is not available as it was.
+        UsageError: there is no such feature set, split or image; or the backbone cannot be rebuilt identically.
         JobError: a file is missing or damaged, or the image cannot be decoded or compared.
     """
     if not 1 <= k <= _MOST:

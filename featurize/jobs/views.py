@@ -1,4 +1,4 @@
-"""Firn's tables as temporary views of a Spark session, and which tables are meant."""
+"""Firn's tables as temporary views of a Spark session, found by their URLs or by a recipe."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,23 +25,23 @@ def register_views(
     tables: Mapping[str, str | Path] | None = None,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
 ) -> list[str]:
-    """Makes temporary views of tables, to be asked by ``spark.sql``. They show what is published now, with corrected labels.
+    """Makes temporary views of tables, for ``spark.sql``. They show what is published now, with corrected labels.
 
-    The views are `images`, `features` and `predictions`, as far as they are named; `rejects`, which has those of all three; of
-    predictions also `latest`, one for each alias, and `drift` where windows of them were tested.
+    There is a view for each table that is given, `images`, `features` and `predictions`; `rejects`, with the rejects of all
+    three; and for predictions also `latest`, a view for each alias, and `drift` if they were tested for drift.
 
     Args:
         images: URL of an images table.
         features: URL of a feature set.
         predictions: URL of predictions.
         tables: URLs of any other tables, or folders of Parquet, by the name of their view.
-        recipe: a recipe whose tables are taken where they are not named.
+        recipe: a recipe that names the tables that are not given.
 
     Returns:
         The names of the views.
 
     Raises:
-        UsageError: no table is named; a URL holds no such table; or a name is none, or is taken.
+        UsageError: no table is named; a URL holds no such table; or a name is invalid, or used twice.
         JobError: a table is damaged.
     """
     from featurize.sql.query import register_views as register
@@ -59,7 +59,7 @@ def find_named_tables(
     tables: Mapping[str, str | Path] | None = None,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
 ) -> list[SqlTable | SqlView]:
-    """The tables that are meant; see `register_views`."""
+    """The tables that the arguments name; see `register_views`."""
     named = {"images": images, "features": features, "predictions": predictions}
     urls = {} if recipe is None else _urls_of(read_recipe(recipe))
     urls |= {name: _url_of(table) for name, table in named.items() if table is not None}

@@ -1,4 +1,4 @@
-"""Recipes: one TOML file describes a whole run. `featurize run` reads the upper half, `finetune fit` the lower."""
+"""Recipes: one TOML file describes a whole run. `featurize run` reads its upper half, `finetune fit` its lower half."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -168,7 +168,7 @@ class RegistrySettings(Settings):
     artifacts: str | None = Field(
         default=None,
         min_length=1,
-        description="folder for files, where `url` is a database; default: mlartifacts beside the SQLite file",
+        description="folder for files, if `url` is a database; default: mlartifacts beside the SQLite file",
     )
     backbone: bool = Field(default=True, description="log a head with its backbone, so that it takes images")
 
@@ -206,7 +206,7 @@ def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Over
     """The recipe in a TOML file, checked, with single settings replaced.
 
     Args:
-        recipe: the path of a TOML file; or the sections by name, as a TOML reader returns them; or a recipe that was read before.
+        recipe: the path of a TOML file; or the sections by name, as a TOML reader returns them; or what this function returned.
         overrides: values by dotted key, as in ``{"images.source": "photos"}``; or texts of the form ``images.source=photos``,
             as `--set` takes them.
 
@@ -218,7 +218,7 @@ def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Over
 
 
 def origin_of(recipe: str | Path | Mapping[str, Any] | Recipe) -> str:
-    """What messages call a recipe: its path where it has one."""
+    """The name of a recipe in messages: its path, if it has one."""
     return str(recipe) if isinstance(recipe, str | Path) else "the recipe"
 
 

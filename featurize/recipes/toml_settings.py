@@ -87,7 +87,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     """Key and value of ``section.key=value``."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
-        raise UsageError(f"`--set` takes section.key=value. Got {text!r}.")
+        raise UsageError(f"`overrides` (--set) takes section.key=value. Got {text!r}.")
     return key.strip(), _parse_value(value.strip())
 
 

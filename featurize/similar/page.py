@@ -105,13 +105,13 @@ def similar_page(similar: Similar) -> str:
 
 
 def similar_gallery(similar: Similar) -> str:
-    """What was found as HTML for a notebook: thumbnails with label, split and how near they are."""
+    """The result as HTML for a notebook: thumbnails with label, split and distance."""
     paths = [image.path for image in similar.images]
     query = similar.query
     thumbnails, reason = read_thumbnails(similar.manifest, paths + ([query.row.path] if query.row is not None else []))
     of_query = thumbnails.get(query.row.path) if query.row is not None else _thumbnail_of(query.content)
     root = _root_of(similar.manifest)
-    shown = [(query.row.label if query.row is not None else "", "the image that was asked about", query.name, of_query)]
+    shown = [(query.row.label if query.row is not None else "", "the query image", query.name, of_query)]
     shown += [
         (
             f"{rank}. {image.label}",
@@ -127,7 +127,7 @@ def similar_gallery(similar: Similar) -> str:
 
 
 def _figure(title: str, text: str, path: str, thumbnail: str | None) -> str:
-    """One image of a gallery; a grey field stands where it could not be read."""
+    """One image of a gallery; a grey field if it could not be read."""
     size = "height: 110px; width: 140px"
     picture = f'<img src="{thumbnail}" alt="" style="{size}; object-fit: contain">' if thumbnail else ""
     field = picture or f'<div style="{size}; background: #8883">no image</div>'

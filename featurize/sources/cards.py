@@ -62,7 +62,7 @@ class Card(Settings):
     licence: str
     citation: str | None = None
     layout: Literal["folders", "idx", "synthetic"]
-    source: str | None = Field(default=None, description="default of --source")
+    source: str | None = Field(default=None, description="folder or URL of the data set, unless another is given")
     split: Split | None = None
     validation_fraction: float = Field(
         default=0.1, ge=0, lt=1, description="share of train set aside, where the source has its own splits"

@@ -23,7 +23,7 @@ SPLIT_FOLDERS = {
     "test": "test",
 }
 COPYING = "._COPYING_"
-"""The ending of a file that HDFS is still being given."""
+"""The ending of a file that is still being copied to HDFS."""
 LISTED_AT_A_TIME = 1 << 16
 """How many images of a listing are made into one batch of rows."""
 

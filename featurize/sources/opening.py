@@ -83,7 +83,7 @@ def open_card(card: Card, *, source: str | None = None, split: Split | None = No
     else:
         location = source or card.source
         if location is None:
-            raise UsageError(f"card {card.name}: name the data set's folder with --source or `source` in the card.")
+            raise UsageError(f"card {card.name}: `source` (--source) is required, as the card does not have it.")
         url = storage.absolute_url(location)
         if not storage.is_folder(url):
             raise UsageError(f"card {card.name}: there is no folder at {url}.")

@@ -21,7 +21,7 @@ from featurize.sources.folders import COPYING, is_hidden
 
 _SCHEMES = {"webhdfs": "http", "swebhdfs": "https", "http": "http", "https": "https"}
 PAUSES_S = (1.0, 4.0)
-"""Seconds before a file that failed is tried again, and again."""
+"""Seconds to wait before each further try of a file that failed."""
 _PIECE_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _MOST_NAMED = 5
@@ -54,7 +54,7 @@ def upload_folder(
 
     Args:
         url: ``webhdfs://namenode:9870/path``, or swebhdfs, http, https: of the NameNode or of a gateway.
-        user: whom HDFS is told; default: HADOOP_USER_NAME, or else who runs this.
+        user: the HDFS user name; default: HADOOP_USER_NAME, or else the user of this process.
         pauses_s: seconds to wait before each further try of a file that failed.
         on_bytes: called, from several threads, with the number of bytes that were just sent.
         on_total: called once with the number of bytes there are to send.

@@ -140,7 +140,7 @@ def _check_folders(table: SqlTable, dialect: Dialect) -> None:
     places = [part.values for part in table.parts]
     if len(set(places)) < len(places):
         raise UsageError(
-            f"`--print-ddl {dialect}`: the files of {table.name} are in several folders for one partition."
+            f"`dialect` (--print-ddl) {dialect}: the files of {table.name} are in several folders for one partition."
         )
 
 
@@ -175,7 +175,7 @@ def _type(kind: pa.DataType, dialect: Dialect, table: str) -> str:
     if pa.types.is_struct(kind):
         fields = (types.field.format(field.name, _type(field.type, dialect, table)) for field in kind)
         return types.struct.format(", ".join(fields))
-    raise UsageError(f"`--print-ddl {dialect}`: {table} has a column of type {kind}, which the dialect does not have.")
+    raise UsageError(f"`dialect` (--print-ddl) {dialect} does not have the type {kind}, which a column of {table} has.")
 
 
 def _name(name: str, dialect: Dialect) -> str:

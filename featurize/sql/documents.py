@@ -32,7 +32,7 @@ Engine = Literal["opensearch", "solr"]
 SCHEMA_FILES: dict[Engine, str] = {"opensearch": "mapping.json", "solr": "schema.json"}
 ID_DIGITS = 40  # hexadecimal digits of the SHA-256: 160 bits
 _LEFT_OUT = ("content", "features", "projection")  # not metadata, and too large for a search engine
-_OF_MODEL = {"label": "predicted_label"}  # stands beside the label that people gave the image
+_OF_MODEL = {"label": "predicted_label"}  # beside `label`, the image's own label
 _NOT_OF_MODEL = ("image_id", "path", "label_index", "width", "height")  # the image's own columns have these
 _OPENSEARCH = {
     "string": "keyword",
@@ -96,7 +96,7 @@ def search_rows(spark: SparkSession, tables: Iterable[SqlTable | SqlView], *, mo
     Args:
         spark: The Spark session.
         tables: The tables to export.
-        model: Whose predictions: a view on them, or the first digits of the `model_id`; None: the view `latest`, or the only
+        model: The model of the predictions: a view, or the first digits of a `model_id`; None: the view `latest`, or the only
             model.
 
     Raises:
@@ -107,7 +107,7 @@ def search_rows(spark: SparkSession, tables: Iterable[SqlTable | SqlView], *, mo
     views = {view.name: view.value for view in tables if isinstance(view, SqlView)}
     if not found or {IMAGES, FEATURES} <= found.keys():
         raise UsageError(
-            "--images, --features or --predictions is required; --images and --features cannot be combined."
+            "`images`, `features` or `predictions` is required; `images` and `features` cannot be combined."
         )
     predicted = (
         _predicted(spark, found[PREDICTIONS], views.get(model or LATEST, model)) if PREDICTIONS in found else None
@@ -141,7 +141,7 @@ def write_documents(
         JobError: Spark fails to read the tables.
     """
     if storage.exists(url) and not overwrite:
-        raise UsageError(f"{url} is there already. Choose another --output, or use --overwrite.")
+        raise UsageError(f"{url} exists already. Choose another URL, or use `overwrite` (--overwrite).")
     temporary = f"{url}.{uuid4().hex[:8]}.tmp"
     try:
         with spark_errors():
@@ -198,12 +198,12 @@ def _predicted(spark: SparkSession, table: SqlTable, model: str | None) -> DataF
         models = sorted({part.values[place] for part in table.parts})
         if model is None and len(models) > 1:
             raise UsageError(
-                f"there are predictions of {len(models)} models; choose one with --model: {', '.join(models)}."
+                f"there are predictions of {len(models)} models; `model` (--model) must choose one: {', '.join(models)}."
             )
         if model is not None:
             chosen = [known for known in models if known.startswith(model)]
             if len(chosen) != 1:
-                raise UsageError(f"`--model` must be the first digits of one of {', '.join(models)}. Got {model!r}.")
+                raise UsageError(f"`model` must be the first digits of one of {', '.join(models)}. Got {model!r}.")
             frame = frame.where(col("model_id") == chosen[0])
     return frame.drop(*_LEFT_OUT).withColumnsRenamed(_OF_MODEL)
 

@@ -127,7 +127,7 @@ def check_output(url: str) -> None:
         UsageError: It ends in none of `FORMATS`.
     """
     if not url.endswith(FORMATS):
-        raise UsageError(f"`--output` must end in {' or '.join(FORMATS)}. Got {url!r}.")
+        raise UsageError(f"the URL of the output must end in {' or '.join(FORMATS)}. Got {url!r}.")
 
 
 def plain_value(value: Any) -> Any:

@@ -146,7 +146,7 @@ def images_table(url: str, manifest: ImagesManifest) -> SqlTable:
 
 
 def features_table(url: str, manifest: FeaturesManifest, *, splits: Sequence[str]) -> SqlTable:
-    """Some splits of the feature set at `url`, of the files that its manifest lists, with the labels corrected until now."""
+    """Some splits of the feature set at `url`, of the files that its manifest lists, with all corrections of labels so far."""
     table = _features_of(manifest, url, FEATURES).table
     return replace(table, parts=tuple(part for part in table.parts if part.values[0] in splits))
 
@@ -199,7 +199,7 @@ def _predictions(url: str, name: str) -> _Found:
 
 
 def _windows(url: str) -> tuple[SqlTable, ...]:
-    """The windows that were tested for drift, by command; no table where there was none."""
+    """The tables of the windows that each command tested for drift; none for a command that tested no window."""
     parts = []
     for command, path in WINDOWS_FOLDERS.items():
         folder = storage.join_url(url, path)

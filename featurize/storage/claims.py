@@ -18,9 +18,9 @@ CLAIM_NAME = "_claim.json"
 HEARTBEAT_S = 10.0
 EXPIRY_S = 120.0  # a holder on another host that has not beaten for so long is dead
 PATIENCE_S = 5.0
-"""How long a claim that is there and says nothing yet is waited for."""
+"""How long to wait for the content of a claim that exists but is still empty."""
 SETTLING_S = 1.0
-"""How long a job that took over a claim waits for others who took the same holder for dead."""
+"""How long a job that took over a claim waits for other jobs that took the same holder for dead."""
 _KEYS = frozenset({"token", "host", "pid", "user", "since", "beat_at"})
 
 
@@ -28,8 +28,8 @@ class Claim:
     """A held claim on the output at `url`.
 
     Args:
-        patience_s: how long a claim that is there and says nothing yet is waited for.
-        settling_s: how long to wait, after a claim was taken over, for others who took the same holder for dead.
+        patience_s: how long to wait for the content of a claim that exists but is still empty.
+        settling_s: how long to wait, after taking over a claim, for other jobs that took the same holder for dead.
     """
 
     def __init__(self, url: str, *, patience_s: float = PATIENCE_S, settling_s: float = SETTLING_S) -> None:
@@ -69,7 +69,7 @@ class Claim:
         self._heart.start()
 
     def _settle(self) -> None:
-        """After a claim was taken over: waits for others who took the same holder for dead, and of whom the last one wins."""
+        """Waits, after taking over a claim, for other jobs that took the same holder for dead; the last of them wins."""
         time.sleep(self._settling_s)
         self.verify()
         storage.remove_temporaries(self._url.removesuffix("/" + CLAIM_NAME))
@@ -103,7 +103,7 @@ class Claim:
                 if holder is None or holder["token"] != self._holder["token"]:
                     return  # lost: verify() reports it
                 storage.write_bytes(self._url, self._document())
-            except OSError:  # perhaps a temporary fault of the storage: the next heartbeat tries again
+            except OSError:  # perhaps a temporary fault of storage: the next heartbeat tries again
                 continue
 
 
@@ -117,7 +117,7 @@ def user_name() -> str:
 
 @contextmanager
 def claim_output(url: str, *, patience_s: float = PATIENCE_S) -> Iterator[Claim]:
-    """Holds the claim on the output at `url` for the time of a `with` block; `patience_s` as of `Claim`."""
+    """Holds the claim on the output at `url` during a `with` block; for `patience_s` see `Claim`."""
     claim = Claim(url, patience_s=patience_s)
     claim.take()
     try:
@@ -136,7 +136,7 @@ def _read_holder(url: str) -> dict[str, Any] | None:
 
 
 def _wait_for_holder(url: str, patience_s: float) -> dict[str, Any] | None:
-    """As `_read_holder`, with some patience for a claim that is there and being written out at this moment."""
+    """Like `_read_holder`, but waits for the content of a claim that is being written at this moment."""
     deadline = time.monotonic() + patience_s
     while (holder := _read_holder(url)) is None and storage.exists(url) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""A published table on one screen: as text for a terminal, as HTML for a notebook, and as a document that JSON can hold."""
+"""The description of a published table: as text for a terminal, as HTML for a notebook, and as a JSON-ready document."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ _MOST_REASONS = 5
 
 @dataclass(frozen=True, repr=False)
 class Description:
-    """What a table holds: its kind, its rows per split and class, and how it was made.
+    """The description of a table: its kind, its rows per split and class, and how it was made.
 
     Attributes:
-        url: of the table.
-        manifest: of the table; of a feature set with the corrected labels.
+        url: URL of the table.
+        manifest: manifest of the table; that of a feature set includes corrected labels.
     """
 
     url: str
@@ -59,7 +59,7 @@ class Description:
         return "".join(parts)
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as a document that JSON can hold: what `featurize describe --json` prints."""
+        """The description as a JSON-ready dict, which `featurize describe --json` prints."""
         manifest = self.manifest
         document: dict[str, Any] = {
             "url": self.url,
@@ -83,7 +83,7 @@ class Description:
 
 
 def describe(url: str) -> Description:
-    """What the table at `url` holds: an images table, a feature set with its corrected labels, or the predictions of a model.
+    """Describes the table at `url`: an images table, a feature set with its corrected labels, or the predictions of a model.
 
     Raises:
         UsageError: there is no table.
@@ -104,7 +104,7 @@ def summarize_rejects(rejects: Mapping[str, int], most: int = 8) -> str:
 
 
 def _own_fields(manifest: Manifest) -> dict[str, Any]:
-    """What only tables of this kind have."""
+    """The fields that only tables of this kind have."""
     if isinstance(manifest, FeaturesManifest):
         return {
             "backbone": manifest.backbone,
@@ -124,7 +124,7 @@ def _own_fields(manifest: Manifest) -> dict[str, Any]:
 
 
 def facts_of(url: str, manifest: Manifest) -> list[tuple[str, str]]:
-    """Names and values of what matters of a table, in the order in which they are shown."""
+    """Names and values of the main facts about a table, in the order in which they are shown."""
     facts = [(NAMES[manifest.kind].partition(" ")[2], url)]
     if isinstance(manifest, FeaturesManifest):
         backbone = manifest.backbone
@@ -157,7 +157,7 @@ def facts_of(url: str, manifest: Manifest) -> list[tuple[str, str]]:
 
 
 def _corrected(manifest: FeaturesManifest) -> int:
-    """Rows with another label than the files have."""
+    """Number of rows whose corrected label differs from that in the files."""
     return sum(manifest.edits.corrected.values()) if manifest.edits is not None else 0
 
 
@@ -173,7 +173,7 @@ def _class_table(manifest: Manifest) -> Table:
 
 
 def _class_rows(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the rows per split and class; of many classes the smallest and the largest only."""
+    """Header and lines of the rows per split and class; if there are many classes, only the smallest and the largest."""
     splits = [split for split in SPLIT_ORDER if split in manifest.rows]
     labels = [*manifest.classes, *([""] if any("" in counts for counts in manifest.rows.values()) else [])]
     totals = {label: sum(manifest.rows[split].get(label, 0) for split in splits) for label in labels}

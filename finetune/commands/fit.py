@@ -7,7 +7,7 @@ import typer
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import say, show_logs, warn
 from featurize.errors import UsageError
-from featurize.progress import shown_progress
+from featurize.progress import current_view, shown_progress
 from finetune.commands.epoch_progress import epoch_progress
 from finetune.commands.models import report_logged
 
@@ -55,6 +55,7 @@ def fit_command(
 
 
 def _report(card: "ModelCard", url: str, *, reused: bool, as_json: bool) -> None:
+    current_view().close()  # the table of epochs stands above
     epochs = len(card.history)
     if reused:
         say(f"{url}: trained already, with these settings on these features; nothing to do.")

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
-from featurize.console import say
+from featurize.console import console, say
 from featurize.errors import JobError
 from featurize.shortening import and_more, some_lines
 
@@ -58,15 +58,20 @@ def sweep_command(
 
 @contextmanager
 def _progress_bar() -> "Iterator[tuple[OnTrials, Callable[[], None]]]":
-    """A function that advances a progress bar by finished trials, and one that removes the bar."""
+    """A function that advances a progress bar by finished trials, and one that removes the bar; on a terminal only."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        bar = progress.add_task("models", total=None)
+    progress = Progress(*columns, console=console, transient=True)
+    bar = progress.add_task("models", total=None)
 
-        def advance(trials: "Sequence[Trial]", most_models: int) -> None:
-            progress.update(bar, total=most_models, advance=len(trials))
+    def advance(trials: "Sequence[Trial]", most_models: int) -> None:
+        progress.update(bar, total=most_models, advance=len(trials))
 
-        yield advance, progress.stop
+    if console.is_terminal:
+        progress.start()
+    try:
+        yield advance, progress.live.stop
+    finally:
+        progress.live.stop()
 
 
 def _table(card: "SweepCard", ranked: "Sequence[Setting]") -> Table:

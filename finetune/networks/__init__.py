@@ -2,3 +2,7 @@
 
 Import `build` to make a network, `forward` to get its probabilities.
 """
+
+from featurize.backbones.tensorflow_log import show_errors_only
+
+show_errors_only()

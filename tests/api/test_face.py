@@ -1,5 +1,6 @@
 """Tests of `import finetune`: which names it has, and what it does not load."""
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -7,6 +8,8 @@ from importlib.util import find_spec
 import pytest
 
 import finetune
+from featurize.backbones.tensorflow_log import LEVEL
+from finetune.api.model import Model
 
 FUNCTIONS = [name for name in finetune.__all__ if name[0].islower()]
 
@@ -18,6 +21,14 @@ def test_importing_it_loads_nothing_large() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_is_written_where_nobody_has_asked_for_it(model: Model) -> None:
+    code = "import sys, finetune; print(len(finetune.load_model(sys.argv[1]).evaluate().confusion))"
+    command = [sys.executable, "-c", code, model.url]
+    environment = {name: value for name, value in os.environ.items() if name != LEVEL}  # importing Firn here has set it
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert (done.stdout, done.stderr) == ("3\n", "")
 
 
 @pytest.mark.parametrize("name", finetune.__all__)

@@ -2,6 +2,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 _PROGRAM = """
 import os, threading, time
@@ -24,6 +25,13 @@ thread.join()
 assert tf.function(lambda x: 2 * x, jit_compile=True)(tf.constant(3.0)) == 6.0
 print(len(written))
 """
+_COMPARE = """
+import sys
+from featurize.backbones.backbone import prepare_backbone
+from featurize.recipes.recipe import BackboneSettings
+
+print(prepare_backbone(BackboneSettings(name=sys.argv[1], preprocessing="tf"), sys.argv[2]).spec.precision)
+"""
 
 
 def run(**environment: str) -> "subprocess.CompletedProcess[str]":
@@ -41,3 +49,11 @@ def test_level_0_shows_what_xla_says() -> None:
     lines = run(TF_CPP_MIN_LOG_LEVEL="0").stderr
     assert re.search(r"^I\d{4} .*XLA service", lines, flags=re.MULTILINE)
     assert "Compiled cluster using XLA!" in lines
+
+
+def test_comparing_precisions_writes_nothing(small_backbone: Path, tmp_path: Path) -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", _COMPARE, str(small_backbone), str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert made.stdout.strip() in ("float32", "bfloat16")
+    assert made.stderr == ""

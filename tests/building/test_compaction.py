@@ -184,7 +184,7 @@ def test_it_is_refused_while_another_job_writes_or_has_left_something(prediction
     assert "is being written by process" in done.stderr.replace("\n", " ")
     write_manifest(str(predictions.folder), before.model_copy(update={"shards": before.shards[:-1]}))
     staging.write_state(str(predictions.folder), settings={}, run="0badcafe", records=before.shards[-1:])
-    with pytest.raises(JobError, match="a run is unfinished, and would be lost"):
+    with pytest.raises(JobError, match="an unfinished run would be lost"):
         compact(predictions)
     assert files_of(predictions) >= staging.file_paths(before.shards)
     staging.write_state(str(predictions.folder), settings={}, run="0badcafe", records=before.shards[:2])  # published

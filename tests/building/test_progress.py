@@ -327,7 +327,13 @@ def test_a_log_has_the_stages_and_lines_in_images(
     with shown_progress(view=LogView(first_s=0.0, period_s=0.0)):
         featurize(spark, recipe(photos, tmp_path / "set", mean_backbone))
     lines = capsys.readouterr().err.splitlines()
-    stages = ["listing images", "cutting mean.keras", "shipping the network", "starting workers", "publishing"]
+    stages = [
+        "listing images",
+        "cutting mean.keras",
+        "sending the network to workers",
+        "starting workers",
+        "publishing",
+    ]
     assert [line for line in lines if line in stages] == stages
     known = r"\d+ of 62 images \(\d+%\)(, [\d.]+ a second, \d:\d\d left)?, [0-2] rejected(, bound by \w+)?"
     images = [line for line in lines if " of 62 images" in line]

@@ -176,7 +176,7 @@ def test_staged_files_that_vanish_before_they_are_published_publish_nothing(
         return rows
 
     monkeypatch.setattr(build, "run_plan", run_and_lose)
-    with pytest.raises(JobError, match="was written and is gone; nothing was published"):
+    with pytest.raises(JobError, match="was written but is missing now; nothing was published"):
         featurize(spark, recipe(tmp_path / "images", tmp_path / "out", mean_backbone))
     assert not (tmp_path / "out" / "manifest.json").exists()
     monkeypatch.undo()

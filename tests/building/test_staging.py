@@ -1,4 +1,4 @@
-"""Staging: each shard is committed once, a killed run can be gone on with, and what is not ours stays."""
+"""Staging: each shard is committed once, a killed run can be resumed, and what is not ours stays."""
 
 import os
 from collections.abc import Callable
@@ -216,7 +216,7 @@ def test_a_file_that_is_gone_stops_the_publication_before_anything_is_moved(tmp_
     records = [committed(tmp_path, RUN, shard) for shard in range(2)]
     drop_file(tmp_path, records[1])
     before = files_in(tmp_path)
-    with pytest.raises(JobError, match=rf"{STAGING}/{records[1].files[0].path} was written and is gone"):
+    with pytest.raises(JobError, match=rf"{STAGING}/{records[1].files[0].path} was written but is missing now"):
         place_files(str(tmp_path), records)
     assert files_in(tmp_path) == before
 

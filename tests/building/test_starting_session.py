@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pyspark.sql import SparkSession
@@ -47,6 +48,30 @@ try:
 except ValueError as error:
     print(error, SparkContext._active_spark_context is None)
 """
+_LEFT_WITH_A_TASK = """
+import sys, threading, time
+from contextlib import suppress
+from pathlib import Path
+from featurize.building.session import open_session
+
+running = Path(sys.argv[1])
+
+def wait(batches):
+    import time
+    running.touch()
+    time.sleep(600)
+    yield from batches
+
+def work(session):
+    with suppress(Exception):
+        session.range(0, 1, 1, 1).mapInArrow(wait, "id long").collect()
+
+with open_session("firn tests") as session:
+    threading.Thread(target=work, args=[session], daemon=True).start()
+    while not running.exists():
+        time.sleep(0.05)
+print("left")
+"""
 _NO_SPARK = """
 from pyspark.errors import PySparkRuntimeError
 from featurize.building.starting_session import ready_session, start_session
@@ -58,9 +83,10 @@ except PySparkRuntimeError as error:
 """
 
 
-def run(program: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run(program: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-c", program, *arguments]
     variables = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=variables)
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=variables, timeout=120)
 
 
 def test_a_session_is_active_where_it_is_waited_for_and_its_workers_have_keras() -> None:
@@ -73,6 +99,13 @@ def test_a_session_that_is_still_starting_is_stopped_when_the_block_fails() -> N
     made = run(_LEFT_BY_AN_ERROR)
     assert made.stdout == "the backbone is wrong True\n"
     assert made.stderr == ""
+
+
+def test_a_session_that_is_left_with_a_task_at_work_ends_without_traces_of_java(tmp_path: Path) -> None:
+    left = run(_LEFT_WITH_A_TASK, str(tmp_path / "running"))
+    assert left.stdout == "left\n"
+    assert "\tat " not in left.stderr
+    assert "Exception" not in left.stderr
 
 
 def test_what_keeps_spark_from_starting_is_raised_where_it_is_waited_for() -> None:

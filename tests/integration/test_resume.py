@@ -1,4 +1,4 @@
-"""A training that was killed or asked to stop, and gone on with, gives the model of an undisturbed one, to the last bit.
+"""A training that was killed or asked to stop, and then resumed, gives the model of an undisturbed one, to the last bit.
 
 FIRN_RESUME_ROUNDS=10 repeats every test that often, each time at another moment.
 """

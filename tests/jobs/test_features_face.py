@@ -178,7 +178,7 @@ def test_similar_images_are_a_table_with_thumbnails(built: Built, photos: Path) 
     for name in frame["path"]:
         assert Path(name).name in shown
         assert Path(name).name in html
-    assert html.count("data:image/jpeg;base64,") == 5  # the four, and the one that was asked about
+    assert html.count("data:image/jpeg;base64,") == 5  # the four, and the query image
 
 
 @pytest.mark.spark

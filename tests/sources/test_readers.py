@@ -1,4 +1,4 @@
-"""Readers: the bytes of each listed image, or the reason why they cannot be had."""
+"""Readers: the bytes of each listed image, or the reason why they cannot be read."""
 
 import gzip
 import io

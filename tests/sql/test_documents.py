@@ -165,7 +165,7 @@ def test_what_the_camera_wrote_is_in_it(spark: SparkSession, tmp_path: Path, fir
         assert "latitude" not in document
         assert len(document["colour_mean"]) == 3
     again = firn("featurize", "export", "--images", "images", "--output", "out")
-    assert (again.returncode, "is there already" in again.stderr) == (2, True)
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
     assert firn("featurize", "export", "--images", "images", "--output", "out", "--overwrite").returncode == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mapping.json", "part-00000.jsonl"]
 
@@ -197,14 +197,16 @@ def test_what_is_asked_for_must_be_clear(spark: SparkSession, tmp_path: Path) ->
     write_predictions(tmp_path / "predictions", MODELS)
     urls: dict[str, Any] = {"features": str(tmp_path / "set"), "predictions": str(tmp_path / "predictions")}
     write_plain_predictions(tmp_path / "plain", MODELS)
-    with pytest.raises(UsageError, match=f"predictions of 2 models; choose one with --model: {FIRST}, {SECOND}"):
+    with pytest.raises(
+        UsageError, match=rf"predictions of 2 models; `model` \(--model\) must choose one: {FIRST}, {SECOND}"
+    ):
         export(spark, tmp_path / "out", "solr", **{**urls, "predictions": str(tmp_path / "plain")})
-    with pytest.raises(UsageError, match="`--model` must be the first digits of one of"):
+    with pytest.raises(UsageError, match="`model` must be the first digits of one of"):
         export(spark, tmp_path / "out", "solr", model="00", **urls)
-    with pytest.raises(UsageError, match="--images and --features cannot be combined"):
+    with pytest.raises(UsageError, match="`images` and `features` cannot be combined"):
         search_rows(spark, [])
     (tmp_path / "taken").mkdir()
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="exists already"):
         export(spark, tmp_path / "taken", "solr", model=SECOND, **urls)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plain", "predictions", "set", "taken"]
 

@@ -209,8 +209,8 @@ def test_the_command(firn: Firn, tmp_path: Path) -> None:
     assert (tmp_path / "deep" / "a.csv").read_text() == "label,n\nant,14\nbee,13\ncat,13\n"
     for arguments, message in (
         (["SELECT 1"], "no table is named"),
-        (["--features", "set"], "a query is wanted"),
-        ([query, "--features", "set", "--print-ddl", "hive"], "a query is wanted"),
+        (["--features", "set"], "`QUERY` is required"),
+        ([query, "--features", "set", "--print-ddl", "hive"], "`QUERY` is required"),
         ([query, "--features", "set", "--output", "a.xls"], "must end in .csv or .parquet"),
         ([query, "--table", "set"], "must be NAME=URL"),
     ):
