@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def fit_command(
     recipe: Annotated[
         str,
-        typer.Argument(help="The recipe, a TOML file; its sections features, model, training and registry are read."),
+        typer.Argument(help="The TOML recipe; its sections features, model, training and registry are used."),
     ],
     num_proc: Annotated[
         int, typer.Option(min=1, help="The number of ranks, on Spark through Horovod; 1 trains in this process.")

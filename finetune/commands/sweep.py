@@ -22,7 +22,7 @@ _SETTINGS_SHOWN = 10
 
 
 def sweep_command(
-    recipe: Annotated[str, typer.Argument(help="The recipe, a TOML file with a section [sweep].")],
+    recipe: Annotated[str, typer.Argument(help="The TOML recipe, with a section [sweep].")],
     tasks: Annotated[
         int | None, typer.Option(min=1, help="The number of Spark tasks at a time; default: trains in this process.")
     ] = None,
