@@ -1,6 +1,6 @@
-"""Firn's features to models: heads and ConvNets trained with exact synchronous averaging, evaluated, and put to use.
+"""Trains heads and ConvNets on Firn's features with exact synchronous averaging, evaluates them, and labels new images.
 
-What a command does, one call does. Everything here is loaded when it is first used, so that ``import finetune`` takes
+What a command does, one call does. Everything here is loaded when it is first used, so that ``import finetune`` loads
 neither Spark nor TensorFlow:
 
     import finetune
@@ -83,7 +83,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a name of `__all__` when it is first asked for (PEP 562)."""
+    """Loads a name of `__all__` when it is first used (PEP 562)."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(_MODULES[name]), name)

@@ -1,4 +1,4 @@
-"""The name under which Spark pipelines that 0.1 saved ask for their stage."""
+"""The module from which Spark pipelines that Firn 0.1 saved load `ImageClassifier`."""
 
 from finetune.prediction.transformer import ImageClassifier
 

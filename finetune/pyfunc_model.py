@@ -1,4 +1,4 @@
-"""The name under which models that 0.1 logged to MLflow ask for their loader."""
+"""The loader module that models logged to MLflow by Firn 0.1 name."""
 
 from finetune.registry.pyfunc_model import _load_pyfunc
 

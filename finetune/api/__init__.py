@@ -1,1 +1,1 @@
-"""The Python face of `finetune`: what a command does, one call does. Import its names from `finetune` itself, not from here."""
+"""The Python functions of `finetune`: what a command does, one call does. Import them from `finetune`, not from here."""

@@ -1,4 +1,4 @@
-"""`check_data`, `check_drift` and `relabel`: whether labels are right, whether images have changed, and correcting labels."""
+"""`check_data`, `check_drift` and `relabel`: checks of labels and images, tests for drift, and corrections of labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -66,7 +66,7 @@ class DataFindings(Summarised):
             (error.path, error.split, error.given, error.suggested, f"{error.suggested_probability:.3f}")
             for error in quality.label_errors[:MOST_ROWS]
         ]
-        columns = ("image", "split", "label", "rather", "probability") if rows else ()
+        columns = ("image", "split", "label", "suggested", "probability") if rows else ()
         more = max(0, len(quality.label_errors) - MOST_ROWS)
         return Summary(f"Data of {quality.url}", facts, columns, rows, numbers=(4,), more=more)
 
@@ -80,8 +80,8 @@ def check_data(
 
     Args:
         features: a feature set or its URL.
-        seed: of the folds, and of the heads that judge the labels.
-        threshold: the similarity of near duplicates, in [0, 1]; default: chosen by how alike different images are.
+        seed: the seed of the folds and of the heads that judge the labels.
+        threshold: the least similarity of near duplicates, in [0, 1]; default: chosen by how alike different images are.
         output: a folder for `label-errors.csv` and `duplicates.csv`; default: nothing is written.
 
     Raises:
@@ -104,7 +104,7 @@ class DriftFindings(Summarised):
 
     @property
     def alarms(self) -> int:
-        """The number of windows that gave alarm."""
+        """The number of windows that gave an alarm."""
         return self.report.alarms
 
     @property
@@ -114,7 +114,7 @@ class DriftFindings(Summarised):
 
     @property
     def windows(self) -> "pd.DataFrame":
-        """A row for each window, by its number: times, number of images, the p-value of each test, and whether it gave alarm."""
+        """A row for each window, by its number: times, number of images, the p-value of each test, and `alarm`."""
         import pandas as pd
 
         return pd.DataFrame([_row_of_window(window) for window in self.report.windows]).set_index(
@@ -142,7 +142,7 @@ class DriftFindings(Summarised):
             )
             for window in report.windows[:MOST_ROWS]
         ]
-        columns = ("window", "first prediction", "images", "alarm", "of") if rows else ()
+        columns = ("window", "first prediction", "images", "alarm", "drift of") if rows else ()
         more = max(0, len(report.windows) - MOST_ROWS)
         return Summary(f"Drift of model {report.model_id[:16]}", facts, columns, rows, numbers=(0, 2), more=more)
 
@@ -163,11 +163,11 @@ def check_drift(
     Args:
         predictions: published predictions or their URL.
         model: a view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
-        since: images that were labelled then or later; ISO 8601, UTC where it names no zone.
-        until: images that were labelled before.
-        last: only so many of these, those labelled last.
-        window: images in one window, in the order of labelling; None: all are one window.
-        false_alarm_rate: how often one window may give alarm where nothing has changed.
+        since: the time from which on images were labelled; as text in ISO 8601, UTC where it names no zone. None: all.
+        until: the time before which images were labelled. None: all.
+        last: the number of these images, those labelled last. None: all.
+        window: the number of images in one window, in the order of labelling; None: all images are one window.
+        false_alarm_rate: the share of windows that may give an alarm although nothing has changed.
         output: the folder for the table of windows; default: ``<predictions>/drift/windows``.
 
     Raises:
@@ -189,10 +189,10 @@ def check_drift(
 def select_predictions(
     *, since: datetime | str | None = None, until: datetime | str | None = None, last: int | None = None
 ) -> Selection:
-    """Which predictions are meant; see `check_drift`.
+    """The selection of predictions by time and number; for the arguments see `check_drift`.
 
     Raises:
-        UsageError: a time is no time.
+        UsageError: `since` or `until` is not a date or time.
     """
     times = {
         name: None if value is None else parse_time(value if isinstance(value, str) else value.isoformat(), name)
@@ -213,7 +213,7 @@ class Relabelling(Summarised):
 
     Attributes:
         features: the URL of the feature set.
-        number: of these corrections in its log; None where there was nothing to correct.
+        number: the number of these corrections in its log; None where there was nothing to correct.
         corrected: images that got another label.
         unchanged: images that had the label already.
     """
@@ -239,10 +239,10 @@ def relabel(
 
     Args:
         table: the URL of a CSV file with the columns `image_id` and `label`; a pandas or Spark DataFrame with these columns;
-            or labels by image id.
+            or a mapping from image id to label.
         features: the feature set or its URL.
-        reason: why; it is kept with each correction.
-        by: who; default: the user who runs this.
+        reason: the reason, which is kept with each correction.
+        by: the person who corrects; default: the user who runs this.
 
     Raises:
         UsageError: the table is empty, or names an image twice, one that is not in the set, or a label that is no class.

@@ -139,7 +139,7 @@ def evaluate(
         features: a feature set or its URL; default: the one that the model was trained on.
         split: ``train``, ``validation`` or ``test``.
         output: the folder for the three files; default: the model's.
-        all_rows: whether to judge by all rows; else by those that the query of the model selects, if it has one.
+        all_rows: evaluates on all rows; by default on those that the model's `where` selects, if it has one.
         on_result: called with the result before it is logged, so that a registry that fails does not hide it.
 
     Raises:

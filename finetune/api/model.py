@@ -1,4 +1,4 @@
-"""A trained model as a user has it in Python."""
+"""`Model`, a trained model, and `load_model`."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,7 @@ class Model(Summarised):
     Attributes:
         url: the folder of the model.
         card: all that is known of it: recipe, classes, scores of each epoch, the feature set it was trained on.
-        is_reused: whether `fit` found it there, trained before with the same settings.
+        is_reused: whether `fit` found it trained before with the same settings.
         logged: where `fit` logged it; None where no registry is named.
     """
 
@@ -106,7 +106,7 @@ class Model(Summarised):
 
 
 def load_model(model: str | Path, *, registry: str | None = None) -> Model:
-    """The model of a name.
+    """Loads a trained model.
 
     Args:
         model: a folder, the id of a run, or ``name@alias`` of a registered model.

@@ -1,4 +1,4 @@
-"""What the face takes for a model and for a feature set: an object that an earlier call returned, or a name."""
+"""How calls name a model or a feature set: by an object that an earlier call returned, or by its name."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol

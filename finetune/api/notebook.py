@@ -30,7 +30,7 @@ def displayable(figure: "Figure") -> "Figure":
         formatter = sys.modules["IPython"].get_ipython().display_formatter.formatters["image/png"]
         try:
             formatter.lookup_by_type(type(figure))
-        except KeyError:  # nobody has said how figures are shown
+        except KeyError:  # no formatter for figures is set
             formatter.for_type(type(figure), lambda each: render_png(each, dpi=_DPI))
     return figure
 
@@ -83,7 +83,7 @@ def live_chart(title: str = "training") -> Iterator[EpochReport | None]:
 
 @contextmanager
 def live_count(what: str) -> Iterator[Callable[[int, int], None] | None]:
-    """In a notebook, a function that shows how many of how many are done; None elsewhere."""
+    """In a notebook, a function that draws a progress bar from the number done and the total; None elsewhere."""
     if not in_kernel():
         yield None
         return

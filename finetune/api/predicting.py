@@ -1,4 +1,4 @@
-"""`predict`: labels for images or features, here, in Spark, or as a published table."""
+"""`predict`: labels for images or features, in this process, in Spark, or as a published table."""
 
 import sys
 from collections.abc import Callable
@@ -120,31 +120,31 @@ def predict(
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Any:
-    """Labels images, or features that are ready. What comes back follows from what is given.
+    """Labels images, or features made before. What is returned depends on the kind of input.
 
     - A list of paths or of the bytes of image files, a NumPy array of features ``(n_images, *feature_shape)``, or a pandas
       frame with a column `features`, `content` (bytes) or `path`: labelled in this process, without Spark. Returns a pandas
       frame with a row for each: `label`, `probability`, `top_labels`, `top_probabilities`, `reason` and `error`; of a list of
       paths also `path`. An image that cannot be read has no label, and `error` says why.
     - A Spark DataFrame with a column `features` or `content`: returns it with the struct `prediction`.
-    - The URL of a folder, an images table or a card, or `features`, with `output`: a published table, as `finetune predict`
-      makes it. Called again, it adds what is missing.
+    - The URL of a folder, an images table or a data set card, or `features`, with `output`: a published table, as
+      `finetune predict` makes it. Called again, it adds what is missing.
 
     Args:
         model: a `Model`, a folder, the id of a run, or ``name@alias``.
         images: see above.
         features: a feature set or its URL, in place of images; with `output`.
-        output: the URL of the predictions, of this model and of others.
-        column: of a Spark DataFrame: the column that has the bytes of images, or features as an array.
+        output: the URL of the predictions; several models may share it.
+        column: the column of a Spark DataFrame that has the bytes of images, or features as an array.
         spark: the session that makes a published table; it is not stopped. Default: the active session, or else one made for
             this call.
         target_precision: the share of right labels to reach among those that are given, in (0, 1], judged by the validation
             split; less certain images get no label, and `reason` says so. None: every image gets a label.
-        max_reject_fraction: of the images; if more cannot be read, no table is published.
+        max_reject_fraction: the share of images that may be unreadable, in [0, 1]; above it no table is published.
         decode_timeout_s: seconds; in Spark an image that takes longer to decode is rejected.
 
     Raises:
-        UsageError: there is no such model, its backbone cannot be loaded as it was, or the input is of no known kind.
+        UsageError: there is no such model, its backbone cannot be loaded as it was, or the input is of another kind.
         JobError: the job failed, or another one writes to `output`.
     """
     if output is not None:
@@ -182,7 +182,7 @@ def register(
     """Registers a model as a function of SQL, as in ``SELECT classify(content).label FROM images``.
 
     Args:
-        name: of the function.
+        name: the name of the function in SQL.
         model: a `Model`, a folder, the id of a run, or ``name@alias``, which is looked up once.
         of: what the function takes: "images", the bytes of image files, or "features".
         target_precision: the share of right labels to reach, in (0, 1]; None: every image gets a label.
@@ -222,7 +222,7 @@ def _publish(
 
 
 def _is_spark_frame(value: Any) -> bool:
-    """Whether `value` is a Spark DataFrame. If Spark was never imported it is none."""
+    """Whether `value` is a Spark DataFrame; if Spark was never imported, it cannot be one."""
     module = sys.modules.get("pyspark.sql")
     return module is not None and isinstance(value, module.DataFrame)
 

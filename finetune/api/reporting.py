@@ -23,9 +23,9 @@ class Report:
 
     Attributes:
         target: what it is about.
-        judged: what the models say of the split.
+        judged: the models' predictions for the split.
         title: the heading; None: the name of the folder.
-        check_data: whether to look for label errors and duplicates; None: up to 1 GiB of features.
+        check_data: whether to look for label errors and duplicates; None: if the features take at most 1 GiB.
         url: where the page was written; None: nowhere.
     """
 
@@ -68,15 +68,15 @@ def report(
     title: str | None = None,
     check_data: bool | None = None,
 ) -> Report:
-    """Makes a report of a model or a sweep: verdict, curves, confusion, mistakes with their images, and where all came from.
+    """Makes a report of a model or a sweep: verdict, curves, confusion, mistakes with their images, and lineage.
 
     Args:
         model_or_sweep: a `Model` or a `Sweep`; or a folder of either, the id of a run, or ``name@alias``.
         output: the HTML file to write; default: none.
         split: the split to judge by: ``train``, ``validation`` or ``test``.
-        compare: other models to stand beside it.
+        compare: other models to compare with.
         title: the heading; default: the name of the folder.
-        check_data: whether to look for label errors and duplicates; default: up to 1 GiB of features.
+        check_data: whether to look for label errors and duplicates; default: if the features take at most 1 GiB.
 
     Raises:
         UsageError: there is no such model or sweep, it was trained on other classes, or the split has no rows.

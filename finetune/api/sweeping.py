@@ -41,7 +41,7 @@ class LoggedTrials:
     Attributes:
         registry: the URL of the registry, as it may be shown.
         logged: models that this call logged.
-        there: models that were there already.
+        there: models that were logged before.
     """
 
     registry: str
@@ -57,7 +57,7 @@ class Sweep(Summarised):
         url: the folder of the sweep.
         card: all that is known of it: what was varied, and what came of each training.
         trained: models that this call trained.
-        reused: models that were there, or that another job trained meanwhile.
+        reused: models that were trained before, or by another job meanwhile.
         failed: trainings that failed; `trials` says why.
         registered: where the models were logged; None where no registry is named.
     """
@@ -76,7 +76,7 @@ class Sweep(Summarised):
 
     @property
     def settings(self) -> "pd.DataFrame":
-        """The settings, best first: values of the swept keys; `mean`, `sd` 95 % interval of the metric; number of `models`."""
+        """The settings, best first: the swept keys; `mean`, `sd` and 95 % interval (`low`, `high`) of the metric; `models`."""
         import pandas as pd
 
         rows = [
@@ -152,7 +152,7 @@ class Sweep(Summarised):
             values = [as_text(setting.values.get(key, "")) for key in self.card.keys]
             rows.append((*values, *scores, interval, str(done)))
         columns = (*names.values(), self.metric, "sd", "95 % interval", "models")
-        facts = [("models", f"{self.trained:,} trained, {self.reused:,} were there, {self.failed:,} failed")]
+        facts = [("models", f"{self.trained:,} trained, {self.reused:,} trained before, {self.failed:,} failed")]
         more = max(0, len(ranked) - MOST_ROWS)
         return Summary(f"Sweep {self.url}", facts, columns, rows, numbers=range(len(columns)), more=more)
 
@@ -168,13 +168,13 @@ def sweep(
 ) -> Sweep:
     """Trains a model for every setting and seed of a recipe's section `sweep`, many at once, and ranks the settings.
 
-    Models that are there are not trained again, and what failed is tried again. If the recipe or the environment names a
+    Models that were trained before are not trained again; those that failed are. If the recipe or the environment names a
     registry, the models are logged there.
 
     Args:
         recipe: the path of a TOML file; or its sections by name; or a recipe that was read before.
-        tasks: groups of models that are trained at a time as tasks of Spark. None: in this process, unless `spark` is given,
-            whose free slots are then taken.
+        tasks: the number of Spark tasks at a time, each of which trains a group of models. None: trains in this process,
+            unless `spark` is given, whose free slots are then taken.
         spark: the session for the tasks; it is not stopped. Default, with `tasks`: the active session, or else one made for
             this call.
         overrides: values by dotted key, as in ``{"training.epochs": 20}``; or texts of the form ``training.epochs=20``.

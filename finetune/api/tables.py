@@ -16,7 +16,7 @@ MOST_ROWS = 12
 
 @dataclass(frozen=True)
 class Summary:
-    """What a result shows of itself.
+    """The content that a result shows.
 
     Attributes:
         title: one line.
@@ -66,7 +66,7 @@ class Summarised(ABC):
 
     @abstractmethod
     def _summary(self) -> Summary:
-        """What it shows of itself."""
+        """The content to show."""
 
     def __repr__(self) -> str:
         return self._summary().as_text()

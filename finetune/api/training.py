@@ -42,7 +42,7 @@ def fit(
 
     Args:
         recipe: the path of a TOML file; or its sections by name, as a TOML reader returns them; or a recipe that was read
-            before. Its sections `features`, `model`, `training` and `registry` count.
+            before. Its sections `features`, `model`, `training` and `registry` are used.
         ranks: processes that train together, each on its share of the rows. 1 trains in this process; more are tasks of a
             Spark job that run at the same time, through Horovod.
         spark: the session whose free slots several ranks take; it is not stopped. Default: the active session, or else one
@@ -84,11 +84,11 @@ def train_recipe(
     on_epoch: OnPlan = lambda plan: None,
     on_trained: Callable[[Model], None] = lambda model: None,
 ) -> Model | None:
-    """As `fit`, on a rank of horovodrun too, where each rank calls it.
+    """As `fit`, and also under horovodrun, where each rank calls it.
 
     Args:
         overrides: as for `fit`, or texts of the form ``training.epochs=20``.
-        on_epoch: gives for the plan what is to be called after each epoch; None: nothing is.
+        on_epoch: called with the plan; returns a function to call after each epoch, or None.
         on_trained: called with the model before it is logged, so that a registry that fails does not hide it.
 
     Returns:
@@ -114,10 +114,10 @@ def train_recipe(
 
 
 def _log_plan(plan: TrainingPlan, *, is_reused: bool, resume: bool) -> None:
-    """Says on which rows the model is trained, and that a checkpoint is not used."""
+    """Logs the selection of rows, and warns if there is a checkpoint that is not used."""
     if selection := describe_selection(plan.manifest):
         _logger.info("%s", selection)
     if not is_reused and not resume and has_checkpoint(plan.recipe.model.url):
         _logger.warning(
-            "an interrupted training has left its checkpoint; this one starts anew. `resume` (`--resume`) continues from it."
+            "an interrupted training has left a checkpoint, but this one starts anew; `resume=True` (--resume) resumes it."
         )

@@ -1,1 +1,1 @@
-"""The command line of `finetune`: one file for each command; each calls a function of the package and prints what it returns."""
+"""The command line of `finetune`: a file for each command, which calls a function of the package and prints what it returns."""

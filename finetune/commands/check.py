@@ -18,13 +18,17 @@ _ON_SCREEN = 20
 def check_command(
     features: Annotated[str, typer.Argument(help="The URL of a feature set.")],
     output: Annotated[
-        str | None, typer.Option(help="Folder for the two CSV files; default: the feature set's.")
+        str | None, typer.Option(help="The folder for the two CSV files; default: the feature set's.")
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(min=0.0, max=1.0, help="Similarity of near duplicates; default: chosen by the features."),
+        typer.Option(
+            min=0.0, max=1.0, help="The least similarity of near duplicates; default: chosen from the features."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the folds, and of the heads that judge the labels.")] = 42,
+    seed: Annotated[
+        int, typer.Option(min=0, help="The seed of the folds and of the heads that judge the labels.")
+    ] = 42,
     as_json: JsonOption = False,
 ) -> None:
     """Lists probable label errors, and duplicates within and across splits."""
@@ -40,7 +44,7 @@ def check_command(
 
 
 def print_quality(quality: "DataQuality", screen: Console) -> None:
-    """The figures, and the first findings of each kind."""
+    """Prints the figures and the first findings of each kind."""
     found = quality.duplicates
     lines = ["Labels were not judged: training and validation have too few rows, or one class only."]
     if quality.rows_judged:

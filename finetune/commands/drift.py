@@ -14,39 +14,49 @@ if TYPE_CHECKING:
     from finetune.drift.window import WindowResult
 
 DRIFT_STATUS = 3
-"""The exit status of `--fail-on-drift`: neither that of a job that failed nor that of a wrong call."""
+"""The exit status of `--fail-on-drift` after an alarm; a failed job and a wrong call have other ones."""
 
 
 def drift_command(
-    output: Annotated[str, typer.Argument(help="URL of predictions.")],
+    output: Annotated[str, typer.Argument(help="The URL of the predictions.")],
     model: Annotated[
-        str, typer.Option(help="A view, a model_id or its first digits, a folder, the id of a run, or name@alias.")
+        str,
+        typer.Option(
+            help="The model: a view, a model_id or its first digits, a folder, the id of a run, or name@alias."
+        ),
     ] = "latest",
-    since: Annotated[str | None, typer.Option(help="Of images labelled then or later: a date or time, UTC.")] = None,
-    until: Annotated[str | None, typer.Option(help="Of images labelled before: a date or time, UTC.")] = None,
-    last: Annotated[int | None, typer.Option(min=1, help="Of these, so many, those labelled last.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="The date or time (UTC) since which images were labelled; default: all.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="The date or time (UTC) before which images were labelled; default: all.")
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option(min=1, help="The number of images, the most recently labelled ones; default: all.")
+    ] = None,
     window: Annotated[
-        int | None, typer.Option(help="Images in one window, in the order of labelling; default: all are one.")
+        int | None,
+        typer.Option(help="The number of images in a window, in the order of labelling; default: one window of all."),
     ] = None,
     false_alarm_rate: Annotated[
-        float, typer.Option(help="Of one window: how often there may be an alarm where nothing has changed.")
+        float, typer.Option(help="The share of windows that may give an alarm although nothing has changed.")
     ] = 0.01,
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Two models on the same images, named as --model, in place of windows."),
+        typer.Option(help="Two models, named as for --model, to compare on the same images in place of windows."),
     ] = None,
     report: Annotated[
-        str | None, typer.Option("--output", help="Folder of the table of windows; default: OUTPUT/drift/windows.")
+        str | None, typer.Option("--output", help="The folder for the table of windows; default: OUTPUT/drift/windows.")
     ] = None,
-    fail_on_drift: Annotated[bool, typer.Option("--fail-on-drift", help="Exit status 3 after an alarm.")] = False,
+    fail_on_drift: Annotated[bool, typer.Option("--fail-on-drift", help="Exits with status 3 after an alarm.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Tells whether images have changed since training: labels, confidence and features of predictions."""
+    """Tests whether images have changed since training, by the labels, confidence and features of predictions."""
     with reported_errors():
         times: dict[str, Any] = {"since": since, "until": until, "last": last}
         if compare is not None:
             if model != "latest" or window is not None or report is not None:
-                raise UsageError("`--compare` names two models and makes one window of them: give no other model.")
+                raise UsageError("`--compare` names both models and tests one window: leave out the other options.")
             alarm = _compare(output, compare, times, false_alarm_rate, as_json=as_json)
         else:
             from finetune.api.checking import check_drift
@@ -103,19 +113,19 @@ def _report_windows(found: "DriftReport") -> None:
     if found.left_over:
         say(f"{found.left_over} images fill no window and were not tested.")
     if found.windows and not all(window.result.projected for window in found.windows):
-        warn("there are predictions without projections, of which features are not tested: see docs/drift.md.")
+        warn("some predictions have no projections, so their features are not tested: see docs/drift.md.")
     for line in too_small(found.needed, min((window.result.images for window in found.windows), default=None)):
         warn(line)
     if found.alarms:
         expected = found.false_alarm_rate * len(found.windows)
-        say(f"{found.alarms} of {len(found.windows)} windows gave alarm; {expected:.2g} would if nothing had changed.")
+        say(f"{found.alarms} of {len(found.windows)} windows gave an alarm; without a change {expected:.2g} would.")
 
 
 def describe(result: "WindowResult") -> str:
     """One line on a window, for people and logs."""
     tests = ", ".join(f"{name} p {test.corrected:.2g}" for name, test in result.tests.items())
     state = f"DRIFT of {' and '.join(result.fired)}" if result.alarm else "no drift"
-    hint = " Retraining is due: the images have changed and the model knows them less." if result.retrain else ""
+    hint = " Retraining is due: the images have changed and the model is less sure of them." if result.retrain else ""
     return (
         f"{state}: {result.images:,} images, {tests}; stability index {result.stability_index:.3f} "
         f"({result.stability_index_without_drift:.3f} without drift), confidence {result.confidence:.3f} "

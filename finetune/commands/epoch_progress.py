@@ -1,4 +1,4 @@
-"""How a training goes, epoch by epoch: rows of a table on a terminal, lines elsewhere."""
+"""The progress of a training, epoch by epoch: rows of a table on a terminal, lines elsewhere."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ def epoch_progress(epochs: int) -> "EpochReport":
     """A function to be called after each epoch with its entry in the history.
 
     Args:
-        epochs: The most that there will be.
+        epochs: the greatest number of epochs.
     """
     return lambda entry: show_row(_columns(entry, epochs), f"epoch {entry['epoch']:.0f}/{epochs}  {_describe(entry)}")
 

@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")],
-    features: Annotated[str | None, typer.Option(help="A feature set; default: the one it was trained on.")] = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
-    output: Annotated[str | None, typer.Option(help="Folder for scores, table and plot; default: the model's.")] = None,
+    model: Annotated[str, typer.Argument(help="The model: its folder, the id of its run, or name@alias.")],
+    features: Annotated[str | None, typer.Option(help="The feature set; default: that of the training.")] = None,
+    split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "test",
+    output: Annotated[
+        str | None, typer.Option(help="The folder for scores, table and plot; default: the model's.")
+    ] = None,
     all_rows: Annotated[
-        bool, typer.Option("--all-rows", help="Judges by all rows, whatever the `where` of the model selects.")
+        bool, typer.Option("--all-rows", help="Evaluates on all rows, also those that the model's `where` leaves out.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

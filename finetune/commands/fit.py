@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 
 def fit_command(
-    recipe: Annotated[str, typer.Argument(help="The TOML recipe; its lower half is read.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(help="The TOML recipe; its sections features, model, training and registry are used."),
+    ],
     num_proc: Annotated[
-        int, typer.Option(min=1, help="Ranks, through Horovod on Spark; 1 trains in this process.")
+        int, typer.Option(min=1, help="The number of ranks, on Spark through Horovod; 1 trains in this process.")
     ] = 1,
     overrides: SetOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replaces another model at `model.url`.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Goes on from the checkpoint, if this training has left one.")
+        bool, typer.Option("--resume", help="Resumes from the checkpoint, if this training has left one.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -35,7 +38,7 @@ def fit_command(
 
         launched = launched_ranks()
         if launched is not None and num_proc != 1:
-            raise UsageError("`--num-proc` has no use under horovodrun, which has started the ranks already.")
+            raise UsageError("leave out `--num-proc` under horovodrun, which has started the ranks already.")
         see_working_folder()
         show_logs("finetune")
         model = train_recipe(
@@ -82,7 +85,7 @@ def _report(card: "ModelCard", url: str, *, reused: bool, as_json: bool) -> None
 
 
 def _report_memory(card: "ModelCard") -> None:
-    """Says what a rank takes in memory: that of the one that has taken most."""
+    """Prints the memory of the rank that has taken most."""
     if card.memory_of_ranks:
         features, peak = (max(rank[key] for rank in card.memory_of_ranks) for key in ("feature_bytes", "peak_bytes"))
         held = "streamed features take up to about" if card.cache == "stream" else "features take"
@@ -90,14 +93,14 @@ def _report_memory(card: "ModelCard") -> None:
 
 
 def _report_cost_of_ranks(card: "ModelCard") -> None:
-    """Says so where ranks had nothing to do, or took longer to agree than they saved each other."""
+    """Warns if ranks got no rows, or if the all-reduce took more time than several ranks saved."""
     from finetune.rows.disk_rows import N_STREAMS
 
     if card.ranks == 1 or not card.seconds_of_ranks:
         return
     if card.cache == "stream" and card.ranks > N_STREAMS:
         warn(
-            f"{card.ranks - N_STREAMS} of {card.ranks} ranks got no rows: a stream is read by {N_STREAMS} ranks at most."
+            f'{card.ranks - N_STREAMS} of {card.ranks} ranks got no rows: with `cache = "stream"` at most {N_STREAMS} do.'
         )
     computing = sum(seconds["compute_seconds"] for seconds in card.seconds_of_ranks)
     slowest = max(seconds["compute_seconds"] + seconds["all_reduce_seconds"] for seconds in card.seconds_of_ranks)

@@ -1,4 +1,4 @@
-"""The commands `finetune models ...`: what was logged to the registry, compared, promoted, archived."""
+"""The commands `finetune models ...`, which list, compare, promote and archive the models of the registry."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,16 +28,18 @@ _SHOWN_METRICS = ("best_validation_accuracy", "best_validation_loss", "test/accu
 RegistryOption = Annotated[
     str | None,
     typer.Option(
-        "--registry", help="MLflow's tracking URI; default: MLFLOW_TRACKING_URI, or sqlite:///runs/mlflow.db."
+        "--registry", help="The MLflow tracking URI; default: MLFLOW_TRACKING_URI, or sqlite:///runs/mlflow.db."
     ),
 ]
-Model = Annotated[str, typer.Argument(help="A folder, the id of a run, or name@alias.")]
+Model = Annotated[str, typer.Argument(help="A model: its folder, the id of its run, or name@alias.")]
 
 
 @models_app.command("list")
 def list_command(
-    experiment: Annotated[str | None, typer.Option(help="Only the models of this experiment.")] = None,
-    with_archived: Annotated[bool, typer.Option("--all", help="Archived models too.")] = False,
+    experiment: Annotated[
+        str | None, typer.Option(help="The experiment whose models are listed; default: all.")
+    ] = None,
+    with_archived: Annotated[bool, typer.Option("--all", help="Lists archived models too.")] = False,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -66,15 +68,17 @@ def compare_command(one: Model, other: Model, registry: RegistryOption = None, a
 @models_app.command("promote")
 def promote_command(
     model: Model,
-    alias: Annotated[str, typer.Option(help="champion, challenger, or any other.")],
+    alias: Annotated[str, typer.Option(help="The alias: champion, challenger, or any other.")],
     name: Annotated[
         str | None,
-        typer.Option(help="Of the registered model; default: the recipe's `registry.name`, or that of the experiment."),
+        typer.Option(
+            help="The registered model; default: the recipe's `registry.name`, or the name of the experiment."
+        ),
     ] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Gives an alias to a model, which becomes a version of a registered model; a folder is logged first if it was not."""
+    """Gives an alias to a model, which becomes a version of a registered model. If it was not logged, it is logged first."""
     with reported_errors(), _registry(registry, create=True) as (client, url):
         from finetune.registry.versions import promote
 
@@ -89,11 +93,13 @@ def promote_command(
 @models_app.command("archive")
 def archive_command(
     model: Model,
-    force: Annotated[bool, typer.Option("--force", help="Takes its aliases away, if it has any.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Archives the model even if it has aliases, which it loses.")
+    ] = False,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Archives a model: `finetune models list` shows it no more, unless with --all. Nothing is removed."""
+    """Archives a model: `finetune models list` shows it only with --all. Nothing is removed."""
     with reported_errors(), _registry(registry) as (client, url):
         from finetune.registry.resolve import find_model
         from finetune.registry.versions import archive
@@ -102,7 +108,7 @@ def archive_command(
         if run is None:
             raise UsageError(f"{model} was not logged to the registry {url}.")
         taken = [f"{one.name}@{alias}" for one in archive(client, run, force=force) for alias in one.aliases]
-        say(f"run {run.info.run_id} is archived{f', and is {chr(44).join(taken)} no more' if taken else ''}.")
+        say(f"run {run.info.run_id} is archived{f'; it is no longer {chr(44).join(taken)}' if taken else ''}.")
         print_result({"run_id": run.info.run_id, "aliases_taken_away": taken}, as_json=as_json)
 
 
@@ -129,7 +135,7 @@ def _registry(url: str | None, *, create: bool = False) -> "Iterator[tuple[Mlflo
 
 
 def _run_of(client: "MlflowClient", model: str, registry: str | None, url: str) -> "Run":
-    """The run of a model, which is logged first if it is a folder that was not."""
+    """The run of a model, which is logged first if it is a folder that was not logged."""
     from featurize.recipes.recipe import RegistrySettings
     from finetune.registry.client import registry_at
     from finetune.registry.log_model import log_to
@@ -162,7 +168,7 @@ def _view(text: str, registry: str | None) -> dict[str, Any]:
 
 
 def _beside(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The values of two mappings by key; None where one has none."""
+    """The values of two mappings by key; None where a mapping lacks the key."""
     return {key: [one.get(key), other.get(key)] for key in sorted(one.keys() | other.keys())}
 
 

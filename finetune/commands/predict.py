@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from finetune.prediction.answers import Threshold
     from finetune.prediction.predict import Predicted, PredictionPlan
 
-ModelArgument = Annotated[str, typer.Argument(help="The folder of a model, the id of its run, or name@alias.")]
-PredictionsOption = Annotated[str, typer.Option(help="URL of the predictions, of this model and of others.")]
+ModelArgument = Annotated[str, typer.Argument(help="The model: its folder, the id of its run, or name@alias.")]
+PredictionsOption = Annotated[str, typer.Option(help="The URL of the predictions; several models may share it.")]
 TargetPrecisionOption = Annotated[
     float | None,
     typer.Option(
@@ -34,7 +34,7 @@ TargetPrecisionOption = Annotated[
 
 
 def _refuse_precision(given: str | None) -> None:
-    """The option had this name in Firn 0.1, where it could be taken for the number format of a recipe."""
+    """Refuses the name that the option had in Firn 0.1, where it could be taken for the number format of a recipe."""
     if given is not None:
         raise typer.BadParameter("it is called `--target-precision` now.", param_hint="'--precision'")
 
@@ -46,16 +46,17 @@ def predict_command(
     model: ModelArgument,
     output: PredictionsOption,
     images: Annotated[
-        str | None, typer.Option(help="A folder with images at whatever depth, an images table, or a card.")
+        str | None,
+        typer.Option(help="The images: a folder, searched at every depth, an images table, or a data set card."),
     ] = None,
-    features: Annotated[str | None, typer.Option(help="A feature set, in place of images.")] = None,
+    features: Annotated[str | None, typer.Option(help="The feature set to label, in place of images.")] = None,
     target_precision: TargetPrecisionOption = None,
     precision: OldPrecisionOption = None,
     max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
 ) -> None:
-    """Labels images that nobody has labelled, or ready features; run again, it adds what is missing."""
+    """Labels new images, or a feature set; run again, it adds what is missing."""
     with reported_errors(), shown_progress(as_json=as_json):
         from finetune.api.predicting import predict
 
@@ -82,7 +83,7 @@ def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) ->
     if predicted.views is not None:
         report_views(predicted.views)
     else:
-        warn(f"the views on {plan.output} are as they were: {predicted.views_fault}")
+        warn(f"the views on {plan.output} were not updated: {predicted.views_fault}")
     if predicted.reference_fault is not None:
         warn(f"`finetune drift` will not see drift of features in these predictions: {predicted.reference_fault}")
     numbers = {
@@ -97,9 +98,10 @@ def _report(plan: "PredictionPlan", predicted: "Predicted", *, as_json: bool) ->
 
 
 def report_threshold(threshold: "Threshold", *, abstained: int) -> None:
-    """Says where the threshold lies, by which images, and how many images get no label."""
+    """Prints the threshold, how it does on the images that it was chosen by, and how many images got no label."""
     say(
         f"threshold {threshold.threshold:.4f} for a precision of {threshold.precision:g}: of {threshold.rows} images of the "
         f"{threshold.split} split {threshold.kept} get a label and {threshold.right} of these the right one "
-        f"({threshold.right / threshold.kept:.4f}; 95 % sure of {threshold.precision_low:.4f}). {abstained} images here got none."
+        f"({threshold.right / threshold.kept:.4f}; with 95 % confidence at least {threshold.precision_low:.4f}). "
+        f"{abstained} of the new images got no label."
     )

@@ -19,31 +19,33 @@ _DIGITS = 12  # of an image_id on the screen
 
 def relabel_command(
     table: Annotated[
-        str | None, typer.Argument(metavar="[TABLE.csv]", help="Columns image_id and label: what is to be corrected.")
+        str | None, typer.Argument(metavar="[TABLE.csv]", help="The corrections: columns image_id and label.")
     ] = None,
     *,
     features: Annotated[str, typer.Option(help="The URL of the feature set.")],
-    reason: Annotated[str | None, typer.Option(help="Why; kept with each correction.")] = None,
-    by: Annotated[str | None, typer.Option(help="Who; default: you.")] = None,
-    show: Annotated[bool, typer.Option("--list", help="Shows all corrections, in place of a table.")] = False,
+    reason: Annotated[str | None, typer.Option(help="The reason, kept with each correction.")] = None,
+    by: Annotated[str | None, typer.Option(help="The person who corrects; default: you.")] = None,
+    show: Annotated[bool, typer.Option("--list", help="Lists the corrections made so far; takes no table.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Corrects labels. The log of corrections is only ever added to; every later read sees the last label of an image."""
+    """Corrects labels. Corrections are added to a log; every later read sees the last label of an image."""
     with reported_errors():
         if show:
             if table is not None:
-                raise UsageError("`--list` shows what was corrected; it takes no table.")
+                raise UsageError("`--list` lists the corrections made so far; it takes no table.")
             _show(features, as_json=as_json)
             return
         if table is None or reason is None:
-            raise UsageError("a table and `--reason` are wanted, or `--list`.")
+            raise UsageError("a table and `--reason` are required, or `--list`.")
         from finetune.api.checking import relabel
 
         done = relabel(table, features, reason=reason, by=by)
         if done.number is None:
             say(f"{done.features}: all {done.unchanged} images have these labels already; nothing was written.")
         else:
-            say(f"{done.features}: {done.corrected} labels corrected, {done.unchanged} were so already.")
+            say(
+                f"{done.features}: {done.corrected} labels corrected, {done.unchanged} images had these labels already."
+            )
         print_result(
             {
                 "features": done.features,

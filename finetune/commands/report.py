@@ -17,21 +17,21 @@ def report_command(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|SWEEP", help="A model (folder, id of its run, or name@alias) or the folder of a sweep."
+            metavar="MODEL|SWEEP", help="The model (folder, id of its run, or name@alias) or the folder of a sweep."
         ),
     ],
     output: Annotated[str, typer.Option(help="The HTML file to write.")] = DEFAULT_OUTPUT,
     split: Annotated[str, typer.Option(help="The split to judge by: train, validation or test.")] = "test",
     compare: Annotated[
         list[str] | None,
-        typer.Option("--compare", metavar="MODEL", help="Another model to stand beside it; repeatable."),
+        typer.Option("--compare", metavar="MODEL", help="Another model to compare with; repeatable."),
     ] = None,
     title: Annotated[str | None, typer.Option(help="The heading; default: the name of the folder.")] = None,
     check_data: Annotated[
         bool | None,
         typer.Option(
             "--check-data/--no-check-data",
-            help="Looks for label errors and duplicates; default: up to 1 GiB of features.",
+            help="Looks for label errors and duplicates; default: if the features take at most 1 GiB.",
         ),
     ] = None,
     plain: Annotated[
@@ -50,7 +50,7 @@ def report_command(
         else:
             judged = made.judged
             right = f"{judged.models[0].accuracy:.1%} of {len(judged.label_index):,}"
-            say(f"{made.url}: {right} images of {split} are right.")
+            say(f"{made.url}: {right} images of the {split} split got the right label.")
         print_result(_result(made.target, made.judged, made.url), as_json=as_json)
 
 

@@ -28,29 +28,34 @@ def stream_command(
         str, typer.Option(help="The folder in which images arrive, or kafka://host:port,host:port/topic.")
     ],
     output: PredictionsOption,
-    checkpoint: Annotated[str, typer.Option(help="A folder in which the stream keeps how far it is.")],
-    trigger_s: Annotated[float, typer.Option(min=0, help="Seconds between looks for new images.")] = TRIGGER_S,
-    once: Annotated[bool, typer.Option("--once", help="Labels what is there, and ends.")] = False,
+    checkpoint: Annotated[str, typer.Option(help="The folder in which the stream keeps its progress.")],
+    trigger_s: Annotated[float, typer.Option(min=0, help="Seconds between checks for new images.")] = TRIGGER_S,
+    once: Annotated[bool, typer.Option("--once", help="Labels the images that are there, and ends.")] = False,
     max_images_per_batch: Annotated[
-        int, typer.Option(min=1, help="A model is exchanged between two batches.")
+        int,
+        typer.Option(
+            min=1, help="The largest number of images in a batch; a new model takes effect with the next batch."
+        ),
     ] = MAX_IMAGES_PER_BATCH,
     messages: Annotated[
-        str | None, typer.Option(help="Of a topic: images, named-images (the key is the path), or urls of images.")
+        str | None,
+        typer.Option(help="The kind of a topic's messages: images, named-images (the key is the path), or urls."),
     ] = None,
     kafka_options: Annotated[
-        str | None, typer.Option(help="Of a topic: a file of name=value lines for Spark's connector.")
+        str | None, typer.Option(help="The file of options, lines of name=value, for Spark's Kafka connector.")
     ] = None,
     target_precision: TargetPrecisionOption = None,
     precision: OldPrecisionOption = None,
     max_reject_fraction: Annotated[
-        float, typer.Option(min=0, max=1, help="Of a batch; if more cannot be read, a warning says so.")
+        float,
+        typer.Option(min=0, max=1, help="The share of unreadable images in a batch above which there is a warning."),
     ] = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     drift_window: Annotated[
-        int | None, typer.Option(help="Images labelled by one model that are tested for drift together; default: none.")
+        int | None, typer.Option(help="The number of images in a drift window; default: drift is not tested.")
     ] = None,
     false_alarm_rate: Annotated[
-        float, typer.Option(help="Of one window of --drift-window: how often there may be an alarm without a change.")
+        float, typer.Option(help="The share of drift windows that may give an alarm although nothing has changed.")
     ] = 0.01,
     as_json: JsonOption = False,
 ) -> None:
@@ -74,7 +79,7 @@ def stream_command(
         )
         stopped = stop_on_signals(signal.SIGTERM, signal.SIGINT, second_ends=True)
         with open_session("firn stream") as session, stopped as is_asked_to_stop:
-            until = "" if once else f", every {trigger_s:g} s; Ctrl-C ends it after the batch under way"
+            until = "" if once else f", every {trigger_s:g} s; Ctrl-C ends it after the current batch"
             say(f"{plan.arriving.url}: labelled by {model}, {plan.first.card.model_id[:16]}, to {plan.output}{until}.")
             done = run_stream(
                 session,
@@ -88,28 +93,28 @@ def stream_command(
             )
         _report(plan, done, as_json=as_json, seconds=perf_counter() - started)
         if once and done.is_stopped:
-            raise JobError("stopped as asked, before all images were labelled; started again, it goes on.")
+            raise JobError("stopped on request, before all images were labelled; the next run labels the others.")
 
 
 def report_batch(batch: "LabelledBatch", *, max_reject_fraction: float) -> None:
-    """A line on a batch that is done, and another one for what should not be overlooked."""
+    """Prints a line on a finished batch, and a warning for each thing that needs attention."""
     result = batch.result
     parts = [f"{result.added} labelled by {batch.model_id[:16]}"]
-    parts += [f"{result.skipped} were there already"] if result.skipped else []
+    parts += [f"{result.skipped} labelled before"] if result.skipped else []
     parts += [f"{result.rejected} rejected"] if result.rejected else []
     say(f"batch {batch.batch_id}: {batch.images} images, {', '.join(parts)}, {batch.seconds:.1f} s.")
     if result.rejected > max_reject_fraction * (result.added + result.rejected):
         warn(
             f"{result.rejected} of {result.added + result.rejected} images of batch {batch.batch_id} could not be read, more "
-            f"than `max_reject_fraction` = {max_reject_fraction:g}. They are in the rejects; the stream goes on."
+            f"than `max_reject_fraction` = {max_reject_fraction:g}. They are in the rejects; the stream continues."
         )
     if batch.views_fault is not None:
-        warn(f"the views are as they were: {batch.views_fault}")
+        warn(f"the views were not updated: {batch.views_fault}")
     for window in batch.windows:
         text = f"window {window.number} of {batch.model_id[:16]}: {describe(window.result)}"
         (warn if window.result.alarm else say)(text)
     if batch.drift_fault is not None:
-        warn(f"drift: nothing was tested after batch {batch.batch_id}, its images wait: {batch.drift_fault}")
+        warn(f"drift was not tested after batch {batch.batch_id}; its images are tested later: {batch.drift_fault}")
 
 
 def _report(plan: "StreamPlan", done: "Streamed", *, as_json: bool, seconds: float) -> None:
@@ -119,7 +124,7 @@ def _report(plan: "StreamPlan", done: "Streamed", *, as_json: bool, seconds: flo
     )
     if done.alarms and plan.windows is not None:
         expected = plan.windows.false_alarm_rate * done.windows
-        say(f"{done.alarms} of {done.windows} windows gave alarm; {expected:.2g} would if nothing had changed.")
+        say(f"{done.alarms} of {done.windows} windows gave an alarm; without a change {expected:.2g} would.")
     numbers = {
         "predictions": plan.output,
         "checkpoint": plan.checkpoint.url,

@@ -1,4 +1,4 @@
-"""`finetune sweep`: the command."""
+"""The command `finetune sweep`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ _SETTINGS_SHOWN = 10
 
 
 def sweep_command(
-    recipe: Annotated[str, typer.Argument(help="The recipe, a TOML file with a table [sweep].")],
+    recipe: Annotated[str, typer.Argument(help="The TOML recipe, with a section [sweep].")],
     tasks: Annotated[
-        int | None, typer.Option(min=1, help="Trains on Spark, so many tasks at a time; left out: in this process.")
+        int | None, typer.Option(min=1, help="The number of Spark tasks at a time; default: trains in this process.")
     ] = None,
     overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Trains a model for every setting and seed of a sweep, many at once, and ranks the settings. What is done is kept."""
+    """Trains a model for every setting and seed of a sweep, many at once, and ranks the settings."""
     with reported_errors():
         from finetune.api.sweeping import sweep
         from finetune.networks.user_functions import see_working_folder
@@ -43,7 +43,7 @@ def sweep_command(
                 close_bar()
                 ranked = rank_settings(found.card)
                 say(
-                    f"{found.url}: {found.trained} models trained, {found.reused} there already, {found.failed} failed."
+                    f"{found.url}: {found.trained} models trained, {found.reused} trained before, {found.failed} failed."
                 )
                 Console(stderr=True).print(_table(found.card, ranked))
                 print_result(_as_json(found.url, found.card, ranked, found.trained, found.reused), as_json=as_json)
@@ -51,14 +51,14 @@ def sweep_command(
             found = sweep(recipe, tasks=tasks, overrides=overrides or (), on_trials=on_trials, on_result=show)
         if found.registered is not None:
             logged = found.registered
-            say(f"logged: {logged.logged} models, {logged.there} there already, in {logged.registry}")
+            say(f"logged: {logged.logged} models, {logged.there} were logged before, in {logged.registry}")
         if found.failed:
             raise JobError(_failures(found.card))
 
 
 @contextmanager
 def _progress_bar() -> "Iterator[tuple[OnTrials, Callable[[], None]]]":
-    """A function that moves a bar by the trials that are done, and one that removes the bar; on a terminal only."""
+    """A function that advances a progress bar by finished trials, and one that removes the bar; on a terminal only."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     progress = Progress(*columns, console=console, transient=True)
     bar = progress.add_task("models", total=None)
@@ -116,5 +116,5 @@ def _failures(card: "SweepCard") -> str:
     failed = [trial for trial in card.trials if trial.state == "failed"]
     lines = (f"  - {in_words(trial.values)}, seed {trial.seed}: {trial.error}" for trial in failed)
     return "\n".join(
-        [f"{len(failed)} models could not be trained; run it again to try once more:", *some_lines(lines, 5)]
+        [f"{len(failed)} models could not be trained; run the sweep again to retry them:", *some_lines(lines, 5)]
     )

@@ -14,18 +14,22 @@ if TYPE_CHECKING:
 
 
 def views_command(
-    output: Annotated[str, typer.Argument(help="URL of predictions.")],
+    output: Annotated[str, typer.Argument(help="The URL of the predictions.")],
     name: Annotated[
-        str | None, typer.Option(help="Of the registered model whose aliases the views follow from now on.")
+        str | None, typer.Option(help="The registered model whose aliases the views follow from now on.")
     ] = None,
     aliases: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="ALIAS=MODEL", help="An alias set by hand, where the views follow no registry."),
+        typer.Option(
+            "--set",
+            metavar="ALIAS=MODEL",
+            help="An alias and its model, where the views follow no registry; repeatable.",
+        ),
     ] = None,
     registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Brings the views on predictions up to date: `latest`, which is the champion's, and one for each alias."""
+    """Updates the views on predictions: `latest`, which shows the champion's, and one for each alias."""
     with reported_errors():
         from finetune.prediction.views import publish_views
 
@@ -53,13 +57,13 @@ def report_views(published: "PublishedViews") -> None:
 
 
 def _parse(text: str, registry: str | None) -> tuple[str, str]:
-    """An alias and the `model_id` of what it is to be: a folder, the id of a run, or name@alias."""
+    """An alias and the `model_id` of its model, which is named by a folder, the id of a run, or name@alias."""
     from featurize.tables.predictions import RESERVED
     from finetune.registry.resolve import read_folder, resolve_model
 
     alias, equals, model = text.partition("=")
     if not (alias.isidentifier() and equals and model) or alias in RESERVED:
         raise UsageError(
-            f"`--set` takes ALIAS=MODEL, where ALIAS is a word other than {', '.join(RESERVED)}. Got {text!r}."
+            f"`--set` must be ALIAS=MODEL, where ALIAS is a word other than {', '.join(RESERVED)}. Got {text!r}."
         )
     return alias, read_folder(resolve_model(model, registry=registry)).model_id

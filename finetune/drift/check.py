@@ -129,7 +129,7 @@ def check_predictions(
     """
     check_rate(false_alarm_rate)
     if window is not None and window < LEAST_IMAGES:
-        raise UsageError(f"`--window` must be at least {LEAST_IMAGES} images. Got {window}.")
+        raise UsageError(f"`window` must be at least {LEAST_IMAGES} images. Got {window}.")
     published = read_views(output)
     manifest = find_predictions(published, model)
     reference = reference_of(published.url, manifest)

@@ -28,7 +28,7 @@ class Selection:
     Attributes:
         since: Only predictions made at this time or later.
         until: Only predictions made before this time.
-        last: Only so many of these, those made last.
+        last: The number of these, those made last; None: all.
     """
 
     since: datetime | None = None
@@ -43,7 +43,7 @@ def parse_time(text: str, name: str) -> datetime:
     """A time in ISO 8601; UTC where it names no time zone.
 
     Raises:
-        UsageError: `text` is not a time; `name` is the option's name for the message.
+        UsageError: `text` is not a time; `name` is the parameter's name for the message.
     """
     try:
         found = datetime.fromisoformat(text)

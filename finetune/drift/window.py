@@ -30,7 +30,7 @@ LEAST_IMAGES = 20
 """Fewest images in a window: below, p-values from asymptotic distributions mean little."""
 _LEAST_PERMUTATIONS = 2000
 _PERMUTATIONS_PER_RATE = 20.0
-_DIGITS = 5  # of a probability; two processors agree on them, and of a very sure model not on the seventh
+_DIGITS = 5  # of a probability, on which processors agree; for a very sure model they differ in the seventh
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def too_small(needed: Mapping[str, int | None], images: int | None) -> list[str]
             )
         elif images is not None and images < least:
             lines.append(
-                f"{test}: to be 80 % sure of a moderate change a window needs about {least:,} images, not {images:,}."
+                f"{test}: to detect a moderate change with 80 % certainty, a window needs about {least:,} images, not {images:,}."
             )
     return lines
 
@@ -184,7 +184,7 @@ def check_rate(false_alarm_rate: float) -> None:
     """Raises UsageError where the false alarm rate is out of the range that the tests can keep."""
     if not LEAST_RATE <= false_alarm_rate <= MOST_RATE:
         raise UsageError(
-            f"`--false-alarm-rate` must be in [{LEAST_RATE:g}, {MOST_RATE:g}] for each window. Got {false_alarm_rate:g}."
+            f"`false_alarm_rate` must be in [{LEAST_RATE:g}, {MOST_RATE:g}] for each window. Got {false_alarm_rate:g}."
         )
 
 

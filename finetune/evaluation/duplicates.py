@@ -80,11 +80,11 @@ def find_duplicates(
     products, and the pairs. 30,000 rows of 4,096 values in three splits took 12 s on two cores (`benchmarks/duplicates.py`).
 
     Args:
-        splits: by name, in the order in which pairs name them. Their features are float32 or uint8, all of one shape.
+        splits: the splits by name, in the order in which pairs name them. Their features are float32 or uint8, all of one shape.
         classes: the label of every index.
-        threshold: of similarity; default: `choose_threshold`.
-        max_pairs: exact and near pairs that are listed, each.
-        block_rows: rows that are compared at a time.
+        threshold: the least similarity of near duplicates; default: `choose_threshold`.
+        max_pairs: the largest number of pairs of each kind, exact and near, that is listed.
+        block_rows: the number of rows that are compared at a time.
     """
     if threshold is None:
         threshold = choose_threshold(splits, block_rows=block_rows)
@@ -117,7 +117,7 @@ def find_duplicates(
 
 
 def choose_threshold(splits: Mapping[str, SplitData], *, block_rows: int = BLOCK_ROWS) -> float:
-    """From which similarity on two images count as near duplicates, by how similar different images of this feature set get.
+    """The similarity from which on two images count as near duplicates, by how similar different images of the set are.
 
     Images of different classes are different images, and the nearest image of another class in another split is as similar as
     different images get: in ReLU features, which have no negative values, a cosine of 0.7 means little. The threshold is a
@@ -133,7 +133,7 @@ def choose_threshold(splits: Mapping[str, SplitData], *, block_rows: int = BLOCK
     MNIST, as pixels, 505 are ones. Set a threshold of your own for such data.
 
     Args:
-        splits: by name, as those of `find_duplicates`. At most 2,000 of their rows are compared, chosen by their ids.
+        splits: the splits by name, as for `find_duplicates`. At most 2,000 of their rows are compared, chosen by their ids.
         block_rows: rows that are compared at a time.
     """
     parts = list(splits.values())

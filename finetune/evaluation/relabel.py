@@ -61,10 +61,10 @@ def correct_labels(
     """Corrects labels of the feature set at `features_url`: all of `pairs`, or none.
 
     Args:
-        pairs: the id of each image with its label.
-        reason: why; kept with each correction.
-        by: who; default: the user who runs this.
-        origin: what messages call the pairs.
+        pairs: The id of each image with its label.
+        reason: Why the labels are corrected; kept with each correction.
+        by: Who corrects them; default: the current user.
+        origin: The name of the pairs in messages.
 
     Raises:
         UsageError: there are no pairs; one names an image twice, one that is not in the set, or a label that is no class.

@@ -1,4 +1,4 @@
-"""What models say of the rows of one split: the rows that a model's query selects, checked, and read a row group at a time."""
+"""The predictions of models for the rows of a split, those that a model's query selects, checked, a row group at a time."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,6 +85,6 @@ def open_split_rows(
 def _no_rows(rows: SplitRows, purpose: str) -> str:
     with_rows = ", ".join(name for name in rows.manifest.rows if rows.manifest.split_rows(name))
     left_out = rows.manifest.edits.left_out.get(rows.split, 0) if rows.manifest.edits is not None else 0
-    hint = f" that the model's `where` selects; `finetune evaluate --all-rows` judges by all {left_out}"
+    hint = f" that the model's `where` selects; evaluate with `all_rows=True` (--all-rows) to use all {left_out}"
     fault = f"{rows.url}: split {rows.split!r} has no rows{hint if left_out else ''}."
     return f"{fault} {f'They are needed {purpose}. ' if purpose else ''}Splits with rows: {with_rows}."

@@ -32,7 +32,7 @@ def predict_frame(url: str, given: Any, *, target_precision: float | None = None
     """The answers of the model in a folder to a list of images, an array of features, or a pandas frame.
 
     Args:
-        url: of the folder of the model.
+        url: the URL of the model's folder.
         given: a list of paths (or URLs) and of bytes of image files; or float32 features, of a model on pixels uint8 images,
             ``(n_images, *feature_shape)``; or a pandas frame with the column `features`, `content`, `image` or `path`.
         target_precision: see `choose_threshold`; None: every image gets a label.
@@ -43,7 +43,7 @@ def predict_frame(url: str, given: Any, *, target_precision: float | None = None
         cannot be read, in which case the others are empty.
 
     Raises:
-        UsageError: `given` is of no known kind or has another shape, or the model's backbone cannot be loaded as it was.
+        UsageError: `given` is of another kind or has another shape, or the model's backbone cannot be loaded as it was.
         JobError: the model is damaged.
     """
     import pandas as pd

@@ -1,4 +1,4 @@
-"""Work in a thread of its own that nobody has to wait for."""
+"""Work in a thread of its own, which does not keep the process from ending."""
 
 import threading
 from collections.abc import Callable
@@ -16,8 +16,8 @@ def run_in_background(
     The thread is a daemon, unlike those of an executor: a process may end while the work waits for something that never comes.
 
     Args:
-        name: of the thread.
-        thread_class: default: Python's own.
+        name: the name of the thread.
+        thread_class: the class of the thread; default: Python's own.
     """
     future: Future[Result] = Future()
 

@@ -1,4 +1,4 @@
-"""The other ranks, as far as training needs them: sums and minima over all of them. Horovod's are in `distributed`."""
+"""The other ranks, as far as training needs them: sums and minima over all of them. Horovod's are in `horovod_ranks`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -17,14 +17,14 @@ class Communicator(Protocol):
         """The least value of each element of `tensors`, which have one dtype, over all ranks, in one collective."""
 
     def report(self, doing: str) -> None:
-        """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
+        """Says what this rank is doing, such as ``epoch 3, step 17``; the user sees it if this rank is lost."""
 
     def tell(self, facts: Mapping[str, float]) -> None:
-        """Hands something for the user to the process that has started the ranks on Spark."""
+        """Sends numbers for the user to the process that has started the ranks on Spark."""
 
 
 class SingleRank:
-    """No other ranks."""
+    """The communicator of a training on one rank."""
 
     rank = 0
     size = 1
@@ -38,7 +38,7 @@ class SingleRank:
         return list(tensors)
 
     def report(self, doing: str) -> None:
-        """Nobody to tell."""
+        """Does nothing."""
 
     def tell(self, facts: Mapping[str, float]) -> None:
-        """Nobody to tell."""
+        """Does nothing."""

@@ -1,4 +1,4 @@
-"""What ranks tell each other besides gradients: weights at the start, errors, and whether they still agree."""
+"""What ranks exchange besides gradients: weights at the start, errors, and whether they still agree."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast

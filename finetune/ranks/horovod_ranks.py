@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 TIMEOUT_S = 40.0
-_GLOO_LATER_S = 15.0  # Gloo gives up without naming a rank: later than the hub, which names it
+_GLOO_LATER_S = 15.0  # Gloo gives up without naming a rank; so the hub, which names it, must give up first
 PEER_GONE = "another rank is gone; its own output says why."
 HUB_VARIABLE = "FIRN_HUB"
 _SHARED_MEMORY = "FIRN_SHARED_MEMORY"  # 0: ranks of one host use Horovod's collectives too
-# Horovod's threads talk that often, with nothing to do too, which at its own 1 ms takes a fifth of a core from each rank.
+# The interval at which Horovod's threads communicate, idle or not. Its default of 1 ms takes a fifth of a core from each rank.
 _CYCLE_MS = "5"
 
 
@@ -34,8 +34,8 @@ class HorovodRanks:
     """The ranks of a Horovod job that has been initialised. Those of one host reduce in memory that they share.
 
     Args:
-        watch: of this rank.
-        memory: what it shares with all others.
+        watch: the watch of this rank; None: nobody watches.
+        memory: the memory that it shares with all other ranks; None: Horovod's own collectives are used.
     """
 
     def __init__(self, watch: Watch | None = None, memory: SharedMemory | None = None) -> None:
@@ -54,7 +54,7 @@ class HorovodRanks:
         return self._reduce(tensors, np.add, self._hvd.Sum)
 
     def minimum(self, tensors: Sequence[Any]) -> list[Any]:
-        """The least values of each element of `tensors` over all ranks, in one collective."""
+        """The least value of each element of `tensors` over all ranks, in one collective."""
         import numpy as np
 
         return self._reduce(tensors, np.minimum, self._hvd.Min)
@@ -76,12 +76,12 @@ class HorovodRanks:
         return [tf.reshape(part, shape) for part, shape in zip(reduced, shapes, strict=True)]
 
     def report(self, doing: str) -> None:
-        """Says what this rank is doing, such as ``epoch 3, step 17``: told to the user when this rank is lost."""
+        """Says what this rank is doing, such as ``epoch 3, step 17``; the user sees it if this rank is lost."""
         if self._watch is not None:
             self._watch.report(doing)
 
     def tell(self, facts: Mapping[str, float]) -> None:
-        """Tells the driver, where this is a rank on Spark: Horovod hands on what a rank prints by 64 KiB, which is too late."""
+        """Tells the driver, if this is a rank on Spark: what a rank prints comes in pieces of 64 KiB, which is too late."""
         if self._watch is not None:
             self._watch.tell(facts)
 
@@ -95,15 +95,16 @@ def launched_by_horovodrun() -> bool:
 def open_ranks(
     *, distributed: bool, timeout_s: float = TIMEOUT_S, standstill_s: float = STANDSTILL_S
 ) -> Iterator[Communicator]:
-    """The communicator of this process, its TensorFlow given the cores that are its share.
+    """The communicator of this process, whose TensorFlow gets its share of the cores.
 
     When a rank dies, stalls or leaves by an error, the processes of all other ranks are ended, wherever they wait; the hub
     (see `finetune.ranks.hub`) tells the user which rank it was.
 
     Args:
-        distributed: this process is a rank of several.
-        timeout_s: a rank that is not heard of for so long is stalled.
-        standstill_s: ranks that live and report nothing new for so long are stuck. On Spark `run_on_spark` decides it.
+        distributed: whether this process is one of several ranks.
+        timeout_s: seconds after which a rank that is not heard of counts as stalled.
+        standstill_s: seconds after which ranks that live but report nothing new count as stuck. On Spark `run_on_spark`
+            decides it.
 
     Raises:
         JobError: a collective failed, or the ranks do not find each other.
@@ -116,7 +117,7 @@ def open_ranks(
         return
     leave_out_keras_extras()
     with _watched(timeout_s, standstill_s) as watch:
-        # Before TensorFlow, which takes long to import: a rank that does not get so far is missed.
+        # The watch starts before the import of TensorFlow, which takes long: a rank that dies in it is noticed.
         import horovod.tensorflow as hvd
         import tensorflow as tf
         from horovod.common.exceptions import HorovodInternalError
@@ -174,7 +175,7 @@ def _part(watch: Watch, hub: HubProcess | None) -> None:
 
 
 def _tell_hub(error: Exception, watch: Watch) -> None:
-    """Tells the hub by what error this rank ends, unless all ranks end by it."""
+    """Tells the hub the error by which this rank ends, unless all ranks end by it."""
     rank = process_name(f"rank {watch.rank}")
     if isinstance(error, SharedError):
         return
@@ -221,7 +222,7 @@ def _open_memory(place: Place | None = None) -> SharedMemory | None:
         return SharedMemory(hvd.rank(), hvd.size(), place)
     except OSError as error:
         name = process_name(f"rank {hvd.rank()}")
-        warn(f"{name} shares no memory with the others ({error}); Horovod's all-reduce takes longer.")
+        warn(f"{name} cannot share memory with the other ranks ({error}); Horovod's slower all-reduce is used.")
         return None
 
 

@@ -1,6 +1,6 @@
-"""Who of the ranks is alive. A hub hears of every rank; when one is gone or stalled it says which, and all of them end.
+"""Which ranks are alive. A hub hears from every rank; when one is gone or stalled, it says which, and all of them end.
 
-A collective gives no such answer: it fails without naming a rank, or waits. So every rank has a thread, its watch, which tells
+A collective cannot tell: it fails without naming a rank, or waits. So every rank has a thread, its watch, which tells
 the hub each second that the process runs; a long step or a wait in a collective does not hold it up, a stopped process does.
 The hub is a thread of the driver on Spark, and a process beside rank 0 under horovodrun. It is watched in turn by every watch.
 """
@@ -18,10 +18,10 @@ from typing import Any
 
 from finetune.ranks.hub_messages import Address, Lines, beat_interval
 
-_SETTLE_S = 5.0  # a collective that failed: so long the cause, a rank that is gone, may take to be known
-_LEAVE_S = 10.0  # a rank that failed by itself: so long it may take to say what it has to say
-STANDSTILL_S = 600.0  # a rank may read or write for so long while the others wait for it
-_NONE_STARTED = 3  # times the timeout, from the launch: so long no rank at all may be heard of
+_SETTLE_S = 5.0  # after a collective failed, until the cause, such as a dead rank, should be known
+_LEAVE_S = 10.0  # for a rank that failed by itself to report its error
+STANDSTILL_S = 600.0  # that a rank may read or write while the others wait for it
+_NONE_STARTED = 3  # times the timeout: from the launch until the first rank must be heard of
 
 
 @dataclass
@@ -29,12 +29,12 @@ class _Rank:
     """What the hub knows of a rank.
 
     Attributes:
-        heard: when, by `monotonic`.
+        heard: when it was last heard of, by `monotonic`.
         reports: how often it has said what it is doing.
-        left: it said that it ends.
+        left: whether it has said that it ends.
         fault: the message of the error by which it ends.
-        says_it: it shows that error to the user by itself.
-        broken: what a collective failed with.
+        says_it: whether it shows that error to the user by itself.
+        broken: the error of a collective that failed.
     """
 
     name: str
@@ -58,16 +58,17 @@ class _Rank:
 
 
 class Hub:
-    """Hears of all ranks and judges. Use it as a context manager; leaving it says goodbye to the ranks.
+    """Hears from all ranks and finds the one at fault. Use it as a context manager; after it the ranks are not watched.
 
     Args:
-        size: how many ranks there will be.
-        name: of the process that has the hub, as a message should call it.
-        timeout_s: a rank that is not heard of for so long is stalled.
+        size: the number of ranks.
+        name: the name of the process that has the hub, for messages.
+        timeout_s: seconds after which a rank that is not heard of counts as stalled.
         on_verdict: called on the hub's thread with the message that names the rank at fault, and with whether the rank
             itself shows that message to the user; if it then does not, called again.
         host: the interface to listen on; default: all.
-        standstill_s: when all ranks live, and none has reported anything new for so long, they are stuck.
+        standstill_s: seconds after which ranks that live but report nothing new count as stuck.
+        on_told: called on the hub's thread with the numbers that a rank tells.
     """
 
     def __init__(
@@ -100,11 +101,11 @@ class Hub:
         self._thread.start()
 
     def address(self, host: str) -> Address:
-        """Where ranks find it, if they reach this machine as `host`."""
+        """The address of the hub for ranks that reach this machine as `host`."""
         return Address(host, self._listener.getsockname()[1], self._token)
 
     def expect_ranks(self) -> None:
-        """Says that the ranks are being started now."""
+        """Tells the hub that the ranks are being started now."""
         self._launched = monotonic()
 
     def pass_on_signal(self, number: int) -> None:
@@ -116,7 +117,7 @@ class Hub:
         self._all_ended.wait(timeout_s)
 
     def close(self) -> None:
-        """Says goodbye: ranks that still run are no longer watched."""
+        """Ends the hub: ranks that still run are no longer watched."""
         self._closing.set()
         self._thread.join()
 
@@ -166,7 +167,7 @@ class Hub:
                 self._gone = rank
 
     def _admit(self, lines: Lines, message: dict[str, Any]) -> bool:
-        """Takes a connection for that of a rank, if its first message has the token."""
+        """Accepts a connection as that of a rank, if its first message has the token."""
         if not hmac.compare_digest(str(message.get("token")), self._token):
             return False
         lines.rank = int(message["rank"])
@@ -208,7 +209,7 @@ class Hub:
                 self._broadcast({"verdict": self.verdict, "final": True})
 
     def _find_fault(self, now: float) -> tuple[str, _Rank | None] | None:
-        """The message, and the rank if it is about to end by itself."""
+        """The message that names the fault, and the rank at fault if it is about to end by itself."""
         ranks = [self._ranks[number] for number in sorted(self._ranks)]
         for rank in ranks:
             if rank.fault is not None:
@@ -233,17 +234,17 @@ class Hub:
         return None
 
     def _find_broken(self, ranks: Sequence[_Rank], now: float) -> tuple[str, None] | None:
-        """A collective failed and all processes live: who did not come to it, if anybody did not."""
+        """A collective failed although all processes live: the ranks that did not enter it, if any."""
         broken = [rank for rank in ranks if rank.broken is not None]
         if not broken or now - min(rank.broken_at for rank in broken) < min(_SETTLE_S, self._timeout_s):
             return None
         absent = [f"{rank.name}{' has ended' if rank.left else rank.where}" for rank in ranks if rank.broken is None]
         if absent:
-            return f"{_listed(absent)}: did not come to the all-reduce in which the other ranks waited.", None
+            return f"{_listed(absent)}: did not enter the all-reduce in which the other ranks waited.", None
         return f"an all-reduce failed on every rank: {broken[0].broken}", None
 
     def _find_standstill(self, ranks: Sequence[_Rank], now: float) -> tuple[str, None] | None:
-        """All live and say nothing new: the ranks that have said least are those for which the others wait.
+        """All ranks live and report nothing new: the others wait for those that have reported least.
 
         Horovod 0.28.1 has a limit of its own for this, HOROVOD_STALL_SHUTDOWN_TIME_SECONDS, which has no effect with Gloo.
         """
@@ -252,7 +253,10 @@ class Hub:
             return None
         behind = [rank.name + rank.where for rank in ranks if not rank.left and rank.reports == min(counts)]
         others = "" if len(behind) == len(counts) else ", and the other ranks wait"
-        return f"{_listed(behind)} {_has(behind)} not got on for {self._standstill_s:g} s{others}: stalled.", None
+        return (
+            f"{_listed(behind)} {_has(behind)} not made progress for {self._standstill_s:g} s{others}: stalled.",
+            None,
+        )
 
     def _broadcast(self, message: dict[str, Any]) -> None:
         for number in sorted(self._ranks, reverse=True):  # rank 0 last: it may end the process of the hub

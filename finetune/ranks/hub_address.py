@@ -1,4 +1,4 @@
-"""Where the ranks of `horovodrun` find the hub: rank 0 leaves its address with the launcher's key-value server.
+"""How the ranks of `horovodrun` find the hub: rank 0 writes its address to the launcher's key-value server.
 
 That server is what Gloo's own rendezvous uses; it runs before the first rank and after the last one.
 """
@@ -18,9 +18,9 @@ _REQUEST_S = 5.0
 
 
 def own_host() -> str:
-    """The address of this machine on the network on which the launcher, and so every rank, is."""
+    """The address of this machine on the network of the launcher, which every rank can reach."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect(_launcher())  # of a datagram socket: nothing is sent, only the way is looked up
+        probe.connect(_launcher())  # of a datagram socket: nothing is sent, only the route is looked up
         host: str = probe.getsockname()[0]
         return host
 
@@ -34,7 +34,7 @@ def publish_hub(address: Address) -> None:
     try:
         _opener().open(Request(_url(), data=str(address).encode(), method="PUT"), timeout=_REQUEST_S).close()
     except OSError as error:
-        raise JobError(f"rank 0 does not reach its launcher at {_url()}: {error}") from error
+        raise JobError(f"rank 0 cannot reach its launcher at {_url()}: {error}") from error
 
 
 def find_hub(rank: int, *, timeout_s: float) -> Address:
@@ -43,7 +43,7 @@ def find_hub(rank: int, *, timeout_s: float) -> Address:
     Raises:
         JobError: it did not within `timeout_s` seconds.
     """
-    # One second apart, so that the lowest rank that is there says it first, and the launcher ends the others.
+    # One second apart, so that the lowest rank reports the error first, and the launcher ends the others.
     deadline = monotonic() + timeout_s + min(rank - 1, 5)
     while monotonic() < deadline:
         try:
@@ -64,5 +64,5 @@ def _url() -> str:
 
 
 def _opener() -> OpenerDirector:
-    """One that goes there directly, whatever proxy the environment names."""
+    """An opener that ignores the proxies that the environment names."""
     return build_opener(ProxyHandler({}))

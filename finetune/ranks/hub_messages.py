@@ -1,4 +1,4 @@
-"""What the hub and the ranks it hears of speak with: lines of JSON over a connection, and the end of a process."""
+"""The messages between the hub and the ranks, lines of JSON over a connection; and the end of a process."""
 
 import json
 import os
@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 _BEAT_S = 1.0
-_STATUS = 1  # what a rank ends with when another one is at fault
+_STATUS = 1  # the exit status of a rank when another one is at fault
 
 
 class Address(NamedTuple):
-    """Where a hub is, and the word by which it knows its ranks."""
+    """The address of a hub, and the token by which it recognises its ranks."""
 
     host: str
     port: int
@@ -35,8 +35,8 @@ class Lines:
     """Messages over a connection, a line of JSON each; nothing here ever waits.
 
     Attributes:
-        rank: at the other end.
-        ended: the other end is closed.
+        rank: the rank at the other end; None before its first message.
+        ended: whether the other end is closed.
     """
 
     socket: socket.socket
@@ -65,29 +65,29 @@ class Lines:
         *whole, self._rest = (self._rest + data).split(b"\n")
         try:
             return [json.loads(line) for line in whole]
-        except ValueError:  # no rank speaks like that
+        except ValueError:  # not sent by a rank
             self.ended = True
             return []
 
 
 def beat_interval(timeout_s: float) -> float:
-    """How often a process says that it lives: every second, or more often where that would be too rare."""
+    """Seconds between two signs of life of a process: one, or less if `timeout_s` is short."""
     return min(_BEAT_S, timeout_s / 8)
 
 
 def process_name(what: str) -> str:
-    """What messages call this process, such as ``rank 1 (process 4242 on host-b)``."""
+    """The name of this process in messages, such as ``rank 1 (process 4242 on host-b)``."""
     return f"{what} (process {os.getpid()} on {socket.gethostname()})"
 
 
 def say_error(message: str) -> None:
     """Shows an error to the user as the commands do, whatever the other threads of this process are writing."""
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # standard error is closed
         os.write(2, f"error: {message}\n".encode())
 
 
 def end_process(message: str | None) -> None:
-    """Ends this process at once, whatever its other threads wait for, with an error for the user or with none."""
+    """Ends this process at once, whatever its other threads wait for; shows the user `message`, if there is one."""
     if message is not None:
         say_error(message)
     for stream in (sys.stdout, sys.stderr):

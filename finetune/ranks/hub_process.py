@@ -1,4 +1,4 @@
-"""The hub of `horovodrun`: a process that rank 0 starts, and that outlives rank 0 long enough to say how that ended.
+"""The hub of `horovodrun`: a process that rank 0 starts, and that outlives rank 0 long enough to report its end.
 
 It shares the standard error of rank 0, and `horovodrun` waits for the end of that before it ends the other ranks.
 """
@@ -12,16 +12,16 @@ from featurize.errors import JobError
 from finetune.ranks.hub import Hub
 from finetune.ranks.hub_messages import Address, process_name, say_error
 
-_END_S = 12.0  # after rank 0: to have the other ranks ended
+_END_S = 12.0  # after the end of rank 0, until the other ranks should have ended
 
 
 class HubProcess:
-    """The hub as a child of this process. It ends by itself, soon after this process if not before.
+    """The hub as a child of this process. It ends by itself, soon after this process at the latest.
 
     Args:
-        size: how many ranks there will be.
-        timeout_s: a rank that is not heard of for so long is stalled.
-        standstill_s: ranks that live and report nothing new for so long are stuck.
+        size: the number of ranks.
+        timeout_s: seconds after which a rank that is not heard of counts as stalled.
+        standstill_s: seconds after which ranks that live but report nothing new count as stuck.
         host: the interface to listen on.
 
     Raises:
@@ -44,7 +44,7 @@ class HubProcess:
         self.address = Address.parse(line)
 
     def close(self) -> None:
-        """Lets it end, when the other ranks do or soon after: then they are no longer watched."""
+        """Lets the hub end, with the other ranks or soon after; from then on they are not watched."""
         if self._process.stdin is not None:
             self._process.stdin.close()
 
@@ -54,9 +54,9 @@ class HubProcess:
 
 
 def serve() -> None:
-    """What the process does, with the arguments of `HubProcess`: the address to standard output, then the hub."""
+    """The main function of the process, with the arguments of `HubProcess`: prints the address, then runs the hub."""
     size, timeout_s, standstill_s, host = sys.argv[1:]
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for rank 0, whose end this process has to tell
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for rank 0, whose end this process reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Hub(
         int(size),
@@ -67,7 +67,7 @@ def serve() -> None:
         host=host,
     ) as hub:
         print(hub.address(host), flush=True)
-        sys.stdin.read()  # until rank 0 has no more use for it, or is gone
+        sys.stdin.read()  # until rank 0 closes it or is gone
         hub.wait_for_ends(_END_S)
 
 

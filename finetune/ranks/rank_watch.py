@@ -1,4 +1,4 @@
-"""A rank's own part in `liveness`: a thread that tells the hub that this process lives, and does what the hub decides."""
+"""A rank's side of the `hub`: a thread that tells the hub that this process lives, and does what the hub decides."""
 
 import os
 import selectors
@@ -11,17 +11,17 @@ from typing import Any
 from featurize.errors import JobError
 from finetune.ranks.hub_messages import Address, Lines, beat_interval, end_process
 
-_VERDICT_S = 20.0  # after the timeout: so long a verdict of the hub may take
+_VERDICT_S = 20.0  # after the timeout, until the hub should have a verdict
 _MAX_SPEAKING_DELAY_S = 5.0
 
 
 class Watch:
-    """A rank's word to the hub, and its ear for what the hub decides. Ends the process when another rank is at fault.
+    """A rank's connection to the hub. Ends the process when another rank is at fault.
 
     Args:
-        rank: of this process.
-        address: of the hub.
-        timeout_s: a hub that is not heard of for so long is stalled.
+        rank: the rank of this process.
+        address: the address of the hub.
+        timeout_s: seconds after which a hub that is not heard of counts as stalled.
         end: ends the process, with a message for the user or with none; default: `end_process`.
 
     Raises:
@@ -39,7 +39,7 @@ class Watch:
         try:
             connection = socket.create_connection((address.host, address.port), timeout=timeout_s)
         except OSError as error:
-            raise JobError(f"rank {rank} does not reach the hub at {address.host}:{address.port}: {error}") from error
+            raise JobError(f"rank {rank} cannot reach the hub at {address.host}:{address.port}: {error}") from error
         self._lines = Lines(connection)
         hello = {"token": address.token, "rank": rank, "pid": os.getpid(), "host": socket.gethostname()}
         self._lines.send(hello)
@@ -47,34 +47,34 @@ class Watch:
         self._thread.start()
 
     def report(self, doing: str) -> None:
-        """Says what this rank is doing, such as ``epoch 3, step 17``: the hub tells it when this rank is lost.
+        """Says what this rank is doing, such as ``epoch 3, step 17``; the hub shows it if this rank is lost.
 
-        Once every rank has begun to report, the job is stuck when none has reported for ten minutes: report each step, each slice
-        of an evaluation, each file read or written.
+        Once every rank has begun to report, the job counts as stuck if none has reported for ten minutes: report each step, each
+        slice of an evaluation, each file read or written.
         """
         self._doing = doing
         self._reports += 1
 
     def tell(self, facts: Mapping[str, float]) -> None:
-        """Tells the hub something for the user."""
+        """Sends the hub numbers for the user."""
         self._lines.send({"told": dict(facts)})
 
     def collective_failed(self, error: str) -> None:
-        """Tells the hub and waits for its verdict, which ends this process. Returns if there is no verdict to come."""
+        """Tells the hub and waits for its verdict, which ends this process. Returns if there is none in time."""
         self._lines.send({"broken": error})
         self._thread.join(self._timeout_s + _VERDICT_S)
 
     def blame(self, fault: str, *, says_it: bool) -> None:
-        """Says that this rank ends by an error, which is the end for all ranks. It is still watched while it does.
+        """Says that this rank ends by an error, so that all ranks end. It is watched until it has ended.
 
         Args:
             fault: the message of the error.
-            says_it: this rank shows the error to the user itself.
+            says_it: whether this rank shows the error to the user itself.
         """
         self._lines.send({"leave": fault, "says_it": says_it})
 
     def leave(self) -> None:
-        """Says that this rank ends in order."""
+        """Says that this rank ends without an error."""
         self._lines.send({"leave": None, "says_it": False})
         self._closing.set()
         self._thread.join()
@@ -99,7 +99,7 @@ class Watch:
         return None
 
     def _obey(self, message: dict[str, Any]) -> bool:
-        """Does what the hub says; whether that was its last word."""
+        """Does what a message of the hub says; returns whether it was the last one."""
         self._hub_name = message.get("hub", self._hub_name)
         self._verdict = message.get("verdict", self._verdict)
         if "signal" in message:
@@ -109,7 +109,7 @@ class Watch:
         return bool(message.get("final") or message.get("bye"))
 
     def _end_without_hub(self, what: str) -> None:
-        """Ends the process. The lowest rank that is left says why: the launcher ends the others before they say it again."""
+        """Ends the process. The lowest rank that is left says why; the launcher ends the others before they repeat it."""
         if self._verdict is None:
             self._closing.wait(min(max(0, self.rank - 1), _MAX_SPEAKING_DELAY_S))
         if not self._closing.is_set():

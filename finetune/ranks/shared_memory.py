@@ -1,9 +1,9 @@
-"""Sums over the ranks of one host, through memory that they share: several times as fast as sockets, and nothing else runs.
+"""Sums over the ranks of one host, through memory that they share: several times as fast as sockets.
 
 The memory is an anonymous file of the kernel, gone with the last process that maps it. It holds a piece for each rank and one
-for the result. Arrays are reduced piece by piece, and of each piece every rank reduces a share. It writes what is of the
-others' shares, all wait for each other, it reduces its own share over the ranks in their order and writes the result, all wait
-again, and it reads the results of the others. So all have the same bits.
+for the result. Arrays are reduced piece by piece, and every rank reduces a share of each piece: it writes its values for the
+shares of the others, waits for all ranks, reduces its own share in the order of the ranks, writes the result, waits again, and
+reads the results of the others. So all ranks have the same bits.
 """
 
 import ctypes
@@ -21,21 +21,21 @@ from numpy.typing import NDArray
 from featurize.errors import JobError
 
 PIECE_BYTES = 4 << 20
-_LINE_BYTES = 64  # of the processor's caches, which ranks had better not write to together; a semaphore takes 32
+_LINE_BYTES = 64  # a cache line, which is slow if several ranks write to it; a semaphore takes 32
 _PAGE_BYTES = 4096
-_TRIES = 200  # before a rank sleeps until it is woken, which takes as long as 100 to 300 of them
+_TRIES = 200  # before a rank sleeps until it is woken, which takes as long as 100 to 300 tries
 _REDUCTIONS = (np.add, np.minimum)
-_CALLS, _BYTES, _KIND, _REDUCTION, _LEFT = range(5)  # what each rank says of itself
+_CALLS, _BYTES, _KIND, _REDUCTION, _LEFT = range(5)  # columns that describe the current call of each rank
 _NOT_LEFT = np.iinfo(np.int64).max
 
 
 class CollectiveError(JobError):
-    """The ranks are not in one collective: one has left, or does something else."""
+    """The ranks are not in the same collective: one has left, or is in another one."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the memory is that another process has made: its descriptor there, and a number that the memory begins with."""
+    """The place of memory that another process has made: the process, its descriptor, and the number at the beginning."""
 
     pid: int
     descriptor: int
@@ -43,7 +43,7 @@ class Place:
 
 
 class _Run(NamedTuple):
-    """Elements of an array that a rank reduces: where they are in the array, and in a piece."""
+    """Elements of an array that a rank reduces: their place in the array (`here`) and in a piece (`there`)."""
 
     owner: int
     array: int
@@ -52,14 +52,15 @@ class _Run(NamedTuple):
 
 
 class SharedMemory:
-    """One rank's end of the memory.
+    """The shared memory, as one rank uses it.
 
     Args:
-        rank, size: of this process, and how many there are.
-        place: of the memory that rank 0 has made; None for rank 0, which makes it.
+        rank: the rank of this process.
+        size: the number of ranks.
+        place: the place of the memory that rank 0 has made; None for rank 0, which makes it.
 
     Raises:
-        OSError: the memory cannot be made, or not be opened from here.
+        OSError: the memory cannot be made, or cannot be opened in this process.
     """
 
     def __init__(self, rank: int, size: int, place: Place | None = None) -> None:
@@ -71,7 +72,7 @@ class SharedMemory:
         self._token = memory[:8].view(np.int64)
         self._says = memory[says:pieces].view(np.int64).reshape(-1, _LINE_BYTES // 8)[:size]
         self._pieces = [memory[start : start + PIECE_BYTES] for start in range(pieces, n_bytes, PIECE_BYTES)]
-        # What takes no time keeps the lock of the interpreter: another thread may hold it for 5 ms once it is given away.
+        # Short calls keep the interpreter's lock: once it is released, another thread may hold it for 5 ms.
         self._libc, self._unlocked = ctypes.PyDLL(None), ctypes.CDLL(None)
         semaphores = [
             [ctypes.c_void_p(memory.ctypes.data + (1 + to * size + by) * _LINE_BYTES) for by in range(size)]
@@ -91,22 +92,22 @@ class SharedMemory:
 
     @property
     def place(self) -> Place:
-        """Where other processes find it, until `forget_place`."""
+        """The place at which other processes find the memory, until `forget_place`."""
         return Place(os.getpid(), self._descriptor, int(self._token[0]))
 
     def forget_place(self) -> None:
-        """All ranks have opened it."""
+        """Closes the descriptor, once all ranks have opened the memory."""
         os.close(self._descriptor)
 
     def reduce(self, arrays: Sequence[NDArray[Any]], reduction: np.ufunc) -> list[NDArray[Any]]:
-        """`arrays` of all ranks, reduced element by element, in the order of the ranks. All must call it alike.
+        """`arrays` of all ranks, reduced element by element, in the order of the ranks. Every rank must call it.
 
         Args:
-            arrays: of any shapes, and of one dtype with a fixed size; alike on all ranks.
+            arrays: of any shapes, and of one dtype with a fixed size; shapes and dtype are the same on all ranks.
             reduction: `np.add` or `np.minimum`.
 
         Raises:
-            CollectiveError: another rank has left, or has not called it alike.
+            CollectiveError: another rank has left, or has called it with other sizes, another dtype or reduction.
         """
         own = [np.ascontiguousarray(array).reshape(-1) for array in arrays]
         totals = [_empty(array.size, array.dtype) for array in own]
@@ -129,7 +130,7 @@ class SharedMemory:
                     so_far = parts[0]
                     for part in parts[1:]:
                         so_far = reduction(so_far, part, out=total)
-                    if so_far is not total:  # of one rank alone
+                    if so_far is not total:  # there is one rank only
                         total[:] = so_far
                     result[run.there] = total
             self._wait()
@@ -139,7 +140,7 @@ class SharedMemory:
         return [total.reshape(array.shape) for total, array in zip(totals, arrays, strict=True)]
 
     def close(self) -> None:
-        """Says that this rank enters no collective any more: one that waits for it there, or will, fails at once."""
+        """Tells the other ranks that this one enters no more collectives: those that wait for it fail at once."""
         self._says[self._rank, _LEFT] = self._waits
         for semaphore in self._wakes:
             self._libc.sem_post(semaphore)
@@ -151,7 +152,7 @@ class SharedMemory:
         return self._runs[key]
 
     def _wait(self) -> None:
-        """Returns once all ranks have called it as often as this one. They order memory, as POSIX has it of semaphores."""
+        """Returns once all ranks have called it as often as this one. The semaphores also order memory, as POSIX requires."""
         self._waits += 1
         for semaphore in self._wakes:
             self._libc.sem_post(semaphore)
@@ -193,7 +194,7 @@ def _map_existing(place: Place, n_bytes: int) -> tuple[int, NDArray[np.uint8]]:
             raise ValueError("it begins with another number")
     except (OSError, ValueError) as error:
         os.close(descriptor)
-        raise OSError(f"{path} is something else here: {error}") from error
+        raise OSError(f"{path} is not the memory that rank 0 made: {error}") from error
     return descriptor, memory
 
 
@@ -213,7 +214,7 @@ def _cut(sizes: Sequence[int], per_piece: int, n_ranks: int) -> Iterator[list[_R
 
 
 def _empty(n: int, dtype: "np.dtype[Any]") -> NDArray[Any]:
-    """Memory where TensorFlow wants a tensor's to begin: it then takes the array as it is."""
+    """An empty array, aligned as TensorFlow needs it to take the array without a copy."""
     raw = np.empty(n * dtype.itemsize + _LINE_BYTES, np.uint8)
     first = -raw.ctypes.data % _LINE_BYTES
     return raw[first : first + n * dtype.itemsize].view(dtype)

@@ -1,4 +1,4 @@
-"""Signals that ask a process to stop, which may finish first what it is doing."""
+"""Signals that ask a process to stop, which may finish its current work first."""
 
 import signal
 import threading
@@ -13,9 +13,9 @@ _DEFAULTS = {signal.SIGINT: signal.default_int_handler}
 def stop_on_signals(
     *numbers: signal.Signals, second_ends: bool = False, on_signal: Callable[[int], None] | None = None
 ) -> Iterator[Callable[[], bool]]:
-    """A function that tells whether this process has got one of the signals `numbers`, which do nothing else within the block.
+    """A function that tells whether one of the signals `numbers` has arrived; within the block they do nothing else.
 
-    Python handles signals in the main thread alone: in another thread nothing is changed, and the answer is always no.
+    Python handles signals in the main thread alone: in another thread nothing is changed, and the function returns False.
 
     Args:
         numbers: such as `signal.SIGTERM`.

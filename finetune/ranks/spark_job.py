@@ -1,4 +1,4 @@
-"""The Spark job whose tasks hold the ranks: its tag is on no other job, and by it this one alone is cancelled."""
+"""The Spark job whose tasks hold the ranks. It has a tag of its own, so that it can be cancelled and no other job."""
 
 import os
 import posixpath
@@ -26,9 +26,9 @@ class RankJob:
     """A Spark job of one task for each rank, which runs in a thread of its own.
 
     Args:
-        context: of a session, which may have other jobs.
-        num_ranks: how many tasks.
-        task: what each of them does, given its number and no rows.
+        context: the context of a session, which may have other jobs.
+        num_ranks: the number of tasks.
+        task: the function of each task, called with its number and no rows.
     """
 
     def __init__(self, context: "SparkContext", num_ranks: int, task: Task) -> None:
@@ -37,7 +37,7 @@ class RankJob:
         self._is_cancelled = threading.Event()
 
     def start(self) -> Future[list[Any]]:
-        """Submits the job; the future has what its tasks yield, by their number."""
+        """Submits the job; the future has what its tasks yield, in the order of the tasks."""
         from pyspark import InheritableThread
 
         return run_in_background(self._collect, name="firn-spark-job", thread_class=InheritableThread)
@@ -75,9 +75,9 @@ class RankJob:
 
 
 def check_slots(session: "SparkSession", num_ranks: int) -> None:
-    """Checks that so many tasks can run at a time, where their number is settled, as it is in one process.
+    """Checks that `num_ranks` tasks can run at a time, if the number of slots is fixed, as it is with a local master.
 
-    A cluster may still be starting its executors, or start more when there is work: there it is seen later.
+    A cluster may still be starting its executors, or start more when there is work: there the launch finds out.
 
     Raises:
         UsageError: there are fewer slots than ranks.
@@ -92,7 +92,7 @@ def check_slots(session: "SparkSession", num_ranks: int) -> None:
 
 
 def count_running_tasks(context: "SparkContext") -> int:
-    """How many tasks of this session run now, of all its jobs."""
+    """The number of tasks of this session that run now, in all its jobs."""
     tracker = context.statusTracker()
     stages = [tracker.getStageInfo(number) for number in tracker.getActiveStageIds()]
     return sum(stage.numActiveTasks for stage in stages if stage is not None)
@@ -116,8 +116,8 @@ def _with_py_files(context: "SparkContext", task: Task) -> Task:
     """`task`, with the files of `spark-submit --py-files` on the path of the processes that it starts.
 
     A rank is such a process, and Spark puts these files on the path of its own Python workers only. They lie in the working
-    directory of every executor, which is that of the ranks too. What the task sets in its environment ends with it: another job
-    may get its process.
+    directory of every executor, which is that of the ranks too. The environment is restored after the task, as another job may
+    get its process.
     """
     names = [posixpath.basename(path) for path in context.getConf().get("spark.submit.pyFiles", "").split(",") if path]
 

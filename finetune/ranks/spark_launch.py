@@ -1,10 +1,10 @@
-"""Starts ranks in the tasks of a Spark job by Horovod's own services, with an end to everything that they wait for.
+"""Starts ranks in the tasks of a Spark job by Horovod's own services, with a limit to every wait.
 
 It does what `horovod.spark.run` of Horovod 0.28.1, its last release, does with Gloo, and calls the same parts of it. That
 function cannot be used in a session that has other users. It takes SIGINT and SIGTERM for itself and keeps them, which only
 the main thread may do; it waits without end for a Spark job that does not end; it leaves its servers open; and it forks this
-process and imports TensorFlow in the child to learn whether Gloo was built, which takes six seconds. Here nobody asks: a rank
-without Gloo says so itself.
+process and imports TensorFlow in the child to learn whether Gloo was built, which takes six seconds. Here this is not checked:
+a rank without Gloo says so itself.
 """
 
 import copy
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 class NotStartedError(JobError):
-    """Spark did not start all tasks in time. `started` is how many it did start."""
+    """Spark did not start all tasks in time. `started` is the number of those that it did start."""
 
     def __init__(self, started: int) -> None:
         super().__init__(f"{started} tasks were started in time.")
@@ -36,10 +36,10 @@ class SparkLaunch(Generic[Result]):
     """One launch of ranks. `run` waits for them; the other methods, called from another thread, end what it waits for.
 
     Args:
-        context: of a session, which may have other jobs.
-        num_ranks: how many.
-        work: what each rank does.
-        start_timeout_s: for Spark to start all tasks.
+        context: the context of a session, which may have other jobs.
+        num_ranks: the number of ranks.
+        work: the function of each rank.
+        start_timeout_s: seconds in which Spark must start all tasks.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class SparkLaunch(Generic[Result]):
         )
         self._driver = SparkDriverService(num_ranks, num_ranks, work, (), {}, self._key, None)
         self._driver._server.daemon_threads = (
-            True  # a client that is stopped in the middle of a request holds nothing up
+            True  # a client that is stopped in the middle of a request does not keep this process from ending
         )
         self._rendezvous = RendezvousServer()
         mapper = runner._make_mapper(self._driver.addresses(), self._settings, True, False)
@@ -117,12 +117,12 @@ class SparkLaunch(Generic[Result]):
             self._rendezvous._httpd.server_close()
 
     def _tell_driver(self, ended: "Future[list[Any]]") -> None:
-        """A Spark job that fails before all tasks have registered: nobody waits for them any longer."""
+        """Ends the wait for tasks to register, if the Spark job has failed."""
         if ended.exception() is not None:
             self._driver.notify_spark_job_failed()
 
     def _start_ranks(self) -> "dict[int, Future[int | None]]":
-        """Has each task start its rank; the futures have the exit statuses, None where a task is not there to tell it."""
+        """Has each task start its rank; the futures have the exit statuses, None where the task is gone."""
         from horovod.runner import gloo_run
         from horovod.runner.common.util import codec
         from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
@@ -135,7 +135,7 @@ class SparkLaunch(Generic[Result]):
         self._rendezvous._httpd.daemon_threads = True
         self._rendezvous.init(slots)
         settings = copy.copy(self._settings)
-        settings.key = None  # not on a command line; ranks have it from their tasks
+        settings.key = None  # not on a command line; ranks get it from their tasks
         program = [self._executable, "-m", "horovod.spark.task.gloo_exec_fn"]
         program += [codec.dumps_base64(self._driver.addresses()), codec.dumps_base64(settings)]
         server = self._driver.addresses()[next(iter(interfaces))][0][0]
@@ -170,7 +170,7 @@ class SparkLaunch(Generic[Result]):
 
 
 def _abort_unread(client: Any, streamed: "Future[Any]") -> None:
-    """Ends a rank whose output cannot be read any longer: it would wait for that when its pipe is full."""
+    """Ends a rank whose output can no longer be read: it would wait without end once its pipe is full."""
     if streamed.exception() is not None:
         run_in_background(client.abort_command, name="firn-abort")
 

@@ -1,4 +1,4 @@
-"""The driver's part of ranks that are tasks of a Spark job: starts them, hears of them, and ends what is left of them."""
+"""The driver's part of ranks that are tasks of a Spark job: starts them, hears from them, and ends those that are left."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 _START_TIMEOUT_S = "50"  # for Spark to start all tasks
-# After a verdict: to end by themselves, by Horovod's abort (five seconds of it between SIGTERM and SIGKILL), by the end of the
-# Spark job. In all, with the timeout before them, less than a minute.
+# After a verdict ranks may end by themselves, then by Horovod's abort (five seconds of it between SIGTERM and SIGKILL), then by
+# the end of the Spark job. In all, with the timeout before them, less than a minute.
 _BY_THEMSELVES_S, _ABORTED_S, _CANCELLED_S = 2.0, 10.0, 4.0
 
 
@@ -39,19 +39,19 @@ def run_on_spark(
 ) -> Result:
     """Runs `work` on `num_ranks` ranks, each a task of a Spark job, and returns what rank 0 returns.
 
-    SIGTERM to this process is passed on to all ranks; how they end then is theirs to decide.
+    SIGTERM to this process is passed on to all ranks, each of which decides how it ends.
 
     Args:
-        work: opens the ranks, with `open_ranks`, before anything else.
-        num_ranks: how many ranks, each of which takes a free slot of the session.
+        work: the function of each rank, which first calls `open_ranks`.
+        num_ranks: the number of ranks, each of which takes a free slot of the session.
         spark: the session; it is not stopped, and no other jobs of it are touched. Default: the active one, or else one that is
             made for these ranks and stopped after them.
-        timeout_s: a rank that is not heard of for so long is stalled.
-        standstill_s: ranks that live and report nothing new for so long are stuck.
-        on_told: called with what ranks `tell`.
+        timeout_s: seconds after which a rank that is not heard of counts as stalled.
+        standstill_s: seconds after which ranks that live but report nothing new count as stuck.
+        on_told: called with the numbers that ranks `tell`.
 
     Raises:
-        UsageError: the session never has so many slots.
+        UsageError: the session has fewer slots than there are ranks.
         JobError: a rank failed; the message is its own, or says which rank died or stalled. Or not all ranks were started.
     """
     with _session_for(spark, num_ranks) as session:
@@ -66,15 +66,15 @@ def run_on_spark(
 class SparkRanks:
     """Ranks in the free slots of a Spark session. The hub is in this process, the driver; after its verdict they are ended.
 
-    The session goes on as it was: only the job of these ranks is ever cancelled. Everything that may wait without end does so in
+    The session stays as it was: only the job of these ranks is ever cancelled. Everything that may wait without end does so in
     threads that this process need not wait for.
 
     Args:
-        session: may have other jobs.
-        num_ranks: how many ranks.
-        timeout_s: a rank that is not heard of for so long is stalled.
-        standstill_s: ranks that live and report nothing new for so long are stuck.
-        on_told: called with what ranks tell the driver.
+        session: the session, which may have other jobs.
+        num_ranks: the number of ranks.
+        timeout_s: seconds after which a rank that is not heard of counts as stalled.
+        standstill_s: seconds after which ranks that live but report nothing new count as stuck.
+        on_told: called with the numbers that ranks tell the driver.
     """
 
     def __init__(
@@ -88,13 +88,13 @@ class SparkRanks:
     ) -> None:
         self._session, self._num_ranks = session, num_ranks
         self._timeout_s, self._standstill_s, self._on_told = timeout_s, standstill_s, on_told
-        self._to_see = threading.Event()  # that the launch has ended, or that there is a verdict
+        self._to_see = threading.Event()  # set when the launch has ended, or when there is a verdict
 
     def run(self, make_work: Callable[[Address], Callable[[], Result]]) -> list[Result]:
-        """Runs on each rank what `make_work` makes of the hub's address, and returns what each of them returns.
+        """Runs on each rank the function that `make_work` makes from the hub's address; returns the results by rank.
 
         Raises:
-            UsageError: the session never has so many slots.
+            UsageError: the session has fewer slots than there are ranks.
             JobError: a rank or its task died, stalled or failed, or did not start.
         """
         from pyspark import InheritableThread
@@ -128,7 +128,7 @@ class SparkRanks:
                 launch.cancel(timeout_s=_CANCELLED_S)  # where it has not ended, as after Ctrl-C
 
     def _wait_for(self, launched: "Future[list[Result]]", launch: "SparkLaunch[Result]", hub: Hub) -> list[Result]:
-        """The results, or the error that says best what has happened. Returns some seconds after a verdict, whatever hangs."""
+        """The results, or the error that says most. Returns some seconds after a verdict, whatever hangs."""
         self._to_see.wait()
         if not _has_ended(launched, _BY_THEMSELVES_S):
             launch.abort()
@@ -148,19 +148,19 @@ class SparkRanks:
         others = max(0, count_running_tasks(self._session.sparkContext) - started)
         return (
             f"{ranks} ranks need {ranks} Spark tasks that run at the same time, and {started} were started within {start_s} s: "
-            f"this session runs {slots} at a time, and other jobs have {others} of them. Wait for those jobs, take fewer ranks, "
+            f"this session runs {slots} at a time, and other jobs use {others} of them. Wait for those jobs, take fewer ranks, "
             "give the session more executors, or set HOROVOD_SPARK_START_TIMEOUT to wait longer."
         )
 
 
 def _has_ended(future: "Future[Any]", timeout_s: float) -> bool:
-    """Whether it has a result or an error, `timeout_s` seconds from now at the latest."""
+    """Waits for a result or an error, but not longer than `timeout_s` seconds; returns whether there is one."""
     return not wait([future], timeout=timeout_s).not_done
 
 
 @contextmanager
 def _session_for(spark: "SparkSession | None", num_ranks: int) -> Iterator["SparkSession"]:
-    """The session that was given, or the active one, neither of which is stopped; or else one of these ranks' own."""
+    """The session that was given, or the active one, neither of which is stopped; or else a new one for these ranks."""
     from pyspark.sql import SparkSession
 
     session = spark or SparkSession.getActiveSession()
@@ -172,7 +172,7 @@ def _session_for(spark: "SparkSession | None", num_ranks: int) -> Iterator["Spar
 
 
 def _reporting_errors(work: Callable[[], Result], hub: Address) -> Callable[[], tuple[str | None, Result | None]]:
-    """`work`, returning the message of an error that Firn raised on purpose: raised, it would arrive as a trace."""
+    """`work`, returning the message of a Firn error; if it were raised, it would arrive as a stack trace."""
 
     def wrapped() -> tuple[str | None, Result | None]:
         os.environ[HUB_VARIABLE] = str(hub)

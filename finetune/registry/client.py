@@ -1,6 +1,6 @@
 """The registry: where MLflow records trainings and evaluations, and where models are found.
 
-It is used where a recipe has the table `[registry]`, or where the environment variable MLFLOW_TRACKING_URI is set. MLflow is
+It is used where a recipe has a section `[registry]`, or where the environment variable MLFLOW_TRACKING_URI is set. MLflow is
 imported inside the functions, and used only through its client: nothing here changes the process's MLflow state.
 """
 
@@ -78,7 +78,7 @@ def open_registry(url: str, *, create: bool = False) -> "MlflowClient":
         elif not file.is_file():
             raise UsageError(
                 f"there is no registry {url}. Name one with the environment variable {ENVIRONMENT}, or log a model: "
-                "run `finetune fit` on a recipe with the table [registry]."
+                "run `finetune fit` on a recipe with a section [registry]."
             )
     else:
         _check_reachable(url)

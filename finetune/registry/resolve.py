@@ -138,7 +138,7 @@ def _known(client: "MlflowClient") -> str:
     aliases = registered_aliases(client)
     known = [f"{name}@{alias}" for name, held in sorted(aliases.items()) for alias in sorted(held)]
     bare = [name for name, held in sorted(aliases.items()) if not held]
-    parts = [f"There are {', '.join(known)}" if known else "No model has an alias yet"]
+    parts = [f"Models with an alias: {', '.join(known)}" if known else "No model has an alias yet"]
     parts += [f"without an alias: {', '.join(bare)}"] if bare else []
     return "; ".join(parts) + ". `finetune models list` shows all runs."
 

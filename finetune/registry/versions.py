@@ -183,7 +183,9 @@ def archive(client: "MlflowClient", run: "Run", *, force: bool = False) -> list[
     held = [(version.name, alias) for version in versions for alias in version.aliases]
     if held and not force:
         names = ", ".join(f"{name}@{alias}" for name, alias in held)
-        raise UsageError(f"run {run.info.run_id} is {names}. Promote another model first, or archive it with --force.")
+        raise UsageError(
+            f"run {run.info.run_id} is {names}. Promote another model first, or archive it with `force=True` (--force)."
+        )
     for name, alias in held:
         client.delete_registered_model_alias(name, alias)
     if ARCHIVED_TAG not in run.data.tags:
@@ -194,7 +196,9 @@ def archive(client: "MlflowClient", run: "Run", *, force: bool = False) -> list[
 def _usual_name(client: "MlflowClient", run: "Run") -> str:
     names = sorted({version.name for version in versions_of(client, run)})
     if len(names) > 1:
-        raise UsageError(f"run {run.info.run_id} is a version of {' and of '.join(names)}. Choose one with --name.")
+        raise UsageError(
+            f"run {run.info.run_id} is a version of {' and of '.join(names)}. Choose one with `name` (--name)."
+        )
     usual = names[0] if names else run.data.tags.get(NAME_TAG)
     return str(usual or client.get_experiment(run.info.experiment_id).name)
 

@@ -89,7 +89,7 @@ class Checkpoint:
             known, asked = getattr(there, option), getattr(record, option)
             if known != asked:
                 raise UsageError(
-                    f"{self.url} is the checkpoint of a stream with `--{option}` {known}. Got {asked}. A checkpoint is for one "
+                    f"{self.url} is the checkpoint of a stream with `{option}` {known}. Got {asked}. A checkpoint is for one "
                     f"source of images and one output: name another."
                 )
 

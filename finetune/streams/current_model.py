@@ -143,7 +143,9 @@ def _drift_of(
     """
     try:
         if isinstance(reference, str):
-            raise UsageError(f"`--drift-window`: {plan.name} has no reference to compare its images with: {reference}")
+            raise UsageError(
+                f"drift windows (--drift-window) cannot be tested, as {plan.name} has no reference: {reference}"
+            )
         drift = StreamDrift(plan.output, plan.card.model_id, reference, settings)
     except (FirnError, OSError) as error:
         if is_first:

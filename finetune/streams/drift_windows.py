@@ -44,7 +44,9 @@ class WindowSettings:
         """Raises UsageError where such windows are impossible."""
         check_rate(self.false_alarm_rate)
         if self.images < LEAST_IMAGES:
-            raise UsageError(f"`--drift-window` must be at least {LEAST_IMAGES} images. Got {self.images}.")
+            raise UsageError(
+                f"a drift window (--drift-window) must have at least {LEAST_IMAGES} images. Got {self.images}."
+            )
 
 
 class Position(BaseModel):
@@ -63,7 +65,7 @@ class Position(BaseModel):
 
 
 class StreamDrift:
-    """The windows of one model. Whoever makes them holds the claim on the model's predictions.
+    """The windows of one model. The process that makes them holds the claim on the model's predictions.
 
     They begin with the images that are labelled after this output first made windows of the model; everything that it labels
     later, by whatever command, belongs to a window, even if the stream was stopped or used another model in between.

@@ -183,7 +183,7 @@ def open_topic(url: str, messages: str | None, options_file: str | None) -> Kafk
         raise UsageError(f"a topic must be named as {SCHEME}host:port,host:port/topic. Got {url}.")
     kinds = {str(kind): kind for kind in get_args(Messages)}
     if messages not in kinds:
-        raise UsageError(f"`--messages` must say what a message is: {', '.join(kinds)}. Got {messages or 'none'}.")
+        raise UsageError(f"`messages` must name the kind of messages: {', '.join(kinds)}. Got {messages or 'none'}.")
     options = {} if options_file is None else _read_options(Path(options_file))
     return KafkaImages(brokers, topic, kinds[messages], options)
 
@@ -192,7 +192,7 @@ def _read_options(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"`--kafka-options` {path} cannot be read: {first_line(error)}.") from error
+        raise UsageError(f"`kafka_options`: {path} cannot be read: {first_line(error)}.") from error
     options = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):

@@ -151,9 +151,9 @@ def plan_stream(
     elif messages is None and kafka_options is None:
         arriving = _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint)
     else:
-        raise UsageError(f"`--messages` and `--kafka-options` need a topic, {SCHEME}host:port/topic. Got {images}.")
+        raise UsageError(f"`messages` and `kafka_options` need a topic, {SCHEME}host:port/topic. Got {images}.")
     if storage.is_within(output, checkpoint) or storage.is_within(checkpoint, output):
-        raise UsageError(f"`--output` {output} and `--checkpoint` {checkpoint} must not lie within each other.")
+        raise UsageError(f"`output` {output} and `checkpoint` {checkpoint} must not lie within each other.")
     check_output(output)
     first = plan_labelling(model, arriving.source(), output, target_precision)
     plan = StreamPlan(arriving, output, Checkpoint(checkpoint), first, windows)
@@ -173,7 +173,7 @@ def _open_folder(url: str, *, output: str, checkpoint: str) -> FolderImages:
     for option, other in (("output", output), ("checkpoint", checkpoint)):
         if storage.is_within(other, url):
             raise UsageError(
-                f"`--{option}` {other} is in the folder of the images, {url}: its files would be taken for images."
+                f"`{option}` {other} is in the folder of the images, {url}: its files would be taken for images."
             )
     return FolderImages(url)
 
@@ -193,7 +193,7 @@ def run_stream(
 
     Args:
         once: Whether to label what is there and end.
-        trigger_s: Seconds between looks; where a batch takes longer, the next look comes at its end.
+        trigger_s: Seconds between checks for new images; where a batch takes longer, the next check comes at its end.
         most_per_batch: Most images in a micro-batch; None: no limit.
         decode_timeout_s: Seconds; an image that takes longer to decode is rejected.
         is_asked_to_stop: Called twice a second; when it returns true, the current batch is finished first.

@@ -21,7 +21,7 @@ class SweepResult:
 
     Attributes:
         trained: Number of models that this call trained.
-        reused: Number of models that were there, or that another job trained in the meantime.
+        reused: Number of models that were trained before, or by another job in the meantime.
         failed: Number of trainings that failed.
     """
 

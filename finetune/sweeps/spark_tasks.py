@@ -43,7 +43,7 @@ class OnSpark:
         context = self._start()
         context.setJobGroup(
             self._group, "finetune sweep", interruptOnCancel=True
-        )  # of this thread; jobs of others go on
+        )  # set for this thread only, so that no other job is ever cancelled
         with job_errors():
             outcome: Outcome | str = context.parallelize([0], 1).map(partial(_train_in_task, group)).first()
         if isinstance(outcome, str):

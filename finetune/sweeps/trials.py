@@ -47,7 +47,7 @@ class Outcome:
 
 
 class TrialRunner(Protocol):
-    """Trains trials somewhere."""
+    """Trains trials, in this process or on Spark."""
 
     def run(self, trials: Sequence[PlannedTrial]) -> Iterator[Outcome]:
         """The outcomes of the trials, group by group as they finish.

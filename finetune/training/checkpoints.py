@@ -60,7 +60,7 @@ def read_checkpoint(url: str, model_id: str) -> TrainingState | None:
         return None
     except (BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
         raise JobError(
-            f"{checkpoint_url} is damaged: {first_line(error)}. Train without --resume to start from the beginning."
+            f"{checkpoint_url} is damaged: {first_line(error)}. Train without `resume` (--resume) to start from the beginning."
         ) from error
     return TrainingState(epoch=facts["epoch"], best_epoch=facts["best_epoch"], history=facts["history"], **groups)
 

@@ -26,7 +26,7 @@ def train_on_ranks(
     """Trains the model of `plan` on `plan.ranks` ranks and publishes it.
 
     Under horovodrun this process is one of the ranks. Otherwise one rank trains in this process, and several train as tasks of a
-    Spark job that run at the same time. SIGTERM ends a training after the epoch under way, with its checkpoint written.
+    Spark job that run at the same time. SIGTERM ends a training after the current epoch, with its checkpoint written.
 
     Args:
         plan: made by `plan_training` with the number of ranks, which under horovodrun is `launched_ranks()`.
@@ -72,7 +72,7 @@ def launched_ranks() -> int | None:
 
 
 def _train_on_spark(train_here: "partial[ModelCard | None]") -> None:
-    """What each rank on Spark does; the card stays in the model folder."""
+    """The function of each rank on Spark; the card stays in the model folder."""
     train_here(distributed=True, on_epoch=None, tells_driver=True)
 
 

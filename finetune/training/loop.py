@@ -117,7 +117,7 @@ def fit(
             on_epoch(entry)
         if any_rank(is_asked_to_stop(), ranks) and state.epoch < settings.epochs:
             raise InterruptedTrainingError(
-                f"stopped on request after epoch {state.epoch} of {settings.epochs}; resume with --resume."
+                f"stopped on request after epoch {state.epoch} of {settings.epochs}; train again with `resume=True` (--resume)."
             )
     check_weights(model, settings)
     check_agreement(model, ranks)

@@ -1,4 +1,4 @@
-"""What is to be trained, checked before anything starts: the same on every rank."""
+"""The plan of a training, checked before anything starts; the same on every rank."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from finetune.rows.row_query import read_selected
 from finetune.training.checkpoints import CHECKPOINT_NAME
 from finetune.training.tensorboard import EVENTS_FOLDER
 
-_MODEL_CODE_VERSION = 2  # raised when the same settings come to give another model
+_MODEL_CODE_VERSION = 2  # raised when the same settings give another model than before
 _NO_SETTINGS_OF_RESULTS = {"batch_size", "timeout_s", "cache", "cache_gb"}
 _LEFT_BY_A_TRAINING = (CLAIM_NAME, CHECKPOINT_NAME, EVENTS_FOLDER + "/", "model.", "last.")
 
@@ -39,7 +39,7 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
     """Reads the manifest of the feature set and checks that a model can be trained on it.
 
     Args:
-        manifest: that of the feature set, if it has been read already; with the rows that the recipe selects.
+        manifest: the manifest of the feature set, with the rows that the recipe selects, if it has been read already.
 
     Raises:
         UsageError: there is no feature set, its rows cannot be selected as the recipe says, or there is nothing to learn from it.
@@ -71,7 +71,7 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
 
 
 def _with_absolute_urls(recipe: FinetuneRecipe) -> FinetuneRecipe:
-    """`recipe` as it means the same in any working directory, as ranks on Spark have their own, and whatever moves an alias."""
+    """`recipe` with absolute URLs, as ranks on Spark have their own working directories, and with a folder for an alias."""
     named = {name: getattr(recipe.features, name) for name in ("url", *JOINED)}
     urls = {name: storage.absolute_url(url) for name, url in named.items() if url is not None}
     features = recipe.features.model_copy(update=urls)
@@ -86,7 +86,7 @@ def _with_absolute_urls(recipe: FinetuneRecipe) -> FinetuneRecipe:
 
 
 def identity_of_rows(manifest: FeaturesManifest) -> dict[str, str]:
-    """What of the model's identity is in no file of the feature set; nothing where all is read as the files have it."""
+    """The parts of the model's identity that are in no file of the feature set: corrections and the selection of rows."""
     edits = manifest.edits
     if edits is None:
         return {}
@@ -98,10 +98,10 @@ def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | 
     """The model of this plan, if it has been trained already.
 
     Args:
-        overwrite: a model that is there, this or another, is to be replaced.
+        overwrite: whether to replace a model that is there, this or another.
 
     Raises:
-        UsageError: something else is where it should go.
+        UsageError: something else is at `model.url`.
     """
     url = plan.recipe.model.url
     card = read_model_card(url)
@@ -110,7 +110,7 @@ def find_trained(plan: TrainingPlan, *, overwrite: bool = False) -> ModelCard | 
     if card is not None and card.model_id != plan.model_id:
         raise UsageError(
             f"{url} holds another model, {card.model_id[:16]} of {card.created_at}. "
-            "Write to another `model.url`, or replace it with --overwrite."
+            "Write to another `model.url`, or replace it with `overwrite=True` (--overwrite)."
         )
     if card is None and storage.exists(url) and (not storage.is_folder(url) or _foreign_files(url)):
         raise UsageError(f"{url} is not empty and holds no model. Write to another `model.url`.")
@@ -135,7 +135,7 @@ def weights_of_classes(settings: TrainingSettings, manifest: FeaturesManifest) -
 
 
 def _check_fit(recipe: FinetuneRecipe, manifest: FeaturesManifest) -> None:
-    """Checks that what the recipe asks for goes with the feature set.
+    """Checks that the recipe fits the feature set.
 
     Raises:
         UsageError: naming every fault.
@@ -157,7 +157,7 @@ def _check_fit(recipe: FinetuneRecipe, manifest: FeaturesManifest) -> None:
         faults.append(f"training.early_stopping.metric: there are no validation rows for {stopping.metric}")
     if faults:
         lines = "\n".join(f"  - {fault.rstrip('.')}." for fault in faults)
-        raise UsageError(f"{recipe.features.url} and the recipe do not go together:\n{lines}")
+        raise UsageError(f"the recipe does not fit the feature set {recipe.features.url}:\n{lines}")
 
 
 def _foreign_files(url: str) -> bool:

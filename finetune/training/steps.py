@@ -128,7 +128,7 @@ def _compose_step(
 
     if compiled:
         start_xla()
-    # Not inlined, so that what they return is there once they are done and not before, or the times would be wrong.
+    # Not inlined, so that their results are ready only once they are done; otherwise the times would be wrong.
     function = partial(tf.function, autograph=False, jit_compile=compiled, experimental_attributes={"_noinline": True})
 
     @function

@@ -1,4 +1,4 @@
-"""Training as a whole: read everything, train on however many ranks, publish the model."""
+"""Training as a whole: read everything, train on any number of ranks, publish the model."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -40,10 +40,10 @@ def train(
     """Trains the model of `plan` and publishes it. Every rank calls this; rank 0 writes, and returns the card.
 
     Args:
-        overwrite: replace another model that is there.
-        resume: go on from the checkpoint, if this very training has left one.
+        overwrite: replaces another model that is there.
+        resume: resumes from the checkpoint, if this training has left one.
         on_epoch: called after each epoch with its entry in the history.
-        is_asked_to_stop: asked after each epoch.
+        is_asked_to_stop: called after each epoch; true ends the training.
 
     Raises:
         JobError: as `fit`, or another job is writing to the same place.
@@ -97,7 +97,7 @@ def publish(
     validation_rows: int,
     memory_of_ranks: Sequence[dict[str, int]] = (),
 ) -> ModelCard:
-    """Writes the model folder of `plan`; whoever calls holds the claim on it.
+    """Writes the model folder of `plan`; the caller holds the claim on it.
 
     Args:
         memory_of_ranks: as in `ModelCard`; left out where many models were trained in one process.
@@ -132,22 +132,22 @@ def publish(
 
 
 def _check_same_plan(plan: TrainingPlan, ranks: Communicator) -> None:
-    """Checks that ranks that each asked the query and read the corrections themselves, under horovodrun, found the same.
+    """Checks that all ranks have selected the same rows; under horovodrun each runs the query and reads the corrections.
 
     Raises:
-        SharedError: something was corrected or predicted meanwhile, or the query gives another answer each time.
+        SharedError: something was corrected or predicted meanwhile, or the query selects other rows each time.
     """
     if ranks.size > 1 and plan.manifest.edits is not None:
         numbers = [float(int(part, 16)) for part in (plan.model_id[:8], plan.model_id[8:16])]
         if any(row != numbers for row in gather_rows(numbers, ranks)):
             raise SharedError(
-                "the ranks have found different rows to train on; start again when nothing is being corrected."
+                "the ranks have selected different rows; train again while no labels or predictions are being written."
             )
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What every rank reads before it trains."""
+    """The inputs that every rank reads before it trains."""
 
     train: Data
     validation: Data
@@ -165,7 +165,7 @@ def _read_inputs(plan: TrainingPlan, *, resume: bool) -> _Inputs:
 
 
 def build_network(plan: TrainingPlan, train_data: Data) -> "keras.Model":
-    """The untrained network of `plan`, by the statistics of its training rows where it needs any."""
+    """The untrained network of `plan`, with the statistics of its training rows if it needs them."""
     manifest, settings = plan.manifest, plan.recipe.model
     if plan.head is not None and settings.unfreeze_from is not None:
         return build_unfrozen(plan.head, unfreeze_from=settings.unfreeze_from)
@@ -205,9 +205,9 @@ def _fit(
 
 
 def _memory_of_ranks(inputs: _Inputs, ranks: Communicator, *, is_stream: bool) -> list[dict[str, int]]:
-    """What the features take in each rank, and the most that its process has had, as `ModelCard.memory_of_ranks`."""
+    """The memory of the features in each rank and the peak of its process, as in `ModelCard.memory_of_ranks`."""
     of_splits = [data.memory_bytes(rank=ranks.rank, size=ranks.size) for data in (inputs.train, inputs.validation)]
-    features = of_splits[0] if is_stream else sum(of_splits)  # a stream of validation rows follows the other one
+    features = of_splits[0] if is_stream else sum(of_splits)  # validation rows are streamed after the training rows
     rows = gather_rows([float(features), float(peak_memory_bytes())], ranks)
     return [{"feature_bytes": int(features), "peak_bytes": int(peak)} for features, peak in rows]
 
@@ -222,7 +222,7 @@ def _both(first: EpochReport, second: EpochReport | None) -> EpochReport:
 
 
 def _remove_evaluations(url: str) -> None:
-    """Removes what was evaluated of the model that is being replaced."""
+    """Removes the evaluations of the model that is being replaced."""
     for file in storage.list_files(url):
         if file.rsplit("/", 1)[1].startswith(("evaluation-", "confusion-")):
             storage.remove(file)

@@ -96,4 +96,4 @@ def test_a_checkpoint_that_is_not_used_is_said(
     (tmp_path / "model" / CHECKPOINT_NAME).write_bytes(b"of a training that was killed")
     with caplog.at_level(logging.WARNING, logger="finetune"):
         finetune.fit(document)
-    assert ["`resume` (`--resume`) continues" in record.getMessage() for record in caplog.records] == [True]
+    assert ["`resume=True` (--resume) resumes it" in record.getMessage() for record in caplog.records] == [True]

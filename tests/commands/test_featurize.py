@@ -68,7 +68,7 @@ def test_the_help_names_the_commands_and_starts_no_spark(firn: Firn) -> None:
             ["run", "recipe.toml", "--set", "backbone.layr=fc2", "--set", "images.sorce=x"],
             ["2 faults", "`layer`", "`source`"],
         ),
-        (["run", "recipe.toml", "--set", "nothing"], ["`--set`", "nothing"]),
+        (["run", "recipe.toml", "--set", "nothing"], ["`overrides` (--set)", "nothing"]),
         (["ingest", "none.toml", "--output", "out"], ["none.toml"]),
         (["ingest", "unknown", "--output", "out"], ["unknown"]),
         (["describe", "nowhere"], ["nowhere", "neither a feature set nor an images table"]),

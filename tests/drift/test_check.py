@@ -172,13 +172,13 @@ def test_a_model_is_named_by_its_id_or_its_folder_too(copy: Path, known: Known) 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--window", "5"], "`--window` must be at least 20 images. Got 5."),
-        (["--false-alarm-rate", "0.9"], "`--false-alarm-rate` must be in [0.001, 0.2]"),
+        (["--window", "5"], "`window` must be at least 20 images. Got 5."),
+        (["--false-alarm-rate", "0.9"], "`false_alarm_rate` must be in [0.001, 0.2]"),
         (["--since", "yesterday"], "`since` must be a date or a time"),
         (["--until", "2026-13-01"], "`until` must be a date or a time"),
         (["--model", "nobody"], "no view 'nobody', and there is no model of that name. Views: latest."),
         (["--compare", "latest", "latest"], "are the same model"),
-        (["--compare", "latest", "other", "--window", "50"], "`--compare` names two models"),
+        (["--compare", "latest", "other", "--window", "50"], "`--compare` names both models"),
     ],
 )
 def test_wrong_calls_are_refused(output: Path, arguments: list[str], message: str) -> None:
@@ -240,7 +240,7 @@ def test_predictions_without_projections_are_tested_by_the_rest_and_that_is_said
     result = run(tmp_path)
     assert result.exit_code == 0
     assert "DRIFT of labels and confidence:" in result.stderr
-    assert "predictions without projections" in result.stderr
+    assert "some predictions have no projections" in result.stderr
 
 
 def test_two_models_are_compared_on_the_images_of_both(two: tuple[Known, Known], tmp_path: Path) -> None:

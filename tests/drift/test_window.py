@@ -94,7 +94,7 @@ def test_the_lower_the_rate_the_fewer_alarms(known: Known) -> None:
 
 @pytest.mark.parametrize("rate", [0, 0.0001, 0.5, -1, float("nan")])
 def test_a_rate_that_cannot_be_kept_is_refused(known: Known, rate: float) -> None:
-    with pytest.raises(UsageError, match=r"`--false-alarm-rate` must be in \[0.001, 0.2\]"):
+    with pytest.raises(UsageError, match=r"`false_alarm_rate` must be in \[0.001, 0.2\]"):
         check_window(known.reference, known.window(draw_many(30, seed=0)), false_alarm_rate=rate)
 
 

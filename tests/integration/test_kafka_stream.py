@@ -131,7 +131,7 @@ def test_a_name_is_labelled_once_whatever_comes_under_it_later(place: Place, hdf
     rows, by_path = place.rows(), place.batch_rows()
     wanted = {"one.png": 0, "zwei/ü.png": 2, f"{place.topic}/0/4": 3, f"{place.topic}/0/5": 4, "three.png": 5}
     assert rows["image_id"].to_dict() == {name: by_path["image_id"].iloc[number] for name, number in wanted.items()}
-    with pytest.raises(UsageError, match=r"a stream with `--messages` named-images\. Got images"):
+    with pytest.raises(UsageError, match=r"a stream with `messages` named-images\. Got images"):
         place.run("images")
 
 

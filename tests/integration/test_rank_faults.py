@@ -156,7 +156,7 @@ def test_horovodrun_a_rank_lives_and_does_not_come(jobs: list[Job], tmp_path: Pa
     job = horovodrun(jobs, tmp_path, "absent", 1)
     job.wait_for("ready", range(2))
     message = the_error(job.wait_for_end())
-    wanted = r", last in epoch 3, step \d+ has not got on for 10 s, and the other ranks wait: stalled\."
+    wanted = r", last in epoch 3, step \d+ has not made progress for 10 s, and the other ranks wait: stalled\."
     assert re.fullmatch(rf"rank 1 \(process \d+ on {HOST}\){wanted}", message)
 
 

@@ -66,7 +66,7 @@ def test_a_process_that_has_lost_a_rank_trains_in_the_same_session(seen: dict[st
 def test_slots_that_other_jobs_have_are_named(seen: dict[str, Any]) -> None:
     error = seen["busy"]["error"]
     assert "2 ranks need 2 Spark tasks" in error
-    assert "1 were started within 6 s: this session runs 4 at a time, and other jobs have 3 of them." in error
+    assert "1 were started within 6 s: this session runs 4 at a time, and other jobs use 3 of them." in error
     assert seen["busy"]["result"] == [1, 4]
     assert seen["busy"]["begun"] == 2
 

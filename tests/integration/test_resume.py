@@ -148,7 +148,7 @@ def test_training_that_was_interrupted_is_gone_on_with(training: Training, numbe
     if training.launcher != "horovodrun":  # which ends the ranks that have not said so within five seconds
         assert process.returncode == 1
         assert re.search(
-            rf"error: stopped on request after epoch \d+ of {training.epochs}; resume with --resume",
+            rf"error: stopped on request after epoch \d+ of {training.epochs}; train again with `resume=True` \(--resume\)\.",
             training.log(model),
         )
     assert (training.folder / model / CHECKPOINT_NAME).exists()

@@ -168,12 +168,12 @@ def test_a_failed_collective_waits_for_its_cause(make_hub: MakeHub, verdicts: Ve
     [
         (
             {"doing": "epoch 1, step 2", "reports": 1},
-            "rank 1 (process 101 on host-b), last in epoch 1, step 2: did not come to the all-reduce in which the other "
+            "rank 1 (process 101 on host-b), last in epoch 1, step 2: did not enter the all-reduce in which the other "
             "ranks waited.",
         ),
         (
             {"leave": None, "says_it": False},
-            "rank 1 (process 101 on host-b) has ended: did not come to the all-reduce in which the other ranks waited.",
+            "rank 1 (process 101 on host-b) has ended: did not enter the all-reduce in which the other ranks waited.",
         ),
         ({"broken": "timed out"}, "an all-reduce failed on every rank: timed out"),
     ],
@@ -201,7 +201,7 @@ def test_ranks_that_live_and_do_not_get_on_are_stuck(make_hub: MakeHub, verdicts
     behind.report("epoch 1, step 1")
     message, _ = verdicts.get(timeout=LONG_S)
     assert message.startswith("rank 1 (process ")
-    assert message.endswith("last in epoch 1, step 1 has not got on for 2 s, and the other ranks wait: stalled.")
+    assert message.endswith("last in epoch 1, step 1 has not made progress for 2 s, and the other ranks wait: stalled.")
     assert ends.get(timeout=LONG_S) is None
 
 
@@ -238,7 +238,7 @@ def test_a_rank_does_not_outlive_the_hub(dies: bool, what: str) -> None:
 def test_a_hub_that_does_not_answer_is_named() -> None:
     with socket.create_server((LOOPBACK, 0)) as listener:
         port = listener.getsockname()[1]
-    with pytest.raises(JobError, match=rf"rank 3 does not reach the hub at {LOOPBACK}:{port}"):
+    with pytest.raises(JobError, match=rf"rank 3 cannot reach the hub at {LOOPBACK}:{port}"):
         Watch(3, Address(LOOPBACK, port, "word"), timeout_s=TIMEOUT_S)
 
 

@@ -193,7 +193,7 @@ def test_memory_that_is_not_there_is_refused() -> None:
     memory = SharedMemory(0, 2)
     with pytest.raises(OSError, match=f"/proc/{2**30}/fd"):
         SharedMemory(1, 2, replace(memory.place, pid=2**30))
-    with pytest.raises(OSError, match=r"/proc/\d+/fd/\d+ is something else here"):
+    with pytest.raises(OSError, match=r"/proc/\d+/fd/\d+ is not the memory that rank 0 made"):
         SharedMemory(1, 2, replace(memory.place, token=5))
     with open(os.devnull, "rb") as other, pytest.raises(OSError, match=f"/proc/{os.getpid()}/fd/{other.fileno()}"):
         SharedMemory(1, 2, Place(os.getpid(), other.fileno(), 5))

@@ -190,7 +190,8 @@ def test_evaluation_and_report_use_the_rows_that_the_model_was_selected_by(
 def test_a_split_of_which_nothing_is_selected_cannot_be_judged_by(folder: Path, tmp_path: Path) -> None:
     fit_alone({"url": str(folder), "where": "split != 'test'"}, tmp_path / "model")
     with pytest.raises(
-        UsageError, match="that the model's `where` selects; `finetune evaluate --all-rows` judges by all 36"
+        UsageError,
+        match=r"that the model's `where` selects; evaluate with `all_rows=True` \(--all-rows\) to use all 36",
     ):
         evaluate_model(str(tmp_path / "model"), None, "test", None)
 

@@ -213,8 +213,8 @@ def test_windows_begin_anew_where_the_predictions_were_made_again(
 def test_windows_that_cannot_be_are_refused(known: Known, place: Place) -> None:
     where = ["--images", place.images, "--output", place.out, "--checkpoint", place.checkpoint]
     for option, value, message in (
-        ("--drift-window", "5", "`--drift-window` must be at least 20 images. Got 5."),
-        ("--false-alarm-rate", "0.9", "`--false-alarm-rate` must be in [0.001, 0.2]"),
+        ("--drift-window", "5", "a drift window (--drift-window) must have at least 20 images. Got 5."),
+        ("--false-alarm-rate", "0.9", "`false_alarm_rate` must be in [0.001, 0.2]"),
     ):
         arguments = ["stream", known.folder, *where, "--once", "--drift-window", "100", option, value]
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -317,7 +317,9 @@ def test_a_test_that_fails_is_told_and_costs_no_image_its_label_nor_its_window(
     assert [len(batch.windows) for batch in batches] == [0, 0, 2]
     assert [batch.drift_fault is None for batch in batches] == [True, False, True]
     assert sum(window.result.images for window in batches[2].windows) == 45
-    assert "drift: nothing was tested after batch 1, its images wait" in capfd.readouterr().err.replace("\n", " ")
+    assert "drift was not tested after batch 1; its images are tested later" in capfd.readouterr().err.replace(
+        "\n", " "
+    )
 
 
 @pytest.mark.spark
@@ -327,7 +329,7 @@ def test_without_a_reference_a_stream_is_refused_at_its_start_and_goes_on_after_
     other = train_on_shapes(place.folder / "models", seed=1, epochs=1)
     shutil.rmtree(place.folder / "models" / "features")
     arrive(place, draw_many(5, seed=4), "some")
-    with pytest.raises(UsageError, match=r"`--drift-window`: .*no reference to compare its images with: .*no manifest"):
+    with pytest.raises(UsageError, match=r"\(--drift-window\) .* has no reference: .*no manifest"):
         place.run(other.folder, windows=WindowSettings(20))
     assert not place.out.exists()
 
@@ -343,4 +345,4 @@ def test_without_a_reference_a_stream_is_refused_at_its_start_and_goes_on_after_
         assert (exchanged.model_id, exchanged.drift) == (other.card.model_id, None)
     said = capsys.readouterr().err.replace("\n", " ")
     assert f"images labelled by {other.card.model_id[:16]} are not tested for drift" in said
-    assert "drift of labels: to be 80 % sure of a moderate change a window needs about" in said
+    assert "drift of labels: to detect a moderate change with 80 % certainty, a window needs about" in said

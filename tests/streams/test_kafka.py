@@ -38,7 +38,7 @@ def test_what_names_no_topic_is_refused(url: str, tmp_path: Path) -> None:
 def test_what_a_message_is_must_be_said_and_only_of_a_topic(tmp_path: Path) -> None:
     places = [str(tmp_path / "out"), str(tmp_path / "checkpoint")]
     for messages, got in ((None, "none"), ("photos", "photos")):
-        with pytest.raises(UsageError, match=rf"`--messages` must .*: images, named-images, urls\. Got {got}\."):
+        with pytest.raises(UsageError, match=rf"`messages` must .*: images, named-images, urls\. Got {got}\."):
             plan_stream("model", "kafka://one:9092/t", *places, messages=messages)
     wrong: list[dict[str, Any]] = [{"messages": "images"}, {"kafka_options": "file"}]
     for given in wrong:

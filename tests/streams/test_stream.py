@@ -279,8 +279,8 @@ def test_what_is_wrong_with_a_call_is_said(trained: Models, place: Place) -> Non
     place.arrive(1)
     place.run(trained["old"])
     (place.folder / "elsewhere").mkdir()
-    refused(r"of a stream with `--images` .*today.*\. Got .*elsewhere", images=place.folder / "elsewhere")
-    refused(r"of a stream with `--output` .*out\. Got .*out2", output=place.folder / "out2")
+    refused(r"of a stream with `images` .*today.*\. Got .*elsewhere", images=place.folder / "elsewhere")
+    refused(r"of a stream with `output` .*out\. Got .*out2", output=place.folder / "out2")
     (place.checkpoint / "firn" / "stream.json").write_text("{")
     with pytest.raises(JobError, match=r"stream\.json is damaged"):
         place.plan(trained["old"])

@@ -273,7 +273,7 @@ def test_a_sweep_is_logged_once(features: Path, tmp_path: Path) -> None:
     }
     write_toml(tmp_path / "sweep.toml", whole)
     command = [sys.executable, "-m", "finetune", "sweep", "sweep.toml"]
-    for words in ("logged: 8 models, 0 there already", "logged: 0 models, 8 there already"):
+    for words in ("logged: 8 models, 0 were logged before", "logged: 0 models, 8 were logged before"):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
         assert words in done.stderr
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

@@ -66,7 +66,7 @@ def test_damaged_checkpoint_is_refused_by_name(tmp_path: Path, length: int) -> N
     write_checkpoint(str(tmp_path), "a" * 64, make_state())
     path = tmp_path / CHECKPOINT_NAME
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(JobError, match=r"checkpoint\.npz is damaged.*without --resume"):
+    with pytest.raises(JobError, match=r"checkpoint\.npz is damaged.*without `resume`"):
         read_checkpoint(str(tmp_path), "a" * 64)
 
 
