@@ -9,6 +9,7 @@
 # FIRN_PYTHON     the folder of a Python 3.11 (with bin/python3.11 in it) to copy to /usr/local. Without it, setup.sh fetches one if
 #                 the system has no Python 3.11.
 # PYTEST_ARGS     arguments of pytest, for make test.
+# ONEDNN_MAX_CPU_ISA=AVX2, TF_ENABLE_ONEDNN_OPTS=0    TensorFlow computes as on an older processor.
 # FRESH_FOLDER    the folder of the new system (about 10 GB), which must not exist; default: a new one in /var/tmp.
 # FRESH_KEEP=1    keeps the folder.
 # FRESH_MIRROR    the Debian mirror; default: the first of this machine's apt sources.
@@ -20,7 +21,7 @@ shopt -s nullglob
 cd "$(dirname "$0")/.."
 
 packages=python3,python3-venv,make,g++,git
-carried='^(PIP_|UV_|(http|https|no|all|HTTP|HTTPS|NO|ALL)_(proxy|PROXY)=|SSL_CERT_|REQUESTS_CA_BUNDLE=|CURL_CA_BUNDLE=|GIT_SSL_|PYTHONDONTWRITEBYTECODE=|PYTEST_ARGS=|FIRN_NO_SKIPS=)'
+carried='^(PIP_|UV_|(http|https|no|all|HTTP|HTTPS|NO|ALL)_(proxy|PROXY)=|SSL_CERT_|REQUESTS_CA_BUNDLE=|CURL_CA_BUNDLE=|GIT_SSL_|PYTHONDONTWRITEBYTECODE=|PYTEST_ARGS=|FIRN_NO_SKIPS=|ONEDNN_MAX_CPU_ISA=|TF_ENABLE_ONEDNN_OPTS=)'
 
 say() { printf 'fresh_machine: %s\n' "$*" >&2; }
 fail() { say "$@"; exit 1; }
