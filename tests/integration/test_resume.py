@@ -132,7 +132,7 @@ def training(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("number", ROUNDS)
-def test_training_that_was_interrupted_is_gone_on_with(training: Training, number: int) -> None:
+def test_training_that_was_interrupted_resumes(training: Training, number: int) -> None:
     """First everything is killed, then it gets SIGTERM, then one rank is killed; and then it is let alone."""
     model = f"interrupted{number}"
     process = training.start(model)

@@ -46,7 +46,7 @@ def trials_of(url: str) -> dict[str, Trial]:
     return {} if card is None else {trial.model_id: trial for trial in card.trials}
 
 
-def test_a_sweep_whose_driver_is_killed_is_gone_on_with(
+def test_a_sweep_whose_driver_is_killed_resumes(
     recipe: Path, cluster: SparkCluster, hdfs: MiniHdfs, firn_zip: Path, bare_python: Path
 ) -> None:
     with ZipFile(firn_zip) as archive:

@@ -58,7 +58,7 @@ def test_files_of_another_size_and_those_cut_short_are_sent_again(hdfs: MiniHdfs
     assert remote_files(hdfs, "/up/again") == contents
 
 
-def test_a_killed_upload_is_gone_on_with(hdfs: MiniHdfs, tmp_path: Path) -> None:
+def test_a_killed_upload_resumes(hdfs: MiniHdfs, tmp_path: Path) -> None:
     contents = write_files(tmp_path, [f"{label}/{n}.jpg" for label in "ab" for n in range(50)], size=20_000)
     url = f"{hdfs.webhdfs_url}/up/killed"
     command = [sys.executable, "-m", "featurize", "upload", str(tmp_path), url, "--json", "--threads", "2"]

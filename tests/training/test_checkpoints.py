@@ -56,7 +56,7 @@ def test_there_is_no_checkpoint_before_the_first_and_after_the_removal(tmp_path:
     assert read_checkpoint(str(tmp_path), "a" * 64) is None
 
 
-def test_checkpoint_of_another_model_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_checkpoint_of_another_model_is_not_resumed(tmp_path: Path) -> None:
     write_checkpoint(str(tmp_path), "a" * 64, make_state())
     assert read_checkpoint(str(tmp_path), "b" * 64) is None
 
