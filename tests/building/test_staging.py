@@ -175,7 +175,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("published", [False, True])  # else empty folders, as a killed run leaves them
-def test_a_publication_killed_at_any_move_is_gone_on_with(
+def test_a_publication_killed_at_any_move_resumes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool
 ) -> None:
     begin(tmp_path, LAST)
