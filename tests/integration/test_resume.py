@@ -169,7 +169,7 @@ def test_training_that_was_interrupted_resumes(training: Training, number: int) 
 def is_rank_1(process: psutil.Process) -> bool:
     try:
         return bool(process.environ().get("HOROVOD_RANK") == "1" and process.name().startswith("python"))
-    except psutil.NoSuchProcess:  # it has ended since it was listed
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has ended since it was listed, or is about to
         return False
 
 
