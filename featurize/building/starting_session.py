@@ -111,7 +111,8 @@ def ready_session(spark: SparkSession | StartingSession) -> SparkSession:
 
 def _warm_up(session: SparkSession) -> None:
     """Makes each worker process import what it will need. Spark keeps the processes for the job that follows."""
-    session.sparkContext.setJobGroup(_WARM_UP, "workers import TensorFlow", interruptOnCancel=True)
+    # Without interrupts, of which Java would write a trace: Spark ends the worker of a cancelled task after 2 s.
+    session.sparkContext.setJobGroup(_WARM_UP, "workers import TensorFlow")
     slots = concurrent_tasks(session)
     session.range(0, slots, 1, slots).mapInArrow(_import_keras, "id long").collect()
 
