@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 from py4j.protocol import Py4JError
+from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
 from featurize.backbones.lean_keras import LEAN_KERAS
@@ -17,7 +18,6 @@ from featurize.progress import stage
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
 _TASK_TRIES = 4  # as on a cluster; Spark's own local default is one
-_LOCAL_EXECUTOR = "driver"  # Spark's name for the executor of a local session
 _TASKS_END_S = 10.0  # how long cancelled tasks may take to end; Spark kills their Python workers after 2 s
 _JAVA_IN_HASTE = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC")
 # PySpark sets these in the thread that makes a session. They are set before, as a new variable may move the whole environment
@@ -91,9 +91,8 @@ def stop_session(session: SparkSession) -> None:
     if context._jsc is not None and is_local(session):
         with suppress(Py4JError):  # the JVM is gone, and its tasks with it
             context.cancelAllJobs()
-            scheduler = context._jsc.sc().taskScheduler()
             deadline = monotonic() + _TASKS_END_S
-            while scheduler.isExecutorBusy(_LOCAL_EXECUTOR) and monotonic() < deadline:
+            while count_running_tasks(context) and monotonic() < deadline:
                 sleep(0.05)
     session.stop()
 
@@ -133,6 +132,16 @@ def concurrent_tasks(session: SparkSession) -> int:
     """Number of tasks of this session that run at the same time."""
     conf = session.sparkContext.getConf()
     return max(1, session.sparkContext.defaultParallelism // int(conf.get("spark.task.cpus", "1") or 1))
+
+
+def count_running_tasks(context: SparkContext) -> int:
+    """The number of tasks of this session that run now, in all its jobs."""
+    java = context._jsc
+    if java is None:
+        return 0
+    # The scheduler's own count: that of the status tracker lags behind, and may stay so until the next task begins or ends.
+    by_executor = java.sc().taskScheduler().runningTasksByExecutors().values().mkString(" ")
+    return sum(map(int, by_executor.split()))
 
 
 def is_local(session: SparkSession) -> bool:

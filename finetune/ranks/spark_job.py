@@ -91,16 +91,6 @@ def check_slots(session: "SparkSession", num_ranks: int) -> None:
         )
 
 
-def count_running_tasks(context: "SparkContext") -> int:
-    """The number of tasks of this session that run now, in all its jobs."""
-    jvm = context._jsc
-    if jvm is None:
-        return 0
-    # The scheduler's own count: that of the status tracker lags behind, and may stay so until the next task begins or ends.
-    by_executor = jvm.sc().taskScheduler().runningTasksByExecutors().values().mkString(" ")
-    return sum(map(int, by_executor.split()))
-
-
 def _reason(error: Exception) -> str:
     """The line of a long message that says most: the last error of a chain of causes."""
     text = str(error)

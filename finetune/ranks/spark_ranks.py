@@ -8,14 +8,14 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from featurize.building.session import concurrent_tasks, open_session
+from featurize.building.session import concurrent_tasks, count_running_tasks, open_session
 from featurize.errors import FirnError, JobError, first_line
 from finetune.ranks.background import run_in_background
 from finetune.ranks.horovod_ranks import HUB_VARIABLE, PEER_GONE, TIMEOUT_S
 from finetune.ranks.hub import STANDSTILL_S, Hub
 from finetune.ranks.hub_messages import Address, process_name
 from finetune.ranks.signals import stop_on_signals
-from finetune.ranks.spark_job import check_slots, count_running_tasks
+from finetune.ranks.spark_job import check_slots
 from finetune.ranks.spark_launch import NotStartedError, SparkLaunch
 
 if TYPE_CHECKING:

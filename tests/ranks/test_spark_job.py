@@ -9,9 +9,10 @@ import pytest
 from helpers.services.processes import wait_until
 from pyspark.sql import SparkSession
 
+from featurize.building.session import count_running_tasks
 from featurize.errors import JobError, UsageError
 from finetune.ranks.horovod_ranks import open_ranks
-from finetune.ranks.spark_job import RankJob, count_running_tasks
+from finetune.ranks.spark_job import RankJob
 from finetune.ranks.spark_ranks import run_on_spark
 
 pytestmark = pytest.mark.spark
