@@ -10,7 +10,7 @@ from pathlib import Path
 from featurize.errors import JobError
 
 _VERSIONS = (8, 11, 17)  # what Spark 3.5 supports
-_VERSION_WITH_ARCHIVES = 17
+ARCHIVE_VERSION = 17  # the Java that reads and writes archives
 
 
 def find_java() -> int:
@@ -50,7 +50,7 @@ def archive_options(major: int) -> list[str]:
     Java ignores an archive that another build of Java or other jars have made; `-Xlog` keeps it from saying so.
     """
     archive = class_archive()
-    if major != _VERSION_WITH_ARCHIVES or not archive.exists() or '"' in str(archive):
+    if major != ARCHIVE_VERSION or not archive.exists() or '"' in str(archive):
         return []
     return [f'"-XX:SharedArchiveFile={archive}"', "-Xlog:cds*=off"]
 

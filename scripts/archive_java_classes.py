@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from featurize.building.session import make_session
-from featurize.java import class_archive, find_java
+from featurize.java import ARCHIVE_VERSION, class_archive, find_java
 
 _WRITE = "-XX:ArchiveClassesAtExit="
 
@@ -39,7 +39,7 @@ def main() -> None:
     if sys.argv[1:]:
         run_job(Path(sys.argv[1]))
         return
-    if find_java() != 17:
+    if find_java() != ARCHIVE_VERSION:
         return
     archive = class_archive()
     archive.unlink(missing_ok=True)

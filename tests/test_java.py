@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from featurize.java import archive_options, class_archive, find_java
+from featurize.java import ARCHIVE_VERSION, archive_options, class_archive, find_java
 
 _COUNT = """
 import sys
@@ -32,7 +32,7 @@ def source_of_spark_context(log: Path) -> str:
 
 @pytest.mark.spark
 def test_a_session_takes_sparks_classes_from_the_archive(tmp_path: Path) -> None:
-    if find_java() != 17 or not class_archive().exists():
+    if find_java() != ARCHIVE_VERSION or not class_archive().exists():
         pytest.skip("there is no archive of Java classes: scripts/archive_java_classes.py writes one for Java 17")
     counted = count_rows(sys.prefix, tmp_path / "log")
     assert (counted.stdout, counted.stderr) == ("3\n", "")

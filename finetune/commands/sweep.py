@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -45,7 +44,7 @@ def sweep_command(
                 say(
                     f"{found.url}: {found.trained} models trained, {found.reused} trained before, {found.failed} failed."
                 )
-                Console(stderr=True).print(_table(found.card, ranked))
+                console.print(_table(found.card, ranked), highlight=True)
                 print_result(_as_json(found.url, found.card, ranked, found.trained, found.reused), as_json=as_json)
 
             found = sweep(recipe, tasks=tasks, overrides=overrides or (), on_trials=on_trials, on_result=show)
