@@ -1,37 +1,51 @@
 #!/usr/bin/env bash
-# The main job on drawn scenes: images -> images table -> VGG16 fc2 features -> softmax head on two ranks -> evaluation.
-# Run again, it finds everything done. `rm -r demo` starts from nothing.
+# The main job on drawn scenes: images -> images table -> features -> softmax head on two ranks -> evaluation -> report.
+# BACKBONE=VGG16 takes VGG16 cut at fc2 in place of EfficientNet-Lite0. Run again, it finds everything done. `rm -r demo` starts
+# from nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bin=.venv/bin
 step() { printf '\n== %s\n' "$*"; }
 started=$SECONDS
 
+folder=demo
+settings=()
+case ${BACKBONE:-EfficientNetLite0} in
+    EfficientNetLite0) what="EfficientNet-Lite0, with its ImageNet weights" ;;
+    VGG16)
+        what="VGG16 up to fc2"
+        folder=demo/vgg16
+        # ImageNet's weights if Keras has them or can download them, otherwise random ones, with a note.
+        settings=(--set backbone.name=VGG16 --set backbone.layer=fc2 --set backbone.weights=imagenet_or_random
+            --set features.url=$folder/features --set model.url=$folder/model)
+        ;;
+    *) echo "BACKBONE must be EfficientNetLite0 or VGG16. Got $BACKBONE." >&2; exit 2 ;;
+esac
+
 step "600 scenes, drawn and packed into an images table"
 $bin/featurize ingest datasets/synthetic_scenes.toml --output demo/images
-step "their features, by VGG16 up to fc2"
-$bin/featurize run configs/demo.toml || {
-    echo "If an earlier demo ran with other weights (ImageNet's or random ones): rm -r demo, and run it again." >&2
+step "their features, by $what"
+$bin/featurize run configs/demo.toml "${settings[@]}" || {
+    echo "If an earlier demo ran with another network or other weights: rm -r demo, and run it again." >&2
     exit 1
 }
-$bin/featurize describe demo/features
+$bin/featurize describe $folder/features
 step "a softmax head on them, on two Horovod ranks"
-$bin/finetune fit configs/demo.toml --num-proc 2
+$bin/finetune fit configs/demo.toml "${settings[@]}" --num-proc 2
 step "its evaluation on the test split"
-$bin/finetune evaluate demo/model
+$bin/finetune evaluate $folder/model
+step "the report on it"
+$bin/finetune report $folder/model --output $folder/report.html
 
-cat <<END
-
-Done in $((SECONDS - started)) s. Look at:
-  demo/model/confusion-test.png   the confusion matrix
-  demo/model/history.png          loss and accuracy over the epochs
-  demo/model/model.json           everything about the model
-  demo/features/manifest.json     everything about the features
-END
-if grep -q '"weights": "random' demo/features/manifest.json; then
+if grep -q '"weights": "random' $folder/features/manifest.json; then
     cat <<'END'
 
 The backbone had RANDOM weights, as Keras could not find or download those of ImageNet. Such features give an accuracy of
 about 0.7, those of ImageNet far more. To use a file of ImageNet weights, see "Networks and weights" in docs/features.md.
 END
 fi
+cat <<END
+
+Done in $((SECONDS - started)) s. Open the report in a browser: $folder/report.html
+Beside it: $folder/model/model.json, everything about the model; $folder/features/manifest.json, everything about the features.
+END

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize import storage
+from featurize.backbones import efficientnet_lite
 from featurize.backbones.precision import Forward, Precision, choose_precision, has_bfloat16
 from featurize.backbones.tensorflow_log import without_notes
 from featurize.backbones.weights import WeightsReport, give_weights
@@ -303,14 +304,19 @@ def _build_network(settings: BackboneSettings) -> tuple["keras.Model", Preproces
     """The whole network with its weights, before the cut."""
     if settings.is_keras_file:
         return _load_keras_file(settings)
+    if settings.name == efficientnet_lite.NAME:
+        network, report = give_weights(efficientnet_lite.make_efficientnet_lite0, settings)
+        return network, "none", report
     modules = application_names()
     if settings.name not in modules:
         import difflib
 
-        close = difflib.get_close_matches(settings.name, modules, n=1)
-        hint = f"Did you mean {close[0]}?" if close else f"Known models: {', '.join(sorted(modules))}."
+        known = sorted([*modules, efficientnet_lite.NAME])
+        close = difflib.get_close_matches(settings.name, known, n=1)
+        hint = f"Did you mean {close[0]}?" if close else f"Known models: {', '.join(known)}."
         raise UsageError(
-            f"`backbone.name`: {settings.name!r} is not a keras.applications model, a .keras file or pixels. {hint}"
+            f"`backbone.name`: {settings.name!r} is not {efficientnet_lite.NAME}, a keras.applications model, a .keras file or "
+            f"pixels. {hint}"
         )
     from keras import applications
 
@@ -370,7 +376,7 @@ def _cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.M
 
 def _input_size(network: "keras.Model", settings: BackboneSettings) -> tuple[int, int]:
     """Height and width of the input in pixels: the network's own, or the recipe's where the network has none."""
-    usual = None if settings.is_keras_file else _SIZE_WHERE_ANY.get(application_names()[settings.name])
+    usual = None if settings.is_keras_file else _SIZE_WHERE_ANY.get(application_names().get(settings.name, ""))
     size = []
     for key, own in zip(("height", "width"), network.inputs[0].shape[1:3], strict=True):
         asked = getattr(settings, key)

@@ -62,6 +62,8 @@ def _imagenet_network(make: Callable[..., "keras.Model"], name: str) -> "keras.M
     try:
         with contextlib.redirect_stdout(sys.stderr):  # for Keras's progress bar
             return make(weights="imagenet")
+    except JobError:
+        raise
     except Exception as error:
         raise JobError(
             f"ImageNet weights for {name} are not in Keras's cache and could not be downloaded: {first_line(error)}. "

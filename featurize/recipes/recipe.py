@@ -65,7 +65,9 @@ class ImagesSettings(Settings):
 class BackboneSettings(Settings):
     """The frozen network. `pixels` is not a network: it only resizes images, and its features are the pixels."""
 
-    name: str = Field(min_length=1, description="a keras.applications model, the path of a .keras file, or pixels")
+    name: str = Field(
+        min_length=1, description="EfficientNetLite0, a keras.applications model, the path of a .keras file, or pixels"
+    )
     layer: str | None = Field(default=None, description="the layer whose output is the features; default: the last")
     weights: str | None = Field(default=None, description="imagenet, imagenet_or_random, random, or a path")
     weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the weights file")
