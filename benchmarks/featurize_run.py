@@ -44,9 +44,12 @@ from numpy.typing import NDArray
 from benchmarks.images import draw_images, image_files, link_classes, link_part, spread
 from benchmarks.networks import BATCH, CORES, measure_bare, measure_openvino
 from benchmarks.precision import compare_precisions
-from featurize.backbones.backbone import BackboneSpec, prepare_backbone, preprocess, set_threads
-from featurize.backbones.precision import has_bfloat16
-from featurize.recipes.recipe import BackboneSettings, read_recipe
+from featurize.backbones.backbone import prepare_backbone
+from featurize.backbones.keras_network import preprocess, set_threads
+from featurize.backbones.spec import BackboneSpec
+from featurize.engines.precision import has_bfloat16
+from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.recipe import read_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT_IMAGES, LONG_IMAGES = 2 * BATCH, 16 * BATCH  # of the UDFs

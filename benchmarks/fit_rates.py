@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from featurize.backbones.backbone import set_threads
+from featurize.backbones.keras_network import set_threads
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings
 from finetune.rows.splits import SplitData

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fit_data import load
-from featurize.backbones.backbone import set_threads
+from featurize.backbones.keras_network import set_threads
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings
 

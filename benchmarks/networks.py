@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.images import read_pixels
-from featurize.backbones.backbone import BackboneSpec, load_backbone, preprocess, set_threads
+from featurize.backbones.backbone import load_backbone
+from featurize.backbones.keras_network import preprocess, set_threads
+from featurize.backbones.spec import BackboneSpec
 
 BATCH = 32
 CORES = len(os.sched_getaffinity(0))

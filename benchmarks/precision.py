@@ -10,8 +10,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.images import read_pixels
-from featurize.backbones.backbone import BackboneSpec, make_forward
-from featurize.backbones.precision import MIN_COSINE, mean_cosine
+from featurize.backbones.keras_network import make_forward
+from featurize.backbones.spec import BackboneSpec
+from featurize.engines.precision import MIN_COSINE, mean_cosine
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings
 

@@ -34,7 +34,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 
-from featurize.backbones.backbone import set_threads
+from featurize.backbones.keras_network import set_threads
 from featurize.errors import FirnError
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings

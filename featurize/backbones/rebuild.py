@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from featurize import storage
-from featurize.backbones.backbone import PreparedBackbone, prepare_backbone
+from featurize.backbones.backbone import prepare_backbone
+from featurize.backbones.spec import PreparedBackbone
 from featurize.errors import UsageError
-from featurize.recipes.recipe import BackboneSettings
+from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.toml_settings import check_settings
 from featurize.tables.manifests import FeaturesManifest
 
@@ -24,10 +25,12 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
             f"{origin} does not say how the backbone was made. Make the features again with `featurize run`."
         )
     settings = check_settings(BackboneSettings, features.recipe["backbone"], origin=origin)
-    changes: dict[str, Any] = {"precision": features.backbone["precision"]}
+    backbone = features.backbone
+    changes: dict[str, Any] = {"precision": backbone["precision"], "engine": backbone.get("engine", "tensorflow")}
+    changes["batch_size"] = settings.batch_size or backbone.get("batch_size")
     for key in ("name", "weights"):
         value = getattr(settings, key)
-        if value is not None and value.endswith((".keras", ".h5")):
+        if (value is not None and value.endswith((".keras", ".h5", ".onnx"))) or (key == "name" and settings.is_folder):
             changes[key] = storage.absolute_url(value)  # ranks on Spark have their own working directory
     return settings.model_copy(update=changes)
 
@@ -55,7 +58,9 @@ def prepare_again(
     except UsageError as error:
         raise UsageError(f"the backbone of {whose} cannot be rebuilt: {error}") from error
     if prepared.spec.preparation_id != preparation_id:
-        found = {key: value for key, value in prepared.spec.as_dict().items() if key not in ("name", "weights")}
+        found = {
+            key: value for key, value in prepared.spec.as_dict().items() if key not in ("name", "weights", "engine")
+        }
         differing = ", ".join(key for key, value in found.items() if value != spec.get(key))
         raise UsageError(
             f"the backbone {settings.name} has changed since it made the features of {whose}: its {differing} differ."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from featurize import storage
 from featurize.digests import sha256_file
 from featurize.errors import JobError, UsageError, first_line
-from featurize.recipes.recipe import BackboneSettings
+from featurize.recipes.backbone_section import BackboneSettings
 
 if TYPE_CHECKING:
     import keras

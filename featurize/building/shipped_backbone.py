@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from pyspark import SparkFiles
 from pyspark.sql import SparkSession
 
-from featurize.backbones.backbone import BackboneSpec, PreparedBackbone, load_backbone
-from featurize.backbones.precision import Forward
+from featurize.backbones.backbone import load_backbone, warm_up
+from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.building.session import is_local
 from featurize.building.worker import Loaded, assigned_gpus, log, use_task_resources
 from featurize.decoding.decoder_process import Decoder
+from featurize.engines.precision import Forward
 from featurize.progress import stage
 from featurize.timings import Timings
 
@@ -69,12 +70,14 @@ class ShippedBackbone:
     def decode(self, content: bytes, decoder: Decoder) -> Decoded:
         """Decodes an image file to the size of the network's input. Raises DecodeError."""
         spec = self.spec
-        pixels, (width, height) = decoder.decode(content, height=spec.height, width=spec.width, channels=spec.channels)
+        pixels, (width, height) = decoder.decode(
+            content, height=spec.height, width=spec.width, channels=spec.channels, fit=spec.fit
+        )
         return Decoded(pixels, width, height)
 
     def forward(self, timings: Timings) -> Forward:
         """The backbone of this process; when the first images arrive, it is loaded and run once on zeros."""
-        key = self.sha256 or self.spec.preparation_id
+        key = f"{self.sha256 or self.spec.preparation_id} {self.spec.engine} {self.spec.precision}"
         if key not in _loaded:
             with timings.measure("startup"):
                 forget_backbone()  # a worker that is reused for another backbone does not keep both in memory
@@ -85,12 +88,13 @@ class ShippedBackbone:
         spec = self.spec
         if self.file is None:
             return load_backbone(spec, None, sha256=None)
-        threads = use_task_resources()
-        forward = load_backbone(spec, Path(SparkFiles.get(self.file)), sha256=self.sha256)
-        forward(np.zeros((1, spec.height, spec.width, spec.channels), np.uint8))  # compiles it
+        threads = use_task_resources(tensorflow=spec.engine == "tensorflow")
+        path = Path(SparkFiles.get(self.file))
+        forward = load_backbone(spec, path, sha256=self.sha256, threads=threads, batch_size=self.batch_size)
+        warm_up(forward, spec)
         if self.is_logged:
             gpus = ", ".join(assigned_gpus() or ["not assigned"])
-            log(f"{spec.name} in {spec.precision}, {threads} threads, GPUs {gpus}")
+            log(f"{spec.name} in {spec.precision} on {spec.engine}, {threads} threads, GPUs {gpus}")
         return forward
 
 
@@ -100,7 +104,7 @@ def shipping_folder() -> "tempfile.TemporaryDirectory[str]":
     return tempfile.TemporaryDirectory(prefix="firn-")
 
 
-def ship_backbone(spark: SparkSession, backbone: PreparedBackbone, *, batch_size: int) -> ShippedBackbone:
+def ship_backbone(spark: SparkSession, backbone: PreparedBackbone) -> ShippedBackbone:
     """Sends the file of a backbone, which must lie in the `shipping_folder`, to every executor."""
     if backbone.path is not None:
         stage("sending the network to workers")
@@ -109,7 +113,7 @@ def ship_backbone(spark: SparkSession, backbone: PreparedBackbone, *, batch_size
         spec=backbone.spec,
         file=backbone.path.name if backbone.path is not None else None,
         sha256=backbone.sha256,
-        batch_size=batch_size,
+        batch_size=backbone.batch_size,
         is_logged=not is_local(spark),
     )
 

@@ -12,7 +12,8 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones.tensorflow_log import standard_error
 from featurize.building.session import concurrent_tasks, is_submitted, session_builder, stop_session
-from featurize.building.worker import use_task_resources
+from featurize.building.worker import Worker, use_task_resources
+from featurize.engines.engine import NAMES, Engine, import_engine
 from featurize.progress import stage
 
 _WARM_UP = "firn warm-up"
@@ -24,15 +25,15 @@ class StartingSession:
     Args:
         name: name of the Spark application.
         slots: see `make_session`.
-        warm_up: whether the Python workers of a local session import TensorFlow as soon as the session has started.
+        warm_up: the engine that the Python workers of a local session import as soon as the session has started.
 
     Raises:
         JobError: no Java was found.
     """
 
-    def __init__(self, name: str, *, slots: int | None = None, warm_up: bool = False) -> None:
+    def __init__(self, name: str, *, slots: int | None = None, warm_up: Engine | None = None) -> None:
         self._builder = session_builder(name, slots=slots)
-        self._warms_up = warm_up and not is_submitted()
+        self._warm_up = None if is_submitted() else warm_up
         self._is_closed = threading.Event()
         self._session: Future[SparkSession] = Future()
         self._thread = threading.Thread(target=self._start, name="firn-session", daemon=True)
@@ -72,13 +73,13 @@ class StartingSession:
             self._session.set_exception(error)
             return
         self._session.set_result(session)
-        if self._warms_up and not self._is_closed.is_set():
+        if self._warm_up is not None and not self._is_closed.is_set():
             with suppress(Py4JError, PySparkException):  # a worker that cannot import fails in the job itself, too
-                _warm_up(session)
+                _warm_up(session, self._warm_up)
 
 
 @contextmanager
-def start_session(name: str, *, slots: int | None = None, warm_up: bool = False) -> Iterator[StartingSession]:
+def start_session(name: str, *, slots: int | None = None, warm_up: Engine | None = None) -> Iterator[StartingSession]:
     """A session that starts while the block runs, and is stopped when it ends. For the arguments see `StartingSession`."""
     starting = StartingSession(name, slots=slots, warm_up=warm_up)
     try:
@@ -89,7 +90,7 @@ def start_session(name: str, *, slots: int | None = None, warm_up: bool = False)
 
 @contextmanager
 def borrowed_or_starting(
-    spark: SparkSession | None, name: str, *, warm_up: bool = False
+    spark: SparkSession | None, name: str, *, warm_up: Engine | None = None
 ) -> Iterator[SparkSession | StartingSession]:
     """The session of a call: `spark`, or else the active session, neither of which is stopped; or one that starts for this call.
 
@@ -109,16 +110,18 @@ def ready_session(spark: SparkSession | StartingSession) -> SparkSession:
     return spark.wait() if isinstance(spark, StartingSession) else spark
 
 
-def _warm_up(session: SparkSession) -> None:
+def _warm_up(session: SparkSession, engine: Engine) -> None:
     """Makes each worker process import what it will need. Spark keeps the processes for the job that follows."""
     # Without interrupts, of which Java would write a trace: Spark ends the worker of a cancelled task after 2 s.
-    session.sparkContext.setJobGroup(_WARM_UP, "workers import TensorFlow")
+    session.sparkContext.setJobGroup(_WARM_UP, f"workers import {NAMES[engine]}")
     slots = concurrent_tasks(session)
-    session.range(0, slots, 1, slots).mapInArrow(_import_keras, "id long").collect()
+    session.range(0, slots, 1, slots).mapInArrow(_importer(engine), "id long").collect()
 
 
-def _import_keras(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    use_task_resources()
-    import keras  # noqa: F401
+def _importer(engine: Engine) -> Worker:
+    def import_it(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        use_task_resources(tensorflow=engine == "tensorflow")
+        import_engine(engine)
+        yield from batches
 
-    yield from batches
+    return import_it

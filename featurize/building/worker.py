@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyspark import TaskContext
 
 from featurize import storage
-from featurize.backbones.backbone import set_threads
+from featurize.backbones.keras_network import set_threads
 from featurize.backbones.lean_keras import leave_out_in_own_worker
 from featurize.building import staging
 from featurize.building.image_reports import ReportTo, ShardReport, make_report, reporting
@@ -189,17 +189,21 @@ def assigned_gpus() -> list[str] | None:
     return list(gpus.addresses) if gpus is not None else None
 
 
-def use_task_resources() -> int:
-    """Gives TensorFlow in this process the cores and GPUs of its task, before it computes anything.
+def use_task_resources(*, tensorflow: bool = True) -> int:
+    """Gives this process the cores and GPUs of its task, before anything is computed.
+
+    Args:
+        tensorflow: whether TensorFlow is used, and is told the number of threads; it is not imported otherwise.
 
     Returns:
         The number of threads.
     """
-    leave_out_in_own_worker()
     threads = worker_threads()
     if (gpus := assigned_gpus()) is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    set_threads(threads)
+    if tensorflow:
+        leave_out_in_own_worker()
+        set_threads(threads)
     return threads
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Final, Self
+from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,10 @@ _EXIF_SIGNATURE: Final = b"Exif\0\0"
 _HIDDEN_SIGNATURE: Final = b"exif\0\0"  # of the same length, so that no offset moves
 
 _SIDEWAYS: Final = (5, 6, 7, 8)  # the orientations that swap width and height
+
+
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+"""Pillow's filters for resampling, by the names of `PIL.Image.Resampling` in lower case."""
 
 
 class DecodeError(Exception):
@@ -95,7 +99,39 @@ class ImageInfo:
         return cls(**fields)
 
 
-def decode_image(content: bytes, *, height: int, width: int, channels: int = 3) -> NDArray[np.uint8]:
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a picture of any shape becomes one of `height` x `width`, where it is not just stretched: resized, then cropped.
+
+    Equal to Pillow's `resize` of the whole upright RGB picture and its central part, without any shortcut.
+
+    Attributes:
+        resize: pixels of the shorter side, the longer one in proportion (rounded down); or height and width.
+        interpolation: Pillow's filter.
+        offset: how the offset of the central part is rounded where half a pixel remains: "floor" as Hugging Face's processors
+            do, "round" (half to even) as torchvision's `CenterCrop`, and so timm, does.
+    """
+
+    resize: int | tuple[int, int]
+    interpolation: Interpolation = "bilinear"
+    offset: Literal["floor", "round"] = "floor"
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels of a picture of `height` x `width` after resizing, before the crop."""
+        if not isinstance(self.resize, int):
+            return self.resize
+        short, long = sorted((height, width))
+        longer = int(self.resize * long / short)
+        return (self.resize, longer) if height <= width else (longer, self.resize)
+
+    def start(self, length: int, cropped: int) -> int:
+        """The first of `cropped` central pixels out of `length`."""
+        return (length - cropped) // 2 if self.offset == "floor" else round((length - cropped) / 2)
+
+
+def decode_image(
+    content: bytes, *, height: int, width: int, channels: int = 3, fit: Fit | None = None
+) -> NDArray[np.uint8]:
     """Decodes an image, turns it upright and stretches it to the requested size.
 
     The first frame or page is used. Alpha, in a channel, a palette or a transparent colour, is composited over white.
@@ -112,6 +148,7 @@ def decode_image(content: bytes, *, height: int, width: int, channels: int = 3) 
         height: Pixels, at least 1.
         width: Pixels, at least 1.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma of the resized RGB image).
+        fit: how the picture is resized and cropped, from a full decode; None: it is stretched, as above.
 
     Returns:
         uint8 ``(height, width, channels)`` in [0, 255], writable.
@@ -120,11 +157,11 @@ def decode_image(content: bytes, *, height: int, width: int, channels: int = 3) 
         DecodeError: The bytes are empty, truncated, damaged, too large an image, or in none of `FORMATS`.
         ValueError: The size or the number of channels is invalid.
     """
-    return decode_sized(content, height=height, width=width, channels=channels)[0]
+    return decode_sized(content, height=height, width=width, channels=channels, fit=fit)[0]
 
 
 def decode_sized(
-    content: bytes, *, height: int, width: int, channels: int = 3
+    content: bytes, *, height: int, width: int, channels: int = 3, fit: Fit | None = None
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decodes like `decode_image`, and also returns the width and height in pixels of the upright image in its file."""
     if height < 1 or width < 1:
@@ -134,18 +171,32 @@ def decode_sized(
     with _faults_as_decode_errors(content):
         image = _open(content)
         size = image.size
-        box = draft(image, height=height, width=width)
+        box = draft(image, height=height, width=width) if fit is None else None
         image.load()
         orientation = read_orientation(image)
         if box is None:
             size = image.size  # loading turns a TIFF upright
-        stored_size = (height, width) if orientation in _SIDEWAYS else (width, height)
+        is_sideways = orientation in _SIDEWAYS
+        upright_size = size[::-1] if is_sideways else size
+        resized = (height, width) if fit is None else fit.resized(upright_size[1], upright_size[0])
+        if fit is not None and (resized[0] < height or resized[1] < width or max(resized) > MAX_SIDE):
+            raise DecodeError(
+                f"the image, resized to {resized[1]} x {resized[0]}, does not fit {width} x {height} pixels"
+            )
+        stored_size = resized if is_sideways else resized[::-1]
         # Turned after resizing: the result is the same, and there are fewer pixels to move.
-        upright = _to_rgb(image).resize(stored_size, Image.Resampling.BILINEAR, box=box)
+        upright = _to_rgb(image).resize(stored_size, _resampling(fit), box=box)
         if orientation != 1:
             upright = upright.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
+        if fit is not None:
+            left, top = fit.start(resized[1], width), fit.start(resized[0], height)
+            upright = upright.crop((left, top, left + width, top + height))
         pixels = np.array(upright if channels == 3 else upright.convert("L"), dtype=np.uint8)
-    return pixels.reshape(height, width, channels), size[::-1] if orientation in _SIDEWAYS else size
+    return pixels.reshape(height, width, channels), upright_size
+
+
+def _resampling(fit: Fit | None) -> Image.Resampling:
+    return Image.Resampling.BILINEAR if fit is None else Image.Resampling[fit.interpolation.upper()]
 
 
 def inspect_image(content: bytes) -> ImageInfo:

@@ -15,19 +15,22 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.decoding.decode import DecodeError, ImageInfo, decode_sized, inspect_image
+from featurize.decoding.decode import DecodeError, Fit, ImageInfo, Interpolation, decode_sized, inspect_image
 from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import JobError, first_line
 
 MAX_MEMORY_BYTES: Final = 3 << 30
 """Memory limit for decoding, in bytes: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
 
-_REQUEST = struct.Struct("<BIIBQ")  # kind of request, height, width, channels, number of bytes that follow
+# Kind of request; height, width, channels; the fit: its shape, two sizes and filter; number of bytes that follow.
+_REQUEST = struct.Struct("<BIIBBIIBQ")
+_SHORTER_SIDE, _BOTH_SIDES, _ROUNDED = 1, 2, 4  # the shape of a fit: one of the first two, and perhaps the third
+_NO_FIT = (0, 0, 0, 0)
 _ANSWER = struct.Struct(
     "<BIIQ"
 )  # kind of answer, width and height of the image in its file, number of bytes that follow
@@ -60,7 +63,7 @@ class Decoder:
         return None if self._process is None else self._process.pid
 
     def decode(
-        self, content: bytes, *, height: int, width: int, channels: int
+        self, content: bytes, *, height: int, width: int, channels: int, fit: Fit | None = None
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Decodes an image with `decode.decode_sized` in the decoder process.
 
@@ -68,14 +71,15 @@ class Decoder:
             DecodeError: The reasons of `decode.decode_sized`; or decoding took too long, or its process died, twice.
             JobError: No decoder can be started.
         """
-        kind, size, payload = self._ask(_REQUEST.pack(_WANT_PIXELS, height, width, channels, len(content)), content)
+        request = _REQUEST.pack(_WANT_PIXELS, height, width, channels, *_packed(fit), len(content))
+        kind, size, payload = self._ask(request, content)
         if kind == _REASON:
             raise DecodeError(payload.decode())
         return np.frombuffer(payload, np.uint8).reshape(height, width, channels), size
 
     def inspect(self, content: bytes) -> ImageInfo:
         """Describes an image with `decode.inspect_image` in the decoder process; raises the errors of `decode`."""
-        kind, _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, len(content)), content)
+        kind, _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, *_NO_FIT, len(content)), content)
         if kind == _REASON:
             raise DecodeError(payload.decode())
         return ImageInfo.from_json(payload.decode())
@@ -188,27 +192,47 @@ def serve(descriptor: int, timeout_s: float, max_memory_bytes: int) -> None:
         os.dup2(nowhere.fileno(), 2)  # hides C libraries' messages about damaged files; the reason repeats them
     while True:
         try:
-            want, height, width, channels, length = _REQUEST.unpack(_receive(connection, _REQUEST.size))
+            want, height, width, channels, *packed, length = _REQUEST.unpack(_receive(connection, _REQUEST.size))
             content = bytes(_receive(connection, length))
         except OSError:
             return
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
-        kind, size, payload = _answer(want, content, height=height, width=width, channels=channels)
+        kind, size, payload = _answer(
+            want, content, height=height, width=width, channels=channels, fit=_unpacked(*packed)
+        )
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.sendall(_ANSWER.pack(kind, *size, len(payload)))
         connection.sendall(payload)
 
 
 def _answer(
-    want: int, content: bytes, *, height: int, width: int, channels: int
+    want: int, content: bytes, *, height: int, width: int, channels: int, fit: Fit | None
 ) -> tuple[int, tuple[int, int], bytes | memoryview]:
     try:
         if want == _WANT_INFO:
             return _INFO, (0, 0), inspect_image(content).to_json().encode()
-        pixels, size = decode_sized(content, height=height, width=width, channels=channels)
+        pixels, size = decode_sized(content, height=height, width=width, channels=channels, fit=fit)
         return _PIXELS, size, pixels.data.cast("B")
     except DecodeError as error:
         return _REASON, (0, 0), str(error).encode()
+
+
+def _packed(fit: Fit | None) -> tuple[int, int, int, int]:
+    if fit is None:
+        return _NO_FIT
+    sizes = (fit.resize, 0) if isinstance(fit.resize, int) else fit.resize
+    shape = (_SHORTER_SIDE if isinstance(fit.resize, int) else _BOTH_SIDES) | (_ROUNDED * (fit.offset == "round"))
+    return shape, *sizes, get_args(Interpolation).index(fit.interpolation)
+
+
+def _unpacked(shape: int, first: int, second: int, interpolation: int) -> Fit | None:
+    if not shape:
+        return None
+    return Fit(
+        resize=first if shape & _SHORTER_SIDE else (first, second),
+        interpolation=get_args(Interpolation)[interpolation],
+        offset="round" if shape & _ROUNDED else "floor",
+    )
 
 
 def _limit_memory(max_bytes: int) -> None:

@@ -8,12 +8,14 @@ from typing import Any, cast
 from pyspark.sql import SparkSession
 
 from featurize import storage
-from featurize.backbones.backbone import PreparedBackbone
+from featurize.backbones.spec import PreparedBackbone
 from featurize.building.session import borrowed_session
 from featurize.building.starting_session import borrowed_or_starting
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
+from featurize.engines.engine import NAMES
 from featurize.errors import UsageError
 from featurize.jobs import ingest as ingest_job
+from featurize.jobs.engine_choice import likely_engine
 from featurize.jobs.features import Features
 from featurize.jobs.images import Images
 from featurize.jobs.run import featurize
@@ -51,7 +53,7 @@ def run(
     folders = [_CARDS]
     if isinstance(recipe, str | Path):
         folders.append(Path(recipe).absolute().parent.parent / "datasets")
-    warm_up = checked.backbone.name != "pixels"
+    warm_up = likely_engine(checked.backbone)
     with shown_in_notebook(), borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
         result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
     url = storage.absolute_url(checked.features.url)
@@ -119,8 +121,15 @@ def _log_backbone(backbone: PreparedBackbone) -> None:
     """Logs the backbone and the shape of its features."""
     spec = backbone.spec
     shape = " x ".join(str(size) for size in spec.feature_shape)
-    where = f" at {spec.layer}, weights {spec.weights}, {spec.precision}" if not spec.is_pixels else ""
+    where = f" at {spec.layer}, weights {spec.weights}" if not spec.is_pixels else ""
     _logger.info("backbone %s%s: %s features from %d x %d images", spec.name, where, shape, spec.height, spec.width)
+    if not spec.is_pixels:
+        measured = backbone.measured
+        speeds = ", ".join(
+            f"{NAMES[one.engine]} {one.precision} {one.images_per_s:.3g}" for one in measured if not one.error
+        )
+        how = f"; measured, images/s: {speeds}" if speeds else ""
+        _logger.info("computed by %s in %s%s", NAMES[spec.engine], spec.precision, how)
     if backbone.report is not None and backbone.report.notice:
         _logger.warning("%s", backbone.report.notice)
 

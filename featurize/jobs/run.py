@@ -5,13 +5,16 @@ from pathlib import Path
 
 from pyspark.sql import SparkSession
 
-from featurize.backbones.backbone import PreparedBackbone, prepare_backbone
+from featurize.backbones.backbone import prepare_backbone
+from featurize.backbones.spec import PreparedBackbone
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.shipped_backbone import ship_backbone, shipping_folder
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.errors import UsageError
+from featurize.jobs.engine_choice import EngineChoice
 from featurize.jobs.run_task import FeaturizeTask
-from featurize.recipes.recipe import BackboneSettings, FeaturizeRecipe
+from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.recipe import FeaturizeRecipe
 from featurize.sources.listing import ImageSource
 from featurize.sources.opening import open_source
 from featurize.tables.manifests import FeaturesManifest
@@ -40,7 +43,8 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
-    backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name)
+    folder = shipping_folder().name
+    backbone = prepare_backbone(_decided_before(recipe), folder, decide=EngineChoice(spark, folder))
     on_backbone(backbone)
     session = ready_session(spark)
     result = build_table(
@@ -58,10 +62,13 @@ def featurize(
 
 
 def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
-    """The backbone's settings; where the precision is "auto", that of the rows that exist already, also of an unfinished run."""
-    there = settings_in_place(recipe.features.url) if recipe.backbone.precision == "auto" else None
-    precision = there["backbone"]["precision"] if there is not None and "backbone" in there else None
-    return recipe.backbone.model_copy(update={"precision": precision}) if precision else recipe.backbone
+    """The backbone's settings; where engine or precision is "auto", that of rows that exist, also of an unfinished run."""
+    open_keys = [key for key in ("engine", "precision") if getattr(recipe.backbone, key) == "auto"]
+    there = settings_in_place(recipe.features.url) if open_keys else None
+    if there is None or "backbone" not in there:
+        return recipe.backbone
+    decided = {"engine": "tensorflow", **there["backbone"]}  # the engine of old sets, which do not name it
+    return recipe.backbone.model_copy(update={key: decided[key] for key in open_keys})
 
 
 def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
@@ -80,7 +87,14 @@ def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: Pr
     file_sha256 = backbone.report.file_sha256 if backbone.report is not None else None
     return {
         "preparation_id": spec.preparation_id,
-        "backbone": {**spec.as_dict(), "weights_file_sha256": file_sha256, "bfloat16_cosine": backbone.bfloat16_cosine},
+        "backbone": {
+            **spec.as_dict(),
+            "engine": spec.engine,
+            "weights_file_sha256": file_sha256,
+            "bfloat16_cosine": backbone.bfloat16_cosine,
+            "batch_size": backbone.batch_size,
+            "engines": [one.as_dict() for one in backbone.measured],
+        },
         "feature_shape": list(spec.feature_shape),
         "feature_dtype": spec.feature_dtype,
         "rows_per_group": recipe.features.rows_per_group,
@@ -95,6 +109,6 @@ def _make_task(
     return FeaturizeTask(
         classes=source.classes,
         split_rule=source.split_rule,
-        backbone=ship_backbone(spark, backbone, batch_size=recipe.backbone.batch_size),
+        backbone=ship_backbone(spark, backbone),
         rows_per_group=recipe.features.rows_per_group,
     )

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from featurize.backbones.backbone import BackboneSpec
+from featurize.backbones.spec import BackboneSpec
 from featurize.building.shard_files import ShardWriter
 from featurize.building.shipped_backbone import Decoded, ShippedBackbone, full_batches
 from featurize.building.worker import Loaded

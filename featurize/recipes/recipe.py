@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
+from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.sweep_section import SweepSettings
 from featurize.recipes.toml_settings import Overrides, Settings, apply_overrides, check_settings, read_toml
@@ -16,7 +17,6 @@ from featurize.recipes.training_section import TrainingSettings
 SPLITS = ("train", "validation", "test")
 JOINED = ("predictions", "images", "labels")
 """The keys of `[features]` that name tables for `where`."""
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class FractionSplit(Settings):
@@ -60,68 +60,6 @@ class ImagesSettings(Settings):
     decode_timeout_s: float = Field(
         default=DECODE_TIMEOUT_S, gt=0, le=3600, description="seconds; an image that takes longer to decode is rejected"
     )
-
-
-class BackboneSettings(Settings):
-    """The frozen network. `pixels` is not a network: it only resizes images, and its features are the pixels."""
-
-    name: str = Field(
-        min_length=1, description="EfficientNetLite0, a keras.applications model, the path of a .keras file, or pixels"
-    )
-    layer: str | None = Field(default=None, description="the layer whose output is the features; default: the last")
-    weights: str | None = Field(default=None, description="imagenet, imagenet_or_random, random, or a path")
-    weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the weights file")
-    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of random weights")
-    preprocessing: Literal["none", "caffe", "tf", "torch"] | None = Field(
-        default=None, description="preparation of RGB in [0, 255]; required for .keras files, known for the others"
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    batch_size: int = Field(default=32, ge=1, description="images in one forward pass")
-    height: int | None = Field(
-        default=None, ge=1, le=4096, description="height in pixels; required where the network takes images of any size"
-    )
-    width: int | None = Field(default=None, ge=1, le=4096, description="width in pixels")
-    channels: Literal[1, 3] | None = Field(
-        default=None, description="channels of pixels: 1 is grey, 3 is RGB (the default)"
-    )
-
-    @model_validator(mode="after")
-    def _fits_the_kind(self) -> "BackboneSettings":
-        faults = _faults_of_pixels(self) if self.name == "pixels" else _faults_of_network(self)
-        if faults:
-            raise ValueError("; ".join(faults) + ".")
-        return self
-
-    @property
-    def is_keras_file(self) -> bool:
-        """Whether `name` is the path of a .keras file."""
-        return self.name.endswith(".keras")
-
-
-def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
-    missing = [f"`{key}` is required with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
-    unused = ("layer", "weights", "weights_sha256", "preprocessing")
-    return missing + [f"`{key}` cannot be used with `pixels`" for key in unused if getattr(settings, key) is not None]
-
-
-def _faults_of_network(settings: BackboneSettings) -> list[str]:
-    faults = ["`channels` is for `pixels` only"] if settings.channels is not None else []
-    if settings.is_keras_file:
-        if settings.preprocessing is None:
-            faults.append(
-                "`preprocessing` is required with a .keras file, which does not say how its input was prepared: "
-                '"none" (RGB in [0, 255]), "caffe", "tf" or "torch"'
-            )
-        if settings.weights is not None:
-            faults.append(
-                "`weights` cannot be used with a .keras file, which has its own; check it with `weights_sha256`"
-            )
-        return faults
-    if settings.preprocessing is not None:
-        faults.append(f"`preprocessing` of {settings.name} is known; remove it")
-    if settings.weights_sha256 is not None and settings.weights in (None, "imagenet", "imagenet_or_random", "random"):
-        faults.append("`weights_sha256` needs `weights` to be a path")
-    return faults
 
 
 class FeaturesSettings(Settings):

@@ -149,15 +149,18 @@ def compute_features(url: str, manifest: FeaturesManifest, content: bytes, *, na
         UsageError: The backbone cannot be rebuilt identically.
         JobError: The image cannot be decoded, or this machine cannot run the backbone.
     """
-    size = {key: int(manifest.backbone[key]) for key in ("height", "width", "channels")}
-    with closing(Decoder()) as decoder:
-        try:
-            pixels, _ = decoder.decode(content, **size)
-        except DecodeError as error:
-            raise JobError(f"{name} is not a readable image: {error}.") from error
     from featurize.backbones.backbone import load_backbone
     from featurize.backbones.rebuild import backbone_settings, prepare_again
+    from featurize.backbones.spec import BackboneSpec
 
+    spec = BackboneSpec.from_dict(manifest.backbone)
+    with closing(Decoder()) as decoder:
+        try:
+            pixels, _ = decoder.decode(
+                content, height=spec.height, width=spec.width, channels=spec.channels, fit=spec.fit
+            )
+        except DecodeError as error:
+            raise JobError(f"{name} is not a readable image: {error}.") from error
     settings = backbone_settings(url, manifest)
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
         prepared = prepare_again(

@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from featurize.errors import UsageError
-from featurize.recipes.recipe import Sha256, Split
+from featurize.recipes.backbone_section import Sha256
+from featurize.recipes.recipe import Split
 from featurize.recipes.toml_settings import Settings, check_settings, read_toml
 
 

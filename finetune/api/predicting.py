@@ -216,7 +216,7 @@ def _publish(
     from finetune.prediction.predict import predict as label
 
     plan = plan_prediction(name, output, **given)
-    with shown_in_notebook(), borrowed_or_starting(spark, "firn predict", warm_up=True) as session:
+    with shown_in_notebook(), borrowed_or_starting(spark, "firn predict", warm_up="tensorflow") as session:
         done = label(session, plan, max_reject_fraction=max_reject_fraction, decode_timeout_s=decode_timeout_s)
     return PredictionTable(plan, done)
 

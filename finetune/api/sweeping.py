@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featurize.backbones.backbone import set_threads
+from featurize.backbones.keras_network import set_threads
 from featurize.errors import UsageError
 from featurize.recipes.recipe import Recipe, origin_of, read_recipe
 from finetune.api.model import Model, load_model

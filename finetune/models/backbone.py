@@ -1,11 +1,10 @@
 """The step before a model that is given images: the backbone whose features it was trained on, or the size of its pixels."""
 
-from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from featurize.backbones.backbone import BackboneSpec, PreparedBackbone
 from featurize.backbones.rebuild import backbone_settings, prepare_again
+from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.errors import UsageError
 from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import FeaturesReference, ModelCard
@@ -13,15 +12,7 @@ from finetune.models.folder import FeaturesReference, ModelCard
 _LEAST_ROWS, _MOST_ROWS, _BATCH_BYTES = 32, 512, 4 << 20
 
 
-@dataclass(frozen=True)
-class ModelBackbone:
-    """A prepared backbone, and the number of images that pass through it at a time."""
-
-    prepared: PreparedBackbone
-    batch_size: int
-
-
-def prepare_model_backbone(card: ModelCard, folder: str | Path) -> ModelBackbone:
+def prepare_model_backbone(card: ModelCard, folder: str | Path) -> PreparedBackbone:
     """The backbone of the model of `card`, as it was when the model was trained; its file is written to `folder`.
 
     Raises:
@@ -30,19 +21,18 @@ def prepare_model_backbone(card: ModelCard, folder: str | Path) -> ModelBackbone
     """
     reference = card.features
     if reference.feature_dtype == "uint8":
-        return ModelBackbone(PreparedBackbone(BackboneSpec.from_dict(reference.backbone)), rows_at_a_time(reference))
+        return PreparedBackbone(BackboneSpec.from_dict(reference.backbone), batch_size=rows_at_a_time(reference))
     manifest = read_features_manifest(reference.url)
     if manifest.preparation_id != reference.preparation_id:
         raise UsageError(f"{reference.url} now holds features of another backbone.")
     settings = backbone_settings(reference.url, manifest)
-    prepared = prepare_again(
+    return prepare_again(
         settings,
         folder,
         spec=manifest.backbone,
         preparation_id=reference.preparation_id,
         whose=f"the model {card.model_id[:16]}",
     )
-    return ModelBackbone(prepared, settings.batch_size)
 
 
 def rows_at_a_time(reference: FeaturesReference) -> int:

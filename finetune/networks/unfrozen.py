@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featurize import storage
-from featurize.backbones.backbone import Preprocessing
 from featurize.backbones.rebuild import backbone_settings, prepare_again
+from featurize.backbones.spec import Preprocessing
 from featurize.errors import JobError, UsageError
+from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.model_section import ModelSettings
-from featurize.recipes.recipe import BackboneSettings
 from featurize.shortening import MOST_NAMED, name_some
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import read_features_manifest
@@ -144,9 +144,10 @@ def _load_backbone(head: TrainedHead) -> "keras.Model":
     """The backbone up to the layer whose output is the features, as it was when they were made."""
     from keras import saving
 
+    settings = head.backbone.model_copy(update={"engine": "tensorflow"})  # whatever made the features
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
         prepared = prepare_again(
-            head.backbone, folder, spec=head.spec, preparation_id=head.preparation_id, whose="`model.head`"
+            settings, folder, spec=head.spec, preparation_id=head.preparation_id, whose="`model.head`"
         )
         return saving.load_model(prepared.path, compile=False, safe_mode=True)
 

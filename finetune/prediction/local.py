@@ -151,7 +151,7 @@ def _load(url: str, network_sha256: str, *, takes_images: bool) -> Classifier:
     if not takes_images:
         return Classifier(classes=card.classes, network=network, spec=None, forward=None, feature_dim=size)
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
-        prepared = prepare_model_backbone(card, folder).prepared
+        prepared = prepare_model_backbone(card, folder)
         forward = load_backbone(prepared.spec, prepared.path, sha256=prepared.sha256)
     return Classifier(classes=card.classes, network=network, spec=prepared.spec, forward=forward, feature_dim=size)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pyspark import SparkFiles
 from pyspark.sql import SparkSession
 
-from featurize.backbones.backbone import BackboneSpec
+from featurize.backbones.spec import BackboneSpec
 from featurize.building.shipped_backbone import ShippedBackbone, ship_backbone, shipping_folder
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import use_task_resources
@@ -122,7 +122,7 @@ def ship_model(
     folder = shipping_folder().name
     if takes_images:
         backbone = prepare_model_backbone(card, folder)
-        shipped = ship_backbone(ready_session(spark), backbone.prepared, batch_size=backbone.batch_size)
+        shipped = ship_backbone(ready_session(spark), backbone)
     else:
         spec = BackboneSpec.from_dict(card.features.backbone)
         shipped = ShippedBackbone(spec, file=None, sha256=None, batch_size=rows_at_a_time(card.features))

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
-from featurize.backbones.backbone import set_threads
+from featurize.backbones.keras_network import set_threads
 from featurize.backbones.lean_keras import leave_out_keras_extras
 from featurize.console import warn
 from featurize.errors import FirnError, JobError, SharedError, first_line

@@ -19,9 +19,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from featurize.backbones.backbone import BackboneSpec, load_backbone
-from featurize.backbones.precision import Forward
+from featurize.backbones.backbone import load_backbone
+from featurize.backbones.spec import BackboneSpec
 from featurize.decoding.decode import DecodeError, decode_image
+from featurize.engines.precision import Forward
 from finetune.models.folder import load_model
 from finetune.networks.forward import predict_probabilities
 
@@ -105,8 +106,8 @@ class Classifier:
         if self.spec is None:
             return DecodeError("there is no backbone")
         try:
-            size = {"height": self.spec.height, "width": self.spec.width, "channels": self.spec.channels}
-            return decode_image(read(image), **size)
+            spec = self.spec
+            return decode_image(read(image), height=spec.height, width=spec.width, channels=spec.channels, fit=spec.fit)
         except DecodeError as error:
             return error
 

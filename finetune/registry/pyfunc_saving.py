@@ -99,7 +99,7 @@ def save_pyfunc(
 def _write_backbone(card: ModelCard, folder: Path) -> None:
     """Writes what turns images into features: the cut backbone, or the size of the pixels."""
     with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
-        prepared = prepare_model_backbone(card, temporary).prepared
+        prepared = prepare_model_backbone(card, temporary)
         if prepared.path is not None:
             folder.mkdir(parents=True)
             shutil.move(prepared.path, folder / BACKBONE_FILE)

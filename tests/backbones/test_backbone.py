@@ -10,19 +10,14 @@ import numpy as np
 import pytest
 from helpers.models.networks import load, noise, settings, small_network
 
-from featurize.backbones.backbone import (
-    PREPROCESSING_OF_MODULE,
-    PreparedBackbone,
-    application_names,
-    make_forward,
-    prepare_backbone,
-    preprocess,
-)
-from featurize.backbones.precision import MIN_COSINE, has_bfloat16, mean_cosine
+from featurize.backbones.backbone import prepare_backbone
+from featurize.backbones.keras_network import PREPROCESSING_OF_MODULE, application_names, make_forward, preprocess
+from featurize.backbones.spec import PreparedBackbone
 from featurize.decoding.decode import decode_image
 from featurize.digests import sha256_file
+from featurize.engines.precision import MIN_COSINE, has_bfloat16, mean_cosine
 from featurize.errors import UsageError
-from featurize.recipes.recipe import BackboneSettings
+from featurize.recipes.backbone_section import BackboneSettings
 
 
 def run_in_bfloat16(prepared: PreparedBackbone) -> Any:

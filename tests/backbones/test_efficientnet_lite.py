@@ -10,7 +10,7 @@ from featurize.backbones.backbone import load_backbone, prepare_backbone
 from featurize.backbones.efficientnet_lite import make_efficientnet_lite0
 from featurize.decoding.decode import decode_image
 from featurize.errors import JobError, UsageError
-from featurize.recipes.recipe import BackboneSettings
+from featurize.recipes.backbone_section import BackboneSettings
 
 CLASSES = {"accordion": 401, "dalmatian": 251, "llama": 355}  # of ImageNet, by the names of Caltech-101's folders
 

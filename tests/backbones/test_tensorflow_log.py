@@ -28,7 +28,7 @@ print(len(written))
 _COMPARE = """
 import sys
 from featurize.backbones.backbone import prepare_backbone
-from featurize.recipes.recipe import BackboneSettings
+from featurize.recipes.backbone_section import BackboneSettings
 
 print(prepare_backbone(BackboneSettings(name=sys.argv[1], preprocessing="tf"), sys.argv[2]).spec.precision)
 """

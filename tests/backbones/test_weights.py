@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from helpers.models.networks import load, noise, settings
 
-from featurize.backbones.backbone import digest_of_weights, prepare_backbone
+from featurize.backbones.backbone import prepare_backbone
+from featurize.backbones.keras_network import digest_of_weights
 from featurize.digests import sha256_file
 from featurize.errors import JobError, UsageError
 

@@ -28,7 +28,7 @@ def look(batches):
         yield pa.RecordBatch.from_arrays([pa.array([json.dumps(found)])], names=["found"])
 
 before = signal.getsignal(signal.SIGINT)
-with start_session("firn tests", warm_up=True) as starting:
+with start_session("firn tests", warm_up="tensorflow") as starting:
     session = starting.wait()
     active = SparkSession.getActiveSession() is session
     same = make_session("another") is session
@@ -43,7 +43,7 @@ _LEFT_BY_AN_ERROR = """
 from pyspark import SparkContext
 from featurize.building.starting_session import start_session
 try:
-    with start_session("firn tests", warm_up=True):
+    with start_session("firn tests", warm_up="tensorflow"):
         raise ValueError("the backbone is wrong")
 except ValueError as error:
     print(error, SparkContext._active_spark_context is None)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -291,7 +292,7 @@ def test_formats_that_are_not_allowed_are_not_entered() -> None:
         ({"height": 4, "width": 4, "channels": 4}, "`channels` must be 1 or 3. Got 4."),
     ],
 )
-def test_wrong_arguments_are_named(arguments: dict[str, int], message: str) -> None:
+def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         decode_image(VALID_FILES["png"], **arguments)
     assert str(caught.value) == message

@@ -11,7 +11,7 @@ from helpers.tables.predictions import read_predictions
 from pyspark.sql import SparkSession
 from sklearn.linear_model import LogisticRegression
 
-from featurize.backbones.precision import MIN_COSINE, has_bfloat16, mean_cosine
+from featurize.engines.precision import MIN_COSINE, has_bfloat16, mean_cosine
 from featurize.errors import JobError
 from featurize.jobs.run import featurize
 from featurize.recipes.recipe import SPLITS, Recipe, lower_half, read_recipe, upper_half

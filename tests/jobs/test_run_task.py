@@ -14,7 +14,8 @@ from helpers.tables.worker_runs import PIXELS, as_spark_task, make_run, make_tas
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featurize.backbones.backbone import BackboneSpec, load_backbone
+from featurize.backbones.backbone import load_backbone
+from featurize.backbones.spec import BackboneSpec
 from featurize.building import shipped_backbone
 from featurize.building.shipped_backbone import ShippedBackbone
 from featurize.building.staging import STAGING

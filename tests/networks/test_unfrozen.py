@@ -22,7 +22,8 @@ from helpers.toml_files import write_toml
 from numpy.typing import NDArray
 
 from featurize.backbones.backbone import load_backbone, prepare_backbone
-from featurize.recipes.recipe import BackboneSettings, RegistrySettings
+from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.recipe import RegistrySettings
 from featurize.recipes.toml_settings import check_settings
 from featurize.tables.manifests import write_manifest
 from finetune.evaluation.evaluate import evaluate_model

@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.backbones.backbone import PreparedBackbone, load_backbone
-from featurize.recipes.recipe import BackboneSettings
+from featurize.backbones.backbone import load_backbone
+from featurize.backbones.spec import PreparedBackbone
+from featurize.recipes.backbone_section import BackboneSettings
 
 
 def settings(name: str | Path, **changes: Any) -> BackboneSettings:
     """Backbone settings in float32, if `changes` do not say otherwise."""
-    return BackboneSettings(name=str(name), **{"precision": "float32", **changes})
+    return BackboneSettings(name=str(name), **{"precision": "float32", "engine": "tensorflow", **changes})
 
 
 def load(prepared: PreparedBackbone) -> Any:

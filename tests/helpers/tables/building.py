@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featurize.backbones.backbone import PreparedBackbone
+from featurize.backbones.spec import PreparedBackbone
 from featurize.building.build import BuildResult
 from featurize.recipes.recipe import FeaturizeRecipe
 from featurize.recipes.toml_settings import check_settings
@@ -53,7 +53,11 @@ def _settings(source: str | Path, url: str | Path, backbone: str | Path) -> dict
     network = {"preprocessing": "none", "precision": "float32", "batch_size": 8}
     return {
         "images": {"source": str(source), "split": SPLIT},
-        "backbone": {"name": str(backbone), **({"height": 16, "width": 16} if backbone == "pixels" else network)},
+        "backbone": {
+            "name": str(backbone),
+            "engine": "tensorflow",
+            **({"height": 16, "width": 16} if backbone == "pixels" else network),
+        },
         "features": {"url": str(url), "rows_per_group": 7},
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from featurize.backbones.backbone import BackboneSpec
+from featurize.backbones.spec import BackboneSpec
 from featurize.building.shard_files import ShardWriter
 from featurize.digests import combine_digests, settings_digest
 from featurize.jobs.run_task import features_schema

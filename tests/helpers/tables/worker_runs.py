@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pyspark import TaskContext
 from pyspark.resource import ResourceInformation
 
-from featurize.backbones.backbone import BackboneSpec
+from featurize.backbones.spec import BackboneSpec
 from featurize.building.plan import write_plan
 from featurize.building.shipped_backbone import ShippedBackbone
 from featurize.building.staging import STAGING, plan_url

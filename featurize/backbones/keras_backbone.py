@@ -1,0 +1,178 @@
+"""A Keras network as a backbone: a .keras file for TensorFlow, or an ONNX file, exported once and kept, for the other engines."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featurize import __version__, storage
+from featurize.backbones import kept, keras_network
+from featurize.backbones.preparation import check_fit, describe_fit, stated_fit, stated_normalization
+from featurize.backbones.spec import BackboneSpec
+from featurize.backbones.tensorflow_log import without_notes
+from featurize.backbones.weights import WeightsReport
+from featurize.digests import settings_digest, sha256_file
+from featurize.engines.engine import Engine, can_export, installed_engines, load_onnx
+from featurize.engines.precision import Forward, Precision
+from featurize.progress import stage
+from featurize.recipes.backbone_section import BackboneSettings
+
+if TYPE_CHECKING:
+    import keras
+
+_FORMAT = 1  # of what is kept: another number, and it is made anew
+_NOT_THE_NETWORK = {"engine", "precision", "batch_size"}
+_MAKERS = ("keras", "tensorflow-cpu", "tensorflow", "tf2onnx", "onnx")
+
+
+class KerasBackbone:
+    """A network of Keras. Where its ONNX file was kept by an earlier run, TensorFlow is not even imported.
+
+    Attributes:
+        spec: its description, computed by TensorFlow in float32.
+        report: where its weights come from.
+
+    Args:
+        settings: what to open.
+        folder: a local folder for its files.
+
+    Raises:
+        UsageError: The network or layer is unknown, or the weights do not fit or have another digest.
+        JobError: ImageNet weights are not available.
+    """
+
+    def __init__(self, settings: BackboneSettings, folder: str | Path) -> None:
+        self._settings, self._folder = settings, Path(folder)
+        self._key: str | None = None
+        self._kept: Path | None = None
+        if can_export() and settings.engine != "tensorflow":
+            self._key = _key_of(settings)
+            found = kept.find_network(self._key) if self._key is not None else None
+            if found is not None:
+                self._kept, about = found
+                self.spec = BackboneSpec.from_dict(about["spec"])
+                self.report = WeightsReport(**about["report"])
+                return
+        self.spec, self.report = self._built[1:]
+
+    def engines(self) -> tuple[Engine, ...]:
+        """What can compute it here."""
+        return installed_engines() if can_export() else ("tensorflow",)
+
+    def why_not(self, engine: Engine) -> str:
+        """Why an engine cannot compute it."""
+        return "Keras networks are exported with tf2onnx: install Firn with the extra `engines`."
+
+    def file(self, engine: Engine) -> Path:
+        """A new local file of the cut network for an engine; the caller may rename it."""
+        if engine == "tensorflow":
+            path = self._folder / "backbone.keras"
+            self._built[0].save(path)
+            return path
+        path = self._folder / "backbone.onnx"
+        if self._kept is not None:
+            _link(self._kept, path)
+            return path
+        self._export(path)
+        if self._key is not None and self.report.notice is None:  # random weights in place of others are not kept
+            kept.keep_network(self._key, path, {"spec": self.spec.as_dict(), "report": asdict(self.report)})
+        return path
+
+    def forward(self, engine: Engine, precision: Precision) -> Forward:
+        """The forward pass in this process."""
+        if engine == "tensorflow":
+            return keras_network.make_forward(self._built[0], replace(self.spec, precision=precision))
+        with tempfile.TemporaryDirectory(prefix="firn-", dir=self._folder) as folder:
+            path = Path(folder) / "backbone.onnx"
+            shutil.move(self.file(engine), path)
+            return load_onnx(path, engine, precision=precision)
+
+    @cached_property
+    def _built(self) -> "tuple[keras.Model, BackboneSpec, WeightsReport]":
+        """The cut network in TensorFlow, and its description."""
+        settings = self._settings
+        network, preprocessing, report = keras_network.build_network(settings)
+        cut = keras_network.cut_network(network, settings)
+        height, width = keras_network.input_size(cut, settings)
+        fit = stated_fit(settings)
+        check_fit(fit, height=height, width=width)
+        stated: Mapping[str, Any] = asdict(stated_normalization(settings)) if preprocessing == "stated" else {}
+        spec = BackboneSpec(
+            name=Path(settings.name).name if settings.is_keras_file else settings.name,
+            network_sha256=report.file_sha256 if settings.is_keras_file else None,
+            layer=keras_network.name_of_layer(cut, settings),
+            weights=report.description,
+            weights_digest=keras_network.digest_of_weights(cut),
+            preprocessing=preprocessing,
+            resizing=describe_fit(fit, height=height, width=width),
+            height=height,
+            width=width,
+            channels=3,
+            precision="float32",
+            feature_shape=tuple(cut.compute_output_shape((1, height, width, 3))[1:]),
+            feature_dtype="float32",
+            **stated,
+            **({} if fit is None else asdict(fit)),
+        )
+        return cut, spec, report
+
+    def _export(self, path: Path) -> None:
+        from featurize.engines.keras_export import export_keras
+
+        stage(f"exporting {self.spec.name}, once")
+        cut, spec, _ = self._built
+        with without_notes():
+            export_keras(
+                cut,
+                lambda images, apply: keras_network.features_of(images, apply, spec),
+                path,
+                height=spec.height,
+                width=spec.width,
+            )
+
+
+def _key_of(settings: BackboneSettings) -> str | None:
+    """Digest of all that determines the exported network, its files by their content; None if a file cannot be read."""
+    files = {}
+    for name in (settings.name, settings.weights):
+        if name is not None and name.endswith((".keras", ".h5")):
+            digest = _digest_of(name)
+            if digest is None:
+                return None
+            files[name] = digest
+    return settings_digest(
+        {
+            "format": _FORMAT,
+            "settings": settings.model_dump(exclude=_NOT_THE_NETWORK),
+            "files": files,
+            "versions": {"firn": __version__, **{name: _version(name) for name in _MAKERS}},
+        }
+    )
+
+
+def _digest_of(url: str) -> str | None:
+    if not storage.exists(url):
+        return None
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        local = Path(folder) / "file"
+        storage.download(url, local)
+        return sha256_file(local)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)

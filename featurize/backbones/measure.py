@@ -1,0 +1,141 @@
+"""How fast each engine computes a backbone on this processor, and whether its features are the same: each in its own process.
+
+A process of its own keeps the libraries out of the worker, and an engine that crashes there is only left out.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from featurize.backbones.backbone import load_backbone
+from featurize.backbones.keras_network import set_threads
+from featurize.backbones.spec import BackboneSpec
+from featurize.engines.engine import Engine, precisions_of
+from featurize.engines.measurement import Measurement, fastest_first
+from featurize.engines.precision import Precision, mean_cosine, probe_images
+from featurize.errors import JobError, first_line
+
+BATCHES = (8, 32)
+"""Images in a pass, as tried."""
+_ROUND_S = 1.0  # how long each is repeated
+_LONGEST_PASS_S = 3.0  # slower networks are not tried with larger batches
+_TIMEOUT_S = 300.0
+_RUN = "from featurize.backbones.measure import measure_here; measure_here()"
+NO_BFLOAT16 = "the processor has no bfloat16"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An engine to try, and the name of the file that it computes."""
+
+    engine: Engine
+    precision: Precision
+    file: str
+    sha256: str
+
+
+def measure_engines(
+    spec: BackboneSpec, candidates: Sequence[Candidate], files: Mapping[str, Path], *, threads: int
+) -> tuple[Measurement, ...]:
+    """Tries engines one after the other, with the cores of a task; the best comes first.
+
+    Args:
+        spec: the backbone.
+        candidates: what to try; the first is the reference, in float32.
+        files: the local files by name.
+        threads: number of cores.
+    """
+    measured = []
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        images = Path(folder) / "images.npy"
+        np.save(images, probe_images(height=spec.height, width=spec.width))
+        reference = None
+        for number, candidate in enumerate(candidates):
+            features_file = Path(folder) / f"{number}.npy"
+            request = {
+                "spec": replace(spec, engine=candidate.engine, precision=candidate.precision).as_dict(),
+                "path": str(files[candidate.file]),
+                "sha256": candidate.sha256,
+                "threads": threads,
+                "images": str(images),
+                "features": str(features_file),
+            }
+            answer = _ask(request)
+            if "error" in answer:
+                measured.append(
+                    Measurement(candidate.engine, candidate.precision, BATCHES[0], 0.0, 0.0, answer["error"])
+                )
+                continue
+            features = np.load(features_file)
+            reference = features if reference is None else reference
+            cosine = mean_cosine(reference, features) if features.shape == reference.shape else 0.0
+            size, rate = max(answer["rates"], key=lambda one: one[1])
+            measured.append(Measurement(candidate.engine, candidate.precision, size, round(rate, 2), round(cosine, 6)))
+    return fastest_first(measured)
+
+
+def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", _RUN],
+            input=json.dumps(request),
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_S,
+            env=environment,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"it took longer than {_TIMEOUT_S:g} s"}
+    lines = ended.stdout.strip().splitlines()
+    if ended.returncode or not lines:
+        complaint = (ended.stderr.strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
+        return {"error": complaint}
+    answer: dict[str, Any] = json.loads(lines[-1])
+    return answer
+
+
+def measure_here() -> None:
+    """The whole work of such a process: a request on standard input, an answer on standard output."""
+    request = json.loads(sys.stdin.read())
+    try:
+        answer = _measure(request)
+    except (JobError, RuntimeError, ValueError, ImportError, OSError) as error:
+        answer = {"error": first_line(error)}
+    print(json.dumps(answer))
+
+
+def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
+    spec = BackboneSpec.from_dict(request["spec"])
+    if spec.precision not in precisions_of(spec.engine):
+        return {"error": NO_BFLOAT16}
+    threads = int(request["threads"])
+    if spec.engine == "tensorflow":
+        set_threads(threads)
+    images = np.load(request["images"])
+    rates: list[tuple[int, float]] = []
+    for size in BATCHES:
+        if rates and size / rates[-1][1] > _LONGEST_PASS_S:
+            break
+        forward = load_backbone(spec, request["path"], sha256=request["sha256"], threads=threads, batch_size=size)
+        batch = np.resize(images, (size, *images.shape[1:]))
+        features = forward(batch)
+        if not rates:
+            rest = [forward(images[start : start + size]) for start in range(size, len(images), size)]
+            np.save(request["features"], np.concatenate([features, *rest])[: len(images)])
+        started, passes = perf_counter(), 0
+        while passes == 0 or perf_counter() - started < _ROUND_S:
+            forward(batch)
+            passes += 1
+        rates.append((size, passes * size / (perf_counter() - started)))
+    return {"rates": rates}

@@ -1,0 +1,292 @@
+"""How a network wants its images: read from the recipe, from a `preprocessor_config.json` or from timm's `config.json`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor
+from typing import Any
+
+from featurize import storage
+from featurize.decoding.decode import Fit, Interpolation
+from featurize.engines.onnx_graph import Normalization
+from featurize.errors import UsageError
+from featurize.recipes.backbone_section import BackboneSettings
+
+STRETCHED = "stretched, Pillow bilinear"
+NAMED: dict[str, Normalization] = {
+    "none": Normalization(),
+    "tf": Normalization(1 / 127.5, (1.0, 1.0, 1.0)),
+    "torch": Normalization(1 / 255, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "caffe": Normalization(1.0, (103.939, 116.779, 123.68), channel_order="bgr"),
+}
+"""What `backbone.preprocessing` stands for. Source: keras.applications.imagenet_utils.preprocess_input."""
+PREPROCESSOR, CONFIG = "preprocessor_config.json", "config.json"
+_FILTERS: dict[int, Interpolation] = {
+    0: "nearest",
+    1: "lanczos",
+    2: "bilinear",
+    3: "bicubic",
+    4: "box",
+    5: "hamming",
+}  # the numbers of PIL.Image.Resampling
+_INT_IS_SHORTER_SIDE = ("clip", "bit", "levit", "poolformer", "efficientformer", "mobilenet", "dinov2", "convnext")
+_INT_IS_BOTH_SIDES = ("vit", "deit", "beit", "siglip", "swin")
+_CONVNEXT_WHOLE = 384  # pixels; from this size on ConvNeXt's processor does not crop
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How pictures become the input of a network.
+
+    Attributes:
+        fit: how they are resized and cropped; None: stretched to the size of the input.
+        normalization: how values are scaled.
+        height: of the input in pixels, where it is stated.
+        width: of the input in pixels, where it is stated.
+        patch_size: pixels of a patch's side in a transformer, where it is stated.
+    """
+
+    fit: Fit | None
+    normalization: Normalization
+    height: int | None = None
+    width: int | None = None
+    patch_size: int | None = None
+
+    @property
+    def size(self) -> tuple[int | None, int | None]:
+        """Height and width of the input."""
+        return self.height, self.width
+
+
+def asked_size(settings: BackboneSettings, key: str) -> int | None:
+    """What the recipe says about the height or width of the network's input, by itself or as `crop`."""
+    asked: int | None = getattr(settings, key)
+    if settings.crop is None:
+        return asked
+    cropped = _both(settings.crop)[key == "width"]
+    if asked not in (None, cropped):
+        raise UsageError(f"`backbone.{key}` is {asked}, but `backbone.crop` gives {cropped}.")
+    return cropped
+
+
+def check_size(settings: BackboneSettings, key: str, own: int | None) -> None:
+    """Checks that the recipe asks for the input that the network has, if it has one size only.
+
+    Raises:
+        UsageError: it asks for another.
+    """
+    asked = asked_size(settings, key)
+    if own is not None and asked not in (None, own):
+        name = "crop" if settings.crop is not None else key
+        raise UsageError(f"`backbone.{name}` must be {own}, the input of {settings.name}. Got {asked}.")
+
+
+def stated_fit(settings: BackboneSettings) -> Fit | None:
+    """How the recipe wants pictures resized and cropped; None: stretched."""
+    if settings.resize is None:
+        return None
+    resize = settings.resize if isinstance(settings.resize, int) else _both(settings.resize)
+    return Fit(resize, settings.interpolation or "bilinear")
+
+
+def stated_normalization(settings: BackboneSettings) -> Normalization:
+    """How the recipe wants values scaled."""
+    default = Normalization()
+    return Normalization(
+        scale=default.scale if settings.scale is None else settings.scale,
+        mean=_triple(settings.mean, default.mean),
+        std=_triple(settings.std, default.std),
+        channel_order=settings.channel_order or default.channel_order,
+    )
+
+
+def check_fit(fit: Fit | None, *, height: int, width: int) -> None:
+    """Checks that every resized picture covers the network's input.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if fit is None:
+        return
+    least = (fit.resize, fit.resize) if isinstance(fit.resize, int) else fit.resize
+    if least[0] < height or least[1] < width:
+        raise UsageError(
+            f"`backbone.resize` must be at least the input of the network, {height} x {width}. Got {fit.resize}."
+        )
+
+
+def describe_fit(fit: Fit | None, *, height: int, width: int) -> str:
+    """The resizing in words, for the manifest."""
+    if fit is None:
+        return STRETCHED
+    to = f"shorter side to {fit.resize}" if isinstance(fit.resize, int) else "stretched to {} x {}".format(*fit.resize)
+    return f"{to}, Pillow {fit.interpolation}, central {height} x {width}"
+
+
+def read_preparation(url: str) -> Preparation:
+    """The preparation that a folder states: its `preprocessor_config.json`, or else a timm `config.json`.
+
+    Args:
+        url: the folder's URL.
+
+    Raises:
+        UsageError: it states none, or one that is not known here.
+    """
+    config = _read(url, CONFIG)
+    patch = config.get("patch_size")
+    found: Mapping[str, Any] | None = (
+        _read(url, PREPROCESSOR) if storage.exists(storage.join_url(url, PREPROCESSOR)) else None
+    )
+    if found is not None:
+        prepared = from_huggingface(found, origin=f"{url}/{PREPROCESSOR}")
+    elif "pretrained_cfg" in config:
+        prepared = from_timm(config["pretrained_cfg"], origin=f"{url}/{CONFIG}")
+    else:
+        raise UsageError(
+            f"`backbone.name`: {url} has no {PREPROCESSOR}, and its {CONFIG} is not timm's: how images are prepared is not said. "
+            "Name its .onnx file, and say it in the recipe."
+        )
+    patch_size = patch if isinstance(patch, int) else None
+    return Preparation(prepared.fit, prepared.normalization, prepared.height, prepared.width, patch_size)
+
+
+def from_huggingface(config: Mapping[str, Any], *, origin: str) -> Preparation:
+    """The preparation of a Hugging Face image processor.
+
+    Source: the fields and rules of `transformers`' image processors (CLIP, ViT, BiT as DINOv2 uses it, ConvNeXt, SigLIP).
+
+    Args:
+        config: the content of its `preprocessor_config.json`.
+        origin: its path, for messages.
+
+    Raises:
+        UsageError: a field that matters is missing or not known.
+    """
+    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "").lower()
+    fit, size = _huggingface_fit(config, kind, origin)
+    scale = _number(config.get("rescale_factor", 1 / 255), "rescale_factor", origin)
+    if not config.get("do_rescale", True):
+        scale = 1.0
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if config.get("do_normalize", True):
+        mean = _three(config.get("image_mean"), "image_mean", origin)
+        std = _three(config.get("image_std"), "image_std", origin)
+    return Preparation(fit, Normalization(scale, mean, std), *size)
+
+
+def _huggingface_fit(
+    config: Mapping[str, Any], kind: str, origin: str
+) -> tuple[Fit | None, tuple[int | None, int | None]]:
+    resize: int | tuple[int, int] | None = None
+    crops = bool(config.get("do_center_crop", False))
+    if config.get("do_resize", True):
+        resize = _huggingface_size(config.get("size"), "size", kind, origin)
+    if kind.startswith("convnext") and isinstance(resize, int):
+        short = resize
+        if short >= _CONVNEXT_WHOLE:
+            return Fit((short, short), _filter(config, origin)), (short, short)
+        fraction = _number(config.get("crop_pct"), "crop_pct", origin)
+        return Fit(int(short / fraction), _filter(config, origin)), (short, short)
+    if crops:
+        cropped = _huggingface_size(config.get("crop_size"), "crop_size", "vit", origin)  # one number is a square
+        assert not isinstance(cropped, int)
+        if resize is None:
+            raise UsageError(f"{origin}: a crop without resizing is not supported.")
+        return Fit(resize, _filter(config, origin)), cropped
+    if resize is None:
+        raise UsageError(f"{origin}: images of different sizes (`do_resize` false) cannot be put into one batch.")
+    if isinstance(resize, int):
+        raise UsageError(f"{origin}: `size` names the shorter side, but nothing is cropped, so images differ in shape.")
+    return Fit(resize, _filter(config, origin)), resize
+
+
+def _huggingface_size(value: Any, key: str, kind: str, origin: str) -> int | tuple[int, int]:
+    if isinstance(value, int):
+        if kind.startswith(_INT_IS_BOTH_SIDES):
+            return value, value
+        if kind.startswith(_INT_IS_SHORTER_SIDE):
+            return value
+        raise UsageError(
+            f"{origin}: whether `{key}` {value} is the shorter side or both is not known for {kind or 'no type'}."
+        )
+    if isinstance(value, Mapping):
+        if isinstance(value.get("shortest_edge"), int) and "longest_edge" not in value:
+            return int(value["shortest_edge"])
+        if isinstance(value.get("height"), int) and isinstance(value.get("width"), int):
+            return int(value["height"]), int(value["width"])
+    raise UsageError(f"{origin}: `{key}` must have `shortest_edge`, or `height` and `width`. Got {value!r}.")
+
+
+def _filter(config: Mapping[str, Any], origin: str) -> Interpolation:
+    value = config.get("resample")
+    if not isinstance(value, int) or value not in _FILTERS:
+        raise UsageError(f"{origin}: `resample` must be the number of a filter of Pillow, 0 to 5. Got {value!r}.")
+    return _FILTERS[value]
+
+
+def from_timm(config: Mapping[str, Any], *, origin: str) -> Preparation:
+    """The preparation that timm uses for evaluation.
+
+    Source: timm.data.transforms_factory.transforms_imagenet_eval.
+
+    Args:
+        config: the `pretrained_cfg` of a timm `config.json`.
+        origin: its path, for messages.
+
+    Raises:
+        UsageError: a field that matters is missing or not known.
+    """
+    shape = config.get("input_size")
+    if not (isinstance(shape, list) and len(shape) == 3 and shape[0] == 3 and all(isinstance(n, int) for n in shape)):
+        raise UsageError(f"{origin}: `input_size` must be [3, height, width]. Got {shape!r}.")
+    height, width = shape[1:]
+    fraction = _number(config.get("crop_pct"), "crop_pct", origin)
+    interpolation = next((name for name in _FILTERS.values() if name == config.get("interpolation")), None)
+    if interpolation is None:
+        known = ", ".join(_FILTERS.values())
+        raise UsageError(f"{origin}: `interpolation` must be one of {known}. Got {config.get('interpolation')!r}.")
+    scaled = floor(height / fraction), floor(width / fraction)
+    mode = config.get("crop_mode", "center")
+    if mode == "center":
+        resize: int | tuple[int, int] = scaled[0] if height == width else scaled
+    elif mode == "squash":
+        resize = scaled
+    else:
+        raise UsageError(f"{origin}: `crop_mode` must be center or squash. Got {mode!r}.")
+    # On values in [0, 1], as torchvision's ToTensor gives them.
+    normalization = Normalization(
+        1 / 255, _three(config.get("mean"), "mean", origin), _three(config.get("std"), "std", origin)
+    )
+    return Preparation(Fit(resize, interpolation, "round"), normalization, height, width)
+
+
+def _read(url: str, name: str) -> Mapping[str, Any]:
+    path = storage.join_url(url, name)
+    if not storage.exists(path):
+        raise UsageError(f"`backbone.name`: {url} has no {name}, so it is not a folder from Hugging Face.")
+    try:
+        document = storage.read_json(path)
+    except ValueError as error:
+        raise UsageError(f"`backbone.name`: {path} is not JSON.") from error
+    if not isinstance(document, Mapping):
+        raise UsageError(f"`backbone.name`: {path} is not a JSON object.")
+    return document
+
+
+def _number(value: Any, key: str, origin: str) -> float:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    raise UsageError(f"{origin}: `{key}` must be a number above 0. Got {value!r}.")
+
+
+def _three(value: Any, key: str, origin: str) -> tuple[float, float, float]:
+    if isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value):
+        return float(value[0]), float(value[1]), float(value[2])
+    raise UsageError(f"{origin}: `{key}` must be three numbers. Got {value!r}.")
+
+
+def _both(value: int | list[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def _triple(value: list[float] | None, default: tuple[float, float, float]) -> tuple[float, float, float]:
+    return default if value is None else (value[0], value[1], value[2])

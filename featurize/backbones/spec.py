@@ -1,0 +1,118 @@
+"""What a backbone is, for manifests, models and workers, and a backbone that is ready to be sent to them."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from featurize.backbones.weights import WeightsReport
+from featurize.decoding.decode import Fit, Interpolation
+from featurize.digests import settings_digest
+from featurize.engines.engine import Engine
+from featurize.engines.measurement import Measurement
+from featurize.engines.onnx_graph import Normalization
+from featurize.engines.precision import Precision
+
+Preprocessing = Literal["none", "caffe", "tf", "torch", "stated"]
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Everything that determines the features of an image; stored in the manifest. A worker needs only this and the file.
+
+    `weights_digest` covers the values of the weights before the cut, so it does not depend on the file that they came in.
+    `network_sha256` is the digest of the .keras or .onnx file where the network came in one, as nothing else identifies its
+    layers. `scale`, `mean`, `std` and `channel_order` are those of `Normalization` where `preprocessing` is "stated"; `resize`,
+    `interpolation` and `offset` those of `Fit`. What has its default value is left out of documents, as in those of version 0.2.
+    """
+
+    name: str
+    network_sha256: str | None
+    layer: str | None
+    weights: str | None
+    weights_digest: str | None
+    preprocessing: Preprocessing
+    resizing: str
+    height: int
+    width: int
+    channels: int
+    precision: Precision
+    feature_shape: tuple[int, ...]
+    feature_dtype: Literal["float32", "uint8"]
+    engine: Engine = "tensorflow"
+    resize: int | tuple[int, int] | None = None
+    interpolation: Interpolation = "bilinear"
+    offset: Literal["floor", "round"] = "floor"
+    scale: float = 1.0
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+
+    @property
+    def is_pixels(self) -> bool:
+        """Whether the features are the pixels themselves."""
+        return self.name == "pixels"
+
+    @property
+    def fit(self) -> Fit | None:
+        """How pictures are resized and cropped; None: stretched."""
+        return None if self.resize is None else Fit(self.resize, self.interpolation, self.offset)
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """The stated preparation of values; None where `preprocessing` names it."""
+        if self.preprocessing != "stated":
+            return None
+        return Normalization(self.scale, self.mean, self.std, self.channel_order)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The description as a JSON-ready dict, for the manifest."""
+        defaults = {entry.name: entry.default for entry in fields(self) if entry.default is not MISSING}
+        document = {key: value for key, value in asdict(self).items() if key not in defaults or value != defaults[key]}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in document.items()}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The backbone described in a manifest or a saved model; unknown keys are ignored.
+
+        Raises:
+            KeyError: A part is missing.
+        """
+        known: dict[str, Any] = {}
+        for entry in fields(cls):
+            if entry.name in document:
+                value = document[entry.name]
+                known[entry.name] = tuple(value) if isinstance(value, list) else value
+            elif entry.default is MISSING:
+                raise KeyError(entry.name)
+        return cls(**known)
+
+    @property
+    def preparation_id(self) -> str:
+        """Digest of all that determines the features of an image; the origin of the weights and the engine do not."""
+        return settings_digest(
+            {key: value for key, value in self.as_dict().items() if key not in ("name", "weights", "engine")}
+        )
+
+
+@dataclass(frozen=True)
+class PreparedBackbone:
+    """A backbone on the driver: the cut network as a .keras or .onnx file (None for `pixels`) with its digest.
+
+    Attributes:
+        spec: what it is.
+        path: the local file.
+        sha256: its digest.
+        report: where the weights come from.
+        batch_size: the number of images in one pass that the recipe asks for, or that was fastest.
+        bfloat16_cosine: mean cosine between features in bfloat16 and float32, if bfloat16 was compared.
+        measured: the engines that were compared, the chosen one first.
+    """
+
+    spec: BackboneSpec
+    path: Path | None = None
+    sha256: str | None = None
+    report: WeightsReport | None = None
+    batch_size: int = 32
+    bfloat16_cosine: float | None = None
+    measured: tuple[Measurement, ...] = field(default=(), compare=False)

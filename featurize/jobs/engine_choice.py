@@ -1,0 +1,172 @@
+"""What computes a backbone: measured once on a processor of the kind that the workers have, and kept for the next runs."""
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+from pyspark import SparkFiles
+from pyspark.sql import SparkSession
+
+from featurize.backbones import kept
+from featurize.backbones.backbone import Decision, OpenedBackbone, decide_unmeasured
+from featurize.backbones.measure import NO_BFLOAT16, Candidate, measure_engines
+from featurize.building.session import is_local
+from featurize.building.starting_session import StartingSession, ready_session
+from featurize.building.worker import worker_threads
+from featurize.digests import settings_digest, sha256_file
+from featurize.engines.engine import NAMES, Engine, can_export, version_of
+from featurize.engines.measurement import Measurement, fastest_first
+from featurize.engines.precision import Precision
+from featurize.errors import JobError
+from featurize.progress import stage
+from featurize.recipes.backbone_section import BackboneSettings
+
+_logger = logging.getLogger(__name__)
+_MEASURED, _CHOSEN = "engines", "chosen"
+_ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS", "OMP_NUM_THREADS")
+_PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
+    "tensorflow": ("float32", "bfloat16"),
+    "openvino": ("float32", "bfloat16"),
+    "onnxruntime": ("float32",),
+}
+
+
+class EngineChoice:
+    """Decides for `prepare_backbone`: the engine that was fastest on the workers' processor among those with the same features.
+
+    Args:
+        spark: the session of the job, which may still be starting; it is waited for only if there is something to measure.
+        folder: the local folder for files that are sent to workers.
+    """
+
+    def __init__(self, spark: SparkSession | StartingSession, folder: str | Path) -> None:
+        self._spark, self._folder = spark, Path(folder)
+
+    def __call__(self, opened: OpenedBackbone, settings: BackboneSettings) -> Decision:
+        """The decision for one backbone.
+
+        Raises:
+            JobError: no engine computes it.
+        """
+        usable = opened.engines()
+        if settings.engine != "auto" or len(usable) == 1:
+            return decide_unmeasured(opened, settings)
+        session = ready_session(self._spark)
+        processor, threads = worker_processor(session)
+        key = settings_digest(
+            {
+                "backbone": opened.spec.preparation_id,
+                "processor": processor,
+                "threads": threads,
+                "versions": {engine: version_of(engine) for engine in usable},
+                "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+            }
+        )
+        found = kept.find_document(_MEASURED, key)
+        if found is None:
+            stage(f"measuring {', '.join(NAMES[engine] for engine in usable)} for {opened.spec.name}, once")
+            measured = self._measure(session, opened, usable)
+            kept.keep_document(_MEASURED, key, [one.as_dict() for one in measured])
+        else:
+            measured = tuple(Measurement(**one) for one in found)
+        decision = _decide(measured, settings)
+        kept.keep_document(_CHOSEN, _name_of(settings), decision.engine)
+        return decision
+
+    def _measure(
+        self, session: SparkSession, opened: OpenedBackbone, usable: tuple[Engine, ...]
+    ) -> tuple[Measurement, ...]:
+        files: dict[str, tuple[Path, str]] = {}  # by suffix
+        candidates = []
+        for engine in usable:
+            suffix = ".keras" if engine == "tensorflow" else ".onnx"
+            if suffix not in files:
+                path = opened.file(engine)
+                digest = sha256_file(path)
+                files[suffix] = path.rename(path.with_name(f"measured-{digest[:16]}{suffix}")), digest
+                session.sparkContext.addFile(str(files[suffix][0]))
+            name, digest = files[suffix][0].name, files[suffix][1]
+            candidates += [Candidate(engine, precision, name, digest) for precision in _PRECISIONS[engine]]
+        # The reference comes first: TensorFlow for a network of Keras, else ONNX Runtime.
+        candidates.sort(key=lambda one: (one.engine == "openvino", one.precision == "bfloat16"))
+        spec = opened.spec
+
+        def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for _ in batches:
+                paths = {one.file: Path(SparkFiles.get(one.file)) for one in candidates}
+                measured = measure_engines(spec, candidates, paths, threads=worker_threads())
+                yield pa.RecordBatch.from_arrays(
+                    [pa.array([json.dumps([one.as_dict() for one in measured])])], ["text"]
+                )
+
+        rows = session.range(0, 1, 1, 1).mapInArrow(work, "text string").collect()
+        return tuple(Measurement(**one) for row in rows for one in json.loads(row["text"]))
+
+
+def likely_engine(settings: BackboneSettings) -> Engine | None:
+    """The engine that workers will probably need, known at the start; None if it will be measured, or none is needed."""
+    if settings.name == "pixels":
+        return None
+    if settings.engine != "auto":
+        return settings.engine
+    chosen: Engine | None = kept.find_document(_CHOSEN, _name_of(settings))
+    if chosen in NAMES:
+        return chosen
+    return None if can_export() else "tensorflow"
+
+
+def worker_processor(session: SparkSession) -> tuple[str, int]:
+    """The model of the workers' processor, and the number of cores of a task."""
+    if is_local(session):
+        return _processor(), max(1, int(session.sparkContext.getConf().get("spark.task.cpus", "1") or 1))
+
+    def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for _ in batches:
+            yield pa.RecordBatch.from_arrays(
+                [pa.array([_processor()]), pa.array([worker_threads()])], ["name", "threads"]
+            )
+
+    row = session.range(0, 1, 1, 1).mapInArrow(work, "name string, threads long").collect()[0]
+    return str(row["name"]), int(row["threads"])
+
+
+def _processor() -> str:
+    """The model of this machine's processor with its instructions, as far as the kernel tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "unknown"
+    wanted = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+    return "; ".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
+
+
+def _decide(measured: tuple[Measurement, ...], settings: BackboneSettings) -> Decision:
+    allowed = [one for one in measured if settings.precision in ("auto", one.precision)]
+    ordered = fastest_first(allowed)
+    if not ordered or not ordered[0].is_faithful:
+        reasons = (
+            "; ".join(f"{NAMES[one.engine]} in {one.precision}: {_fault(one)}" for one in allowed) or "none was tried"
+        )
+        raise JobError(f"no engine computes {settings.name} in {settings.precision} precision here: {reasons}.")
+    best = ordered[0]
+    for one in ordered:
+        _logger.debug(
+            "%s %s: %s images/s, cosine %s %s", one.engine, one.precision, one.images_per_s, one.cosine, one.error
+        )
+    compared = [
+        one for one in measured if one.precision == "bfloat16" and one.error is None and one.engine == best.engine
+    ]
+    cosine = compared[0].cosine if compared else None
+    shown = tuple(one for one in ordered if one.error != NO_BFLOAT16)
+    return Decision(best.engine, best.precision, settings.batch_size or best.batch_size, cosine, shown)
+
+
+def _fault(one: Measurement) -> str:
+    return one.error or f"mean cosine {one.cosine:g} to the reference"
+
+
+def _name_of(settings: BackboneSettings) -> str:
+    return settings_digest(settings.model_dump())

@@ -1,0 +1,133 @@
+"""The section `[backbone]`: which frozen network, how images are prepared for it, and what computes it."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from featurize.recipes.toml_settings import Settings
+
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Pixels = Annotated[int, Field(ge=1, le=4096)]
+Sides = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
+PerChannel = Annotated[list[float], Field(min_length=3, max_length=3)]
+_NORMALIZATION = ("mean", "std", "scale", "channel_order")
+_FIT = ("resize", "crop", "interpolation")
+
+
+class BackboneSettings(Settings):
+    """The frozen network. `pixels` is not a network: it only resizes images, and its features are the pixels."""
+
+    name: str = Field(
+        min_length=1,
+        description="EfficientNetLite0, a keras.applications model, the path of a .keras or .onnx file, the path of a folder "
+        "from Hugging Face, or pixels",
+    )
+    layer: str | None = Field(
+        default=None,
+        description="the layer or tensor whose output is the features, with `:cls` or `:mean` for a token or a mean; several "
+        'are joined by " + "; default: the last',
+    )
+    weights: str | None = Field(default=None, description="imagenet, imagenet_or_random, random, or a path")
+    weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the weights file")
+    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of random weights")
+    preprocessing: Literal["none", "caffe", "tf", "torch"] | None = Field(
+        default=None, description="preparation of RGB in [0, 255]; for files, which do not say it; known for the others"
+    )
+    scale: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="factor for values in [0, 255], first; default: 1"
+    )
+    mean: PerChannel | None = Field(default=None, description="subtracted from each channel, second; default: 0")
+    std: PerChannel | None = Field(default=None, description="divides each channel, third; default: 1")
+    channel_order: Literal["rgb", "bgr"] | None = Field(default=None, description="default: rgb")
+    resize: Sides | None = Field(
+        default=None,
+        description="pixels of the shorter side, or [height, width]; default: stretched to the size of the input",
+    )
+    crop: Sides | None = Field(
+        default=None, description="pixels of the central part, or [height, width]; default: the size of the input"
+    )
+    interpolation: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = Field(
+        default=None, description="Pillow's filter; default: bilinear"
+    )
+    engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = Field(
+        default="auto", description="what computes the network; auto: the fastest here, measured once"
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    batch_size: int | None = Field(
+        default=None, ge=1, description="images in one forward pass; default: measured, or 32"
+    )
+    height: int | None = Field(
+        default=None, ge=1, le=4096, description="height in pixels; required where the network takes images of any size"
+    )
+    width: int | None = Field(default=None, ge=1, le=4096, description="width in pixels")
+    channels: Literal[1, 3] | None = Field(
+        default=None, description="channels of pixels: 1 is grey, 3 is RGB (the default)"
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> "BackboneSettings":
+        faults = _faults_of_pixels(self) if self.name == "pixels" else _faults_of_network(self)
+        if faults:
+            raise ValueError("; ".join(faults) + ".")
+        return self
+
+    @property
+    def is_keras_file(self) -> bool:
+        """Whether `name` is the path of a .keras file."""
+        return self.name.endswith(".keras")
+
+    @property
+    def is_onnx_file(self) -> bool:
+        """Whether `name` is the path of an ONNX file."""
+        return self.name.endswith(".onnx")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether `name` is the path of a folder, which has a slash, as in ./dinov2."""
+        return "/" in self.name and not (self.is_keras_file or self.is_onnx_file)
+
+    @property
+    def states_normalization(self) -> bool:
+        """Whether the recipe itself says how values are scaled."""
+        return any(getattr(self, key) is not None for key in _NORMALIZATION)
+
+    @property
+    def states_fit(self) -> bool:
+        """Whether the recipe itself says how images are resized and cropped."""
+        return any(getattr(self, key) is not None for key in _FIT)
+
+
+def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
+    missing = [f"`{key}` is required with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
+    unused = ("layer", "weights", "weights_sha256", "preprocessing", *_NORMALIZATION, *_FIT)
+    return missing + [f"`{key}` cannot be used with `pixels`" for key in unused if getattr(settings, key) is not None]
+
+
+def _faults_of_network(settings: BackboneSettings) -> list[str]:
+    faults = ["`channels` is for `pixels` only"] if settings.channels is not None else []
+    if settings.preprocessing is not None and settings.states_normalization:
+        faults.append("`preprocessing` cannot be used with `scale`, `mean`, `std` or `channel_order`, which replace it")
+    if settings.std is not None and not all(value > 0 for value in settings.std):
+        faults.append("`std` must be more than 0")
+    if settings.crop is not None and settings.resize is None:
+        faults.append("`crop` needs `resize`")
+    if settings.engine == "onnxruntime" and settings.precision == "bfloat16":
+        faults.append("ONNX Runtime computes in float32 only: `precision` cannot be bfloat16")
+    if settings.engine == "tensorflow" and (settings.is_onnx_file or settings.is_folder):
+        faults.append("TensorFlow cannot compute an ONNX network: `engine` must be auto, openvino or onnxruntime")
+    if settings.is_keras_file or settings.is_onnx_file or settings.is_folder:
+        if settings.preprocessing is None and not settings.states_normalization and not settings.is_folder:
+            kind = ".keras" if settings.is_keras_file else ".onnx"
+            faults.append(
+                f"`preprocessing` is required with {'an' if settings.is_onnx_file else 'a'} {kind} file, which does not say how "
+                'its input was prepared: "none" (RGB in [0, 255]), "caffe", "tf" or "torch"; or say `scale`, `mean` and `std`'
+            )
+        if settings.weights is not None:
+            faults.append("`weights` cannot be used with a file, which has its own; check it with `weights_sha256`")
+        return faults
+    if settings.preprocessing is not None or settings.states_normalization:
+        stated = "`preprocessing`" if settings.preprocessing is not None else "The preparation"
+        faults.append(f"{stated} of {settings.name} is known; remove it")
+    if settings.weights_sha256 is not None and settings.weights in (None, "imagenet", "imagenet_or_random", "random"):
+        faults.append("`weights_sha256` needs `weights` to be a path")
+    return faults
