@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -39,10 +39,9 @@ def find_network(key: str) -> tuple[Path, dict[str, Any]] | None:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         is_whole = isinstance(about, dict) and sha256_file(folder / _NETWORK) == about.get("sha256")
     except (OSError, ValueError):
-        return None
+        is_whole = False
     if not is_whole:
-        with suppress(OSError):
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
         return None
     with suppress(OSError):
         os.utime(folder / _ABOUT)
@@ -104,12 +103,3 @@ def keep_document(kind: str, key: str, document: Any) -> None:
         Path(file.name).replace(folder / f"{key}.json")
     except OSError as error:
         _logger.debug("%s is not kept: %s", kind, error)
-
-
-def kept_or_made(kind: str, key: str, make: Callable[[], Any]) -> Any:
-    """A kept JSON document, or else the one that `make` returns, which is kept."""
-    found = find_document(kind, key)
-    if found is None:
-        found = make()
-        keep_document(kind, key, found)
-    return found

@@ -48,12 +48,12 @@ class KerasBackbone:
     def __init__(self, settings: BackboneSettings, folder: str | Path) -> None:
         self._settings, self._folder = settings, Path(folder)
         self._key: str | None = None
-        self._kept: Path | None = None
+        self._exported: Path | None = None
         if can_export() and settings.engine != "tensorflow":
             self._key = _key_of(settings)
             found = kept.find_network(self._key) if self._key is not None else None
             if found is not None:
-                self._kept, about = found
+                self._exported, about = found
                 self.spec = BackboneSpec.from_dict(about["spec"])
                 self.report = WeightsReport(**about["report"])
                 return
@@ -73,13 +73,10 @@ class KerasBackbone:
             path = self._folder / "backbone.keras"
             self._built[0].save(path)
             return path
+        if self._exported is None:
+            self._exported = self._export()
         path = self._folder / "backbone.onnx"
-        if self._kept is not None:
-            _link(self._kept, path)
-            return path
-        self._export(path)
-        if self._key is not None and self.report.notice is None:  # random weights in place of others are not kept
-            kept.keep_network(self._key, path, {"spec": self.spec.as_dict(), "report": asdict(self.report)})
+        _link(self._exported, path)
         return path
 
     def forward(self, engine: Engine, precision: Precision) -> Forward:
@@ -120,11 +117,13 @@ class KerasBackbone:
         )
         return cut, spec, report
 
-    def _export(self, path: Path) -> None:
+    def _export(self) -> Path:
+        """Writes the ONNX file, and keeps it for later runs."""
         from featurize.engines.keras_export import export_keras
 
         stage(f"exporting {self.spec.name}, once")
         cut, spec, _ = self._built
+        path = self._folder / f"exported-{spec.preparation_id[:16]}.onnx"
         with without_notes():
             export_keras(
                 cut,
@@ -133,6 +132,9 @@ class KerasBackbone:
                 height=spec.height,
                 width=spec.width,
             )
+        if self._key is not None and self.report.notice is None:  # random weights in place of others are not kept
+            kept.keep_network(self._key, path, {"spec": spec.as_dict(), "report": asdict(self.report)})
+        return path
 
 
 def _key_of(settings: BackboneSettings) -> str | None:

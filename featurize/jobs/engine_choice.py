@@ -72,7 +72,7 @@ class EngineChoice:
             kept.keep_document(_MEASURED, key, [one.as_dict() for one in measured])
         else:
             measured = tuple(Measurement(**one) for one in found)
-        decision = _decide(measured, settings)
+        decision = decide(measured, settings)
         kept.keep_document(_CHOSEN, _name_of(settings), decision.engine)
         return decision
 
@@ -143,7 +143,12 @@ def _processor() -> str:
     return "; ".join(dict.fromkeys(line for line in lines if line.startswith(wanted)))
 
 
-def _decide(measured: tuple[Measurement, ...], settings: BackboneSettings) -> Decision:
+def decide(measured: tuple[Measurement, ...], settings: BackboneSettings) -> Decision:
+    """The fastest of what was measured, in a precision that the recipe allows, if its features are those of the reference.
+
+    Raises:
+        JobError: there is none; the message has the reasons.
+    """
     allowed = [one for one in measured if settings.precision in ("auto", one.precision)]
     ordered = fastest_first(allowed)
     if not ordered or not ordered[0].is_faithful:

@@ -21,7 +21,18 @@ from featurize.timings import Timings
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
-_RECORDED_LIBRARIES = ("firn", "pyspark", "tensorflow", "tensorflow-cpu", "keras", "pyarrow", "numpy", "pillow")
+_RECORDED_LIBRARIES = (
+    "firn",
+    "pyspark",
+    "tensorflow",
+    "tensorflow-cpu",
+    "keras",
+    "openvino",
+    "onnxruntime",
+    "pyarrow",
+    "numpy",
+    "pillow",
+)
 
 
 class DataFile(BaseModel):

@@ -30,7 +30,6 @@ IMAGE, FEATURES = "image", "features"  # the columns that a model can take; it t
 OUTPUTS = ("label", "probability", "probabilities", "error")
 MODEL_FOLDER = "model"
 BACKBONE_FOLDER = "backbone"
-BACKBONE_FILE = "backbone.keras"
 BACKBONE_CARD = "backbone.json"
 _BATCH = 32  # images in one forward pass, and decoded at a time
 _THREADS = min(4, os.cpu_count() or 1)
@@ -129,6 +128,11 @@ class Classifier:
         return self.classes[best], float(row[best]), dict(zip(self.classes, row.tolist(), strict=True)), ""
 
 
+def backbone_file(spec: BackboneSpec) -> str:
+    """The name of the backbone's file in a saved model."""
+    return "backbone.keras" if spec.engine == "tensorflow" else "backbone.onnx"
+
+
 def _load_pyfunc(path: str) -> Classifier:
     """Loads the model whose data are in the local folder `path`; called by MLflow."""
     folder = Path(path)
@@ -138,7 +142,7 @@ def _load_pyfunc(path: str) -> Classifier:
     if card_file.exists():
         document = json.loads(card_file.read_text(encoding="utf-8"))
         spec = BackboneSpec.from_dict(document["spec"])
-        file = folder / BACKBONE_FOLDER / BACKBONE_FILE
+        file = folder / BACKBONE_FOLDER / backbone_file(spec)
         forward = load_backbone(spec, file if file.exists() else None, sha256=document["sha256"])
     size = int(np.prod(card.features.feature_shape))
     return Classifier(classes=card.classes, network=network, spec=spec, forward=forward, feature_dim=size)

@@ -17,11 +17,11 @@ from finetune.models.backbone import prepare_model_backbone
 from finetune.models.folder import CARD_NAME, NETWORK_NAME, ModelCard
 from finetune.registry.pyfunc_model import (
     BACKBONE_CARD,
-    BACKBONE_FILE,
     BACKBONE_FOLDER,
     FEATURES,
     IMAGE,
     MODEL_FOLDER,
+    backbone_file,
 )
 
 DATA_FOLDER = "firn"  # inside the folder `data` of the MLflow model
@@ -85,7 +85,7 @@ def save_pyfunc(
                 data_path=str(data),
                 code_paths=_own_code(),
                 signature=_signature(takes_images=takes_images, is_head=card.features.feature_dtype == "float32"),
-                pip_requirements=_requirements(),
+                pip_requirements=_requirements(card.features.backbone.get("engine")),
                 metadata={
                     "model_id": card.model_id,
                     "classes": card.classes,
@@ -102,7 +102,7 @@ def _write_backbone(card: ModelCard, folder: Path) -> None:
         prepared = prepare_model_backbone(card, temporary)
         if prepared.path is not None:
             folder.mkdir(parents=True)
-            shutil.move(prepared.path, folder / BACKBONE_FILE)
+            shutil.move(prepared.path, folder / backbone_file(prepared.spec))
     _write_spec(folder, prepared.spec.as_dict(), sha256=prepared.sha256)
 
 
@@ -137,12 +137,12 @@ def _own_code() -> list[str] | None:
     return [str(folder) for folder in folders] if all(folder.is_dir() for folder in folders) else None
 
 
-def _requirements() -> list[str]:
+def _requirements(engine: str | None) -> list[str]:
     """The packages that `finetune.registry.pyfunc_model` needs, at the versions of this process."""
     found = []
-    for name in _NEEDED:
+    for name in (*_NEEDED, *([engine] if engine is not None else [])):
         try:
             found.append(f"{name}=={version(name)}")
         except PackageNotFoundError:  # TensorFlow is distributed under two names
             continue
-    return found
+    return list(dict.fromkeys(found))
