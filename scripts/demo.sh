@@ -8,22 +8,45 @@ bin=.venv/bin
 step() { printf '\n== %s\n' "$*"; }
 started=$SECONDS
 
-folder=demo
+folder=demo images=demo/images scenes=600
 settings=()
+
+# As many as VGG16 takes in two and a half minutes: it is 31 billion operations an image, and the processor is asked for its own number.
+count_scenes() {
+    $bin/python - <<'END'
+from time import perf_counter
+
+import numpy as np
+
+from featurize.engines.precision import has_bfloat16
+
+a = np.ones((1024, 1024), np.float32)
+a @ a
+started = perf_counter()
+for _ in range(10):
+    a @ a
+images_per_s = 10 * 2 * 1024**3 / (perf_counter() - started) / 31e9
+print(600 if has_bfloat16() else min(600, max(120, int(150 * images_per_s) // 20 * 20)))
+END
+}
+
 case ${BACKBONE:-EfficientNetLite0} in
     EfficientNetLite0) what="EfficientNet-Lite0, with its ImageNet weights" ;;
     VGG16)
         what="VGG16 up to fc2"
-        folder=demo/vgg16
+        folder=demo/vgg16 images=demo/vgg16/images
+        scenes=$(count_scenes)
         # ImageNet's weights if Keras has them or can download them, otherwise random ones, with a note.
-        settings=(--set backbone.name=VGG16 --set backbone.layer=fc2 --set backbone.weights=imagenet_or_random
+        settings=(--set images.source=$images --set backbone.name=VGG16 --set backbone.layer=fc2 --set backbone.weights=imagenet_or_random
             --set features.url=$folder/features --set model.url=$folder/model)
         ;;
     *) echo "BACKBONE must be EfficientNetLite0 or VGG16. Got $BACKBONE." >&2; exit 2 ;;
 esac
 
-step "600 scenes, drawn and packed into an images table"
-$bin/featurize ingest datasets/synthetic_scenes.toml --output demo/images
+step "$scenes scenes, drawn and packed into an images table"
+mkdir -p $folder
+sed "s/^images = 600/images = $scenes/" datasets/synthetic_scenes.toml >$folder/scenes.toml
+$bin/featurize ingest $folder/scenes.toml --output $images
 step "their features, by $what"
 $bin/featurize run configs/demo.toml "${settings[@]}" || {
     echo "If an earlier demo ran with another network or other weights: rm -r demo, and run it again." >&2

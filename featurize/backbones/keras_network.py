@@ -6,6 +6,7 @@ TensorFlow is imported by the functions that need it, so that a wrong recipe is 
 import difflib
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -242,20 +243,50 @@ def name_of_layer(cut: "keras.Model", settings: BackboneSettings) -> str:
     parts = parse_layer(settings.layer)
     if len(parts) > 1 or parts[0].pooling is not None:
         return str(settings.layer)
-    return str(cut.output._keras_history.operation.name)
+    operation = cut.output._keras_history.operation
+    named = layers_by_name(cut, settings)
+    return next((name for name, layer in named.items() if layer is operation), str(operation.name))
+
+
+def layers_by_name(network: "keras.Model", settings: BackboneSettings) -> dict[str, Any]:
+    """The layers of a network by name, in its order; those of a named network as in a process that has built nothing before.
+
+    Keras numbers layers without a name through the whole process: the pooling of a second MobileNet is
+    `global_average_pooling2d_1`. Here it is `global_average_pooling2d` again.
+    """
+    if settings.is_keras_file:
+        return {layer.name: layer for layer in network.layers}
+    numbered = [(*_number_of(layer), layer) for layer in network.layers]
+    first: dict[str, int] = {}
+    for base, number, _ in numbered:
+        first[base] = min(number, first.get(base, number))
+    return {
+        layer.name if number < 0 else base + (f"_{number - first[base]}" if number > first[base] else ""): layer
+        for base, number, layer in numbered
+    }
+
+
+def _number_of(layer: Any) -> tuple[str, int]:
+    """The name that Keras makes from the class of a layer, and the number behind it; -1 if its name is its own."""
+    base = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
+    base = re.sub("([a-z])([A-Z])", r"\1_\2", base).lower()
+    match = re.fullmatch(rf"{re.escape(base)}(?:_(\d+))?", layer.name)
+    return (base, int(match[1] or 0)) if match else (layer.name, -1)
 
 
 def _output_of(network: "keras.Model", part: Part, settings: BackboneSettings) -> Any:
     """The output of a layer, pooled."""
     import keras
 
-    names = [layer.name for layer in network.layers]
-    name = part.name or network.outputs[0]._keras_history.operation.name
+    named = layers_by_name(network, settings)
+    names = list(named)
+    last = network.outputs[0]._keras_history.operation
+    name = part.name or next((name for name, layer in named.items() if layer is last), last.name)
     if name not in names:
         close = difflib.get_close_matches(name, names, n=3)
         hint = f"Did you mean {' or '.join(close)}?" if close else f"Its last layers are {', '.join(names[-8:])}."
         raise UsageError(f"`backbone.layer`: {settings.name} has no layer {name!r}. {hint}")
-    output = network.get_layer(name).output
+    output = named[name].output
     if part.pooling is None:
         return output
     if part.pooling == "mean" and len(output.shape) == 4:

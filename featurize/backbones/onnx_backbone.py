@@ -12,9 +12,8 @@ from featurize.backbones import preparation
 from featurize.backbones.preparation import Preparation, asked_size, check_fit, check_size, describe_fit
 from featurize.backbones.spec import BackboneSpec
 from featurize.backbones.weights import WeightsReport
-from featurize.digests import sha256_file
 from featurize.engines.engine import Engine, installed_engines, load_onnx
-from featurize.engines.onnx_file import read_onnx
+from featurize.engines.onnx_file import digests_of, read_onnx
 from featurize.engines.onnx_graph import cut_at, find_image_input, take_images
 from featurize.engines.parts import parse_layer
 from featurize.engines.precision import Forward, Precision
@@ -46,7 +45,7 @@ class OnnxBackbone:
         prepared = _preparation_of(settings, name)
         with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
             model = read_onnx(url, temporary)
-            digest = sha256_file(Path(temporary) / "network.onnx")
+            digest, weights_digest = digests_of(temporary)
             if settings.weights_sha256 not in (None, digest):
                 raise UsageError(f"`backbone.weights_sha256`: {url} has SHA-256 {digest}.")
         parts = parse_layer(settings.layer)
@@ -76,7 +75,7 @@ class OnnxBackbone:
             network_sha256=digest,
             layer=settings.layer or tensors[0],
             weights=self.report.description,
-            weights_digest=None,
+            weights_digest=weights_digest,
             preprocessing="stated",
             resizing=describe_fit(prepared.fit, height=height, width=width),
             height=height,

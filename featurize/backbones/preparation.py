@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import floor
+from math import floor, isfinite
 from typing import Any
 
 from featurize import storage
@@ -28,8 +28,10 @@ _FILTERS: dict[int, Interpolation] = {
     4: "box",
     5: "hamming",
 }  # the numbers of PIL.Image.Resampling
-_INT_IS_SHORTER_SIDE = ("clip", "bit", "levit", "poolformer", "efficientformer", "mobilenet", "dinov2", "convnext")
-_INT_IS_BOTH_SIDES = ("vit", "deit", "beit", "siglip", "swin")
+_INT_IS_SHORTER_SIDE = ("clip", "bit", "convnext", "mobilenetv1", "mobilenetv2")
+_INT_IS_BOTH_SIDES = ("vit", "deit", "beit", "siglip", "blip", "dinov3vit")
+_SUFFIXES = ("fast", "imageprocessor", "featureextractor")  # of the names of Hugging Face's classes
+_MOST_PIXELS = 4096  # of a side, as in the recipe
 _CONVNEXT_WHOLE = 384  # pixels; from this size on ConvNeXt's processor does not crop
 
 
@@ -132,27 +134,28 @@ def read_preparation(url: str) -> Preparation:
         UsageError: it states none, or one that is not known here.
     """
     config = _read(url, CONFIG)
-    patch = config.get("patch_size")
+    patch: Any = config.get("patch_size")
     found: Mapping[str, Any] | None = (
         _read(url, PREPROCESSOR) if storage.exists(storage.join_url(url, PREPROCESSOR)) else None
     )
     if found is not None:
         prepared = from_huggingface(found, origin=f"{url}/{PREPROCESSOR}")
-    elif "pretrained_cfg" in config:
+    elif isinstance(config.get("pretrained_cfg"), Mapping):
         prepared = from_timm(config["pretrained_cfg"], origin=f"{url}/{CONFIG}")
     else:
         raise UsageError(
             f"`backbone.name`: {url} has no {PREPROCESSOR}, and its {CONFIG} is not timm's: how images are prepared is not said. "
             "Name its .onnx file, and say it in the recipe."
         )
-    patch_size = patch if isinstance(patch, int) else None
+    patch_size = int(patch) if _is_pixels(patch) else None
     return Preparation(prepared.fit, prepared.normalization, prepared.height, prepared.width, patch_size)
 
 
 def from_huggingface(config: Mapping[str, Any], *, origin: str) -> Preparation:
     """The preparation of a Hugging Face image processor.
 
-    Source: the fields and rules of `transformers`' image processors (CLIP, ViT, BiT as DINOv2 uses it, ConvNeXt, SigLIP).
+    Source: the fields and rules of `transformers`' image processors (CLIP, ViT, BiT as DINOv2 uses it, ConvNeXt, SigLIP and
+    others that do the same). Those with rules of their own, such as LeViT and PoolFormer, are refused.
 
     Args:
         config: the content of its `preprocessor_config.json`.
@@ -161,16 +164,28 @@ def from_huggingface(config: Mapping[str, Any], *, origin: str) -> Preparation:
     Raises:
         UsageError: a field that matters is missing or not known.
     """
-    kind = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "").lower()
-    fit, size = _huggingface_fit(config, kind, origin)
-    scale = _number(config.get("rescale_factor", 1 / 255), "rescale_factor", origin)
-    if not config.get("do_rescale", True):
-        scale = 1.0
+    fit, size = _huggingface_fit(config, _huggingface_kind(config, origin), origin)
+    scale = 1.0
+    if config.get("do_rescale", True):
+        scale = _number(config.get("rescale_factor", 1 / 255), "rescale_factor", origin)
     mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if config.get("do_normalize", True):
         mean = _three(config.get("image_mean"), "image_mean", origin)
-        std = _three(config.get("image_std"), "image_std", origin)
+        std = _std(config.get("image_std"), "image_std", origin)
     return Preparation(fit, Normalization(scale, mean, std), *size)
+
+
+def _huggingface_kind(config: Mapping[str, Any], origin: str) -> str:
+    """Which processor it is, without the ends of its name; "" where that is not said."""
+    key = "image_processor_type" if config.get("image_processor_type") else "feature_extractor_type"
+    kind = str(config.get(key) or "").lower()
+    for suffix in _SUFFIXES:
+        kind = kind.removesuffix(suffix)
+    if kind and kind not in (*_INT_IS_SHORTER_SIDE, *_INT_IS_BOTH_SIDES):
+        raise UsageError(
+            f"{origin}: what `{key}` {config[key]} does is not known here. Name the .onnx file, and say it in the recipe."
+        )
+    return kind
 
 
 def _huggingface_fit(
@@ -180,17 +195,23 @@ def _huggingface_fit(
     crops = bool(config.get("do_center_crop", False))
     if config.get("do_resize", True):
         resize = _huggingface_size(config.get("size"), "size", kind, origin)
-    if kind.startswith("convnext") and isinstance(resize, int):
+    if kind == "convnext" and isinstance(resize, int):
         short = resize
         if short >= _CONVNEXT_WHOLE:
             return Fit((short, short), _filter(config, origin)), (short, short)
-        fraction = _number(config.get("crop_pct"), "crop_pct", origin)
+        fraction = _fraction(config.get("crop_pct"), "crop_pct", origin)
         return Fit(int(short / fraction), _filter(config, origin)), (short, short)
     if crops:
         cropped = _huggingface_size(config.get("crop_size"), "crop_size", "vit", origin)  # one number is a square
-        assert not isinstance(cropped, int)
+        if isinstance(cropped, int):
+            raise UsageError(f"{origin}: `crop_size` must have `height` and `width`. Got {config['crop_size']!r}.")
         if resize is None:
-            raise UsageError(f"{origin}: a crop without resizing is not supported.")
+            raise UsageError(f"{origin}: a crop without resizing (`do_resize` false) is not supported.")
+        least = (resize, resize) if isinstance(resize, int) else resize
+        if least[0] < cropped[0] or least[1] < cropped[1]:
+            raise UsageError(
+                f"{origin}: `crop_size` {cropped[0]} x {cropped[1]} is larger than `size`, which needs a border."
+            )
         return Fit(resize, _filter(config, origin)), cropped
     if resize is None:
         raise UsageError(f"{origin}: images of different sizes (`do_resize` false) cannot be put into one batch.")
@@ -200,25 +221,25 @@ def _huggingface_fit(
 
 
 def _huggingface_size(value: Any, key: str, kind: str, origin: str) -> int | tuple[int, int]:
-    if isinstance(value, int):
-        if kind.startswith(_INT_IS_BOTH_SIDES):
+    if _is_pixels(value):
+        if kind in _INT_IS_BOTH_SIDES:
             return value, value
-        if kind.startswith(_INT_IS_SHORTER_SIDE):
-            return value
+        if kind in _INT_IS_SHORTER_SIDE:
+            return int(value)
         raise UsageError(
-            f"{origin}: whether `{key}` {value} is the shorter side or both is not known for {kind or 'no type'}."
+            f"{origin}: whether `{key}` {value} is the shorter side or both is not known without `image_processor_type`."
         )
     if isinstance(value, Mapping):
-        if isinstance(value.get("shortest_edge"), int) and "longest_edge" not in value:
+        if _is_pixels(value.get("shortest_edge")) and value.get("longest_edge") is None:
             return int(value["shortest_edge"])
-        if isinstance(value.get("height"), int) and isinstance(value.get("width"), int):
+        if _is_pixels(value.get("height")) and _is_pixels(value.get("width")):
             return int(value["height"]), int(value["width"])
     raise UsageError(f"{origin}: `{key}` must have `shortest_edge`, or `height` and `width`. Got {value!r}.")
 
 
 def _filter(config: Mapping[str, Any], origin: str) -> Interpolation:
     value = config.get("resample")
-    if not isinstance(value, int) or value not in _FILTERS:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in _FILTERS:
         raise UsageError(f"{origin}: `resample` must be the number of a filter of Pillow, 0 to 5. Got {value!r}.")
     return _FILTERS[value]
 
@@ -236,25 +257,27 @@ def from_timm(config: Mapping[str, Any], *, origin: str) -> Preparation:
         UsageError: a field that matters is missing or not known.
     """
     shape = config.get("input_size")
-    if not (isinstance(shape, list) and len(shape) == 3 and shape[0] == 3 and all(isinstance(n, int) for n in shape)):
+    if not (isinstance(shape, list) and len(shape) == 3 and shape[0] == 3 and all(map(_is_pixels, shape))):
         raise UsageError(f"{origin}: `input_size` must be [3, height, width]. Got {shape!r}.")
     height, width = shape[1:]
-    fraction = _number(config.get("crop_pct"), "crop_pct", origin)
+    fraction = _fraction(config.get("crop_pct"), "crop_pct", origin)
     interpolation = next((name for name in _FILTERS.values() if name == config.get("interpolation")), None)
     if interpolation is None:
         known = ", ".join(_FILTERS.values())
         raise UsageError(f"{origin}: `interpolation` must be one of {known}. Got {config.get('interpolation')!r}.")
     scaled = floor(height / fraction), floor(width / fraction)
-    mode = config.get("crop_mode", "center")
+    mode = config.get("crop_mode") or "center"
     if mode == "center":
-        resize: int | tuple[int, int] = scaled[0] if height == width else scaled
+        if scaled[0] != scaled[1]:  # where timm resizes by the side that needs it, which `Fit` does not describe
+            raise UsageError(f"{origin}: `input_size` {shape!r} is not square, which needs `crop_mode` squash here.")
+        resize: int | tuple[int, int] = scaled[0]
     elif mode == "squash":
         resize = scaled
     else:
         raise UsageError(f"{origin}: `crop_mode` must be center or squash. Got {mode!r}.")
     # On values in [0, 1], as torchvision's ToTensor gives them.
     normalization = Normalization(
-        1 / 255, _three(config.get("mean"), "mean", origin), _three(config.get("std"), "std", origin)
+        1 / 255, _three(config.get("mean"), "mean", origin), _std(config.get("std"), "std", origin)
     )
     return Preparation(Fit(resize, interpolation, "round"), normalization, height, width)
 
@@ -272,16 +295,37 @@ def _read(url: str, name: str) -> Mapping[str, Any]:
     return document
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+
+
+def _is_pixels(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST_PIXELS
+
+
 def _number(value: Any, key: str, origin: str) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
+    if _is_number(value) and value > 0:
         return float(value)
     raise UsageError(f"{origin}: `{key}` must be a number above 0. Got {value!r}.")
 
 
+def _fraction(value: Any, key: str, origin: str) -> float:
+    if _is_number(value) and 0 < value <= 1:
+        return float(value)
+    raise UsageError(f"{origin}: `{key}` must be above 0, and 1 at most. Got {value!r}.")
+
+
 def _three(value: Any, key: str, origin: str) -> tuple[float, float, float]:
-    if isinstance(value, list) and len(value) == 3 and all(isinstance(number, int | float) for number in value):
+    if isinstance(value, list) and len(value) == 3 and all(map(_is_number, value)):
         return float(value[0]), float(value[1]), float(value[2])
     raise UsageError(f"{origin}: `{key}` must be three numbers. Got {value!r}.")
+
+
+def _std(value: Any, key: str, origin: str) -> tuple[float, float, float]:
+    std = _three(value, key, origin)
+    if min(std) <= 0:
+        raise UsageError(f"{origin}: `{key}` must be three numbers above 0. Got {value!r}.")
+    return std
 
 
 def _both(value: int | list[int]) -> tuple[int, int]:

@@ -178,25 +178,32 @@ def decode_sized(
             size = image.size  # loading turns a TIFF upright
         is_sideways = orientation in _SIDEWAYS
         upright_size = size[::-1] if is_sideways else size
-        resized = (height, width) if fit is None else fit.resized(upright_size[1], upright_size[0])
-        if fit is not None and (resized[0] < height or resized[1] < width or max(resized) > MAX_SIDE):
-            raise DecodeError(
-                f"the image, resized to {resized[1]} x {resized[0]}, does not fit {width} x {height} pixels"
-            )
-        stored_size = resized if is_sideways else resized[::-1]
-        # Turned after resizing: the result is the same, and there are fewer pixels to move.
-        upright = _to_rgb(image).resize(stored_size, _resampling(fit), box=box)
-        if orientation != 1:
-            upright = upright.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
+        rgb = _to_rgb(image)
         if fit is not None:
-            left, top = fit.start(resized[1], width), fit.start(resized[0], height)
-            upright = upright.crop((left, top, left + width, top + height))
-        pixels = np.array(upright if channels == 3 else upright.convert("L"), dtype=np.uint8)
+            rgb = _fitted(_turned(rgb, orientation), fit, height=height, width=width)
+        else:  # turned after resizing, as there are fewer pixels to move
+            rgb = rgb.resize((height, width) if is_sideways else (width, height), Image.Resampling.BILINEAR, box=box)
+            rgb = _turned(rgb, orientation)
+        pixels = np.array(rgb if channels == 3 else rgb.convert("L"), dtype=np.uint8)
     return pixels.reshape(height, width, channels), upright_size
 
 
-def _resampling(fit: Fit | None) -> Image.Resampling:
-    return Image.Resampling.BILINEAR if fit is None else Image.Resampling[fit.interpolation.upper()]
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image if orientation == 1 else image.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
+
+
+def _fitted(upright: Image.Image, fit: Fit, *, height: int, width: int) -> Image.Image:
+    """The picture resized and cropped. It must be upright: Pillow rounds between rows and columns."""
+    tall, wide = fit.resized(upright.height, upright.width)
+    if tall < height or wide < width:
+        raise DecodeError(f"the image, resized to {wide} x {tall}, does not fit {width} x {height} pixels")
+    if tall * wide > MAX_PIXELS or max(tall, wide) > MAX_SIDE:
+        raise DecodeError(
+            f"the image, resized to {wide} x {tall}, has more than {MAX_PIXELS} pixels, or {MAX_SIDE} on a side"
+        )
+    left, top = fit.start(wide, width), fit.start(tall, height)
+    resized = upright.resize((wide, tall), Image.Resampling[fit.interpolation.upper()])
+    return resized.crop((left, top, left + width, top + height))
 
 
 def inspect_image(content: bytes) -> ImageInfo:

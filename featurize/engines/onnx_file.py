@@ -1,9 +1,11 @@
 """ONNX files that others made: read with their external data, and refused in one sentence where they cannot be used."""
 
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from featurize import storage
+from featurize.digests import settings_digest, sha256_file
 from featurize.errors import UsageError, first_line
 
 if TYPE_CHECKING:
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
 
 OLDEST_OPSET = 9  # of tf2onnx and torch exports of 2019; older ones have other rules for shapes
 _MAX_BYTES = (1 << 31) - 1  # what one Protocol Buffers message may hold
+_NETWORK, _BESIDE = "network.onnx", "beside"  # the copies: the file, and a folder for those beside it
 
 
 def read_onnx(url: str, folder: str | Path) -> "onnx.ModelProto":
@@ -23,7 +26,7 @@ def read_onnx(url: str, folder: str | Path) -> "onnx.ModelProto":
     Raises:
         UsageError: the file, or one that it needs, is missing or damaged, or it is newer or older than what can be read.
     """
-    if not storage.exists(url):
+    if not _is_file(url):
         raise UsageError(f"`backbone.name`: there is no file {url}.")
     try:
         import onnx
@@ -31,21 +34,23 @@ def read_onnx(url: str, folder: str | Path) -> "onnx.ModelProto":
         raise UsageError(
             "`backbone.name`: ONNX files need the extra `engines` of Firn, which is not installed."
         ) from error
-    local = Path(folder) / "network.onnx"
+    local = Path(folder) / _NETWORK
     storage.download(url, local)
     try:
         model = onnx.load(str(local), load_external_data=False)
     except Exception as error:  # of Protocol Buffers, which names its errors by its version
         raise UsageError(f"`backbone.name`: {url} is not an ONNX file, or it is damaged.") from error
-    if not model.graph.output:
+    if not model.graph.output or not all(isinstance(name, str) for name in _names_of(model.graph)):
         raise UsageError(f"`backbone.name`: {url} is not an ONNX file, or it is damaged.")
     _check_opset(model, url)
-    beside = sorted({_location(tensor) for tensor in _external_tensors(model)})
+    beside = sorted(
+        {_location(tensor) for tensor in _tensors_of(model.graph) if tensor.data_location == tensor.EXTERNAL}
+    )
     for name in beside:
-        _download_beside(url, name, Path(folder))
+        _download_beside(url, name, Path(folder) / _BESIDE)
     if beside:
         try:
-            onnx.load_external_data_for_model(model, str(folder))
+            onnx.load_external_data_for_model(model, str(Path(folder) / _BESIDE))
         except Exception as error:  # damaged in one of many ways
             raise UsageError(
                 f"`backbone.name`: the external data of {url} cannot be read: {first_line(error)}"
@@ -53,6 +58,17 @@ def read_onnx(url: str, folder: str | Path) -> "onnx.ModelProto":
     if model.ByteSize() > _MAX_BYTES:
         raise UsageError(f"`backbone.name`: {url} holds more than 2 GB of weights, which is not supported.")
     return model
+
+
+def digests_of(folder: str | Path) -> tuple[str, str | None]:
+    """The SHA-256 of the file that `read_onnx` has copied into `folder`, and one of all files beside it; None without such files.
+
+    Weights in files beside it can change while the file itself does not.
+    """
+    beside = Path(folder) / _BESIDE
+    files = sorted(file for file in beside.rglob("*") if file.is_file())
+    others = {file.relative_to(beside).as_posix(): sha256_file(file) for file in files}
+    return sha256_file(Path(folder) / _NETWORK), settings_digest(others) if others else None
 
 
 def _check_opset(model: "onnx.ModelProto", url: str) -> None:
@@ -68,13 +84,22 @@ def _check_opset(model: "onnx.ModelProto", url: str) -> None:
         )
 
 
-def _external_tensors(model: "onnx.ModelProto") -> list[Any]:
-    import onnx
+def _tensors_of(graph: Any) -> Iterator[Any]:
+    """The tensors of a graph and of the branches and bodies in it."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (*([attribute.t] if attribute.HasField("t") else []), *attribute.tensors)
+            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield from _tensors_of(inner)
 
-    tensors = [*model.graph.initializer]
-    for node in model.graph.node:
-        tensors += [attribute.t for attribute in node.attribute if attribute.HasField("t")]
-    return [tensor for tensor in tensors if tensor.data_location == onnx.TensorProto.EXTERNAL]
+
+def _names_of(graph: Any) -> Iterator[Any]:
+    """The names in a graph: texts, or bytes where they are none."""
+    for named in (*graph.input, *graph.output, *graph.initializer):
+        yield named.name
+    for node in graph.node:
+        yield from (node.op_type, *node.input, *node.output)
 
 
 def _location(tensor: Any) -> str:
@@ -84,11 +109,16 @@ def _location(tensor: Any) -> str:
 def _download_beside(url: str, name: str, folder: Path) -> None:
     """Fetches a file beside `url`. Its name comes from the file, so it may not lead anywhere else."""
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name:
+    if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise UsageError(f"`backbone.name`: {url} asks for external data outside its own folder: {name!r}.")
     source = storage.join_url(url.rpartition("/")[0] or ".", name)
-    if not storage.exists(source):
+    if not _is_file(source):
         raise UsageError(f"`backbone.name`: {url} needs the file {name} beside it, which is missing.")
     target = folder / path
     target.parent.mkdir(parents=True, exist_ok=True)
     storage.download(source, target)
+
+
+def _is_file(url: str) -> bool:
+    """Neither a folder nor a link that leads nowhere."""
+    return storage.find_file(url) is not None and storage.exists(url)

@@ -1,7 +1,7 @@
 """An ONNX network that takes images as they were decoded: its inputs checked, cut at any tensor, its preparation put inside."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -136,14 +136,25 @@ def find_image_input(model: "onnx.ModelProto", *, origin: str) -> ImageInput:
     shape = shapes[inputs[0].name]
     usable = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.UINT8)
     element_type = inputs[0].type.tensor_type.elem_type
-    is_nhwc, is_nchw = (len(shape) == 4 and shape[axis] == 3 for axis in (3, 1))
-    if not (is_nhwc or is_nchw) or element_type not in usable:
+    layout = _layout_of(inputs[0], shape)
+    if layout is None or element_type not in usable:
         raise UsageError(
             f"`backbone.name`: {origin} has no input for RGB images, (n, 3, h, w) or (n, h, w, 3): {listed}."
         )
-    layout: Layout = "nchw" if is_nchw and not (is_nhwc and shape[1] == 3 and shape[2] != 3) else "nhwc"
     height, width = shape[2:4] if layout == "nchw" else shape[1:3]
     return ImageInput(inputs[0].name, layout, height, width, element_type)
+
+
+def _layout_of(value: Any, shape: Sequence[int | None]) -> Layout | None:
+    """Where the channels are; where no dimension says 3, first, as in the networks that Optimum exports from PyTorch."""
+    if len(shape) != 4:
+        return None
+    if shape[1] == 3 or shape[3] == 3:
+        return "nchw" if shape[1] == 3 else "nhwc"
+    names = [dimension.dim_param.lower() for dimension in value.type.tensor_type.shape.dim]
+    if shape[3] is None and "channel" in names[3]:
+        return "nhwc"
+    return "nchw" if shape[1] is None else None
 
 
 def _shape_of(value: Any) -> list[int | None]:
@@ -178,13 +189,18 @@ def take_images(
     from onnx import TensorProto, helper, numpy_helper
 
     graph = model.graph
+    if given.element_type == TensorProto.UINT8 and replace(normalization, channel_order="rgb") != Normalization():
+        raise UsageError(
+            f"`backbone.name`: {origin} takes pixels as whole numbers from 0 to 255, so it prepares them itself: set "
+            '`backbone.preprocessing` to "none".'
+        )
     _free_batch(model, given, height=height, width=width)
     shapes = _shapes_of(model, tensors, given, height=height, width=width, origin=origin)
     before: list[Any] = []
 
     def constant(name: str, values: NDArray[Any]) -> str:
-        graph.initializer.append(numpy_helper.from_array(values, f"firn_{name}"))
-        return f"firn_{name}"
+        graph.initializer.append(numpy_helper.from_array(values, f"firn_constant_{name}"))
+        return f"firn_constant_{name}"
 
     def add(nodes: list[Any], kind: str, inputs: list[str], output: str, **attributes: Any) -> str:
         nodes.append(helper.make_node(kind, inputs, [output], name=output, **attributes))
@@ -242,7 +258,7 @@ def _free_batch(model: "onnx.ModelProto", given: ImageInput, *, height: int, wid
 def _shapes_of(
     model: "onnx.ModelProto", tensors: Sequence[str], given: ImageInput, *, height: int, width: int, origin: str
 ) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor without its first dimension, as three images give it, which must give what one alone does."""
+    """The shape of each tensor without its first dimension. Three images together must give what the first of them does alone."""
     import onnxruntime
 
     sizes = (3, height, width) if given.layout == "nchw" else (height, width, 3)
@@ -251,7 +267,9 @@ def _shapes_of(
     options.log_severity_level = 4
     try:
         content = model.SerializeToString()
-        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(  # without its second try, which prints
+            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's own errors share no other base
         raise UsageError(f"`backbone.name`: ONNX Runtime cannot load {origin}: {_reason(error)}") from error
     try:
@@ -262,13 +280,20 @@ def _shapes_of(
         together = session.run(list(tensors), {given.name: images})
     except Exception:
         together = None
-    if together is None or any(
-        many.shape != (3, *one.shape[1:]) or not len(one) == 1 for many, one in zip(together, alone, strict=True)
-    ):
+    if together is None or not all(_is_first_of(many, one) for many, one in zip(together, alone, strict=True)):
         raise UsageError(
             f"`backbone.name`: {origin} takes a fixed number of images. Export it with a dynamic first dimension."
         )
     return {name: tuple(values.shape[1:]) for name, values in zip(tensors, alone, strict=True)}
+
+
+def _is_first_of(three: NDArray[Any], one: NDArray[Any]) -> bool:
+    """Whether `three` has a row for each of three images, and its first is that of the first image alone."""
+    if one.ndim == 0 or len(one) != 1 or three.shape != (3, *one.shape[1:]):
+        return False
+    first, alone = three[:1].astype(np.float64), one.astype(np.float64)
+    largest = np.abs(alone).max(initial=0, where=np.isfinite(alone))
+    return np.allclose(first, alone, rtol=0.01, atol=0.01 * float(largest), equal_nan=True)
 
 
 _NUMPY_TYPES: dict[int, Any] = {1: np.float32, 10: np.float16, 2: np.uint8}  # of TensorProto.DataType

@@ -307,3 +307,10 @@ def test_a_model_without_a_fixed_input_is_refused(tmp_path: Path) -> None:
     keras.Sequential([keras.layers.Flatten()]).save(path)
     with pytest.raises(UsageError, match=r"unbuilt.keras (must be a functional|cannot be loaded)"):
         prepare_backbone(settings(path, preprocessing="none"), tmp_path)
+
+
+def test_a_layer_that_keras_named_is_found_however_many_networks_were_built_before(tmp_path: Path) -> None:
+    asked = settings("MobileNetV3Small", weights="random", layer="global_average_pooling2d", height=64, width=64)
+    one, other = (prepare_backbone(asked, tmp_path).spec for _ in range(2))
+    assert (one.layer, one.preparation_id) == ("global_average_pooling2d", other.preparation_id)
+    assert one.feature_shape == (1, 1, 576)

@@ -1,4 +1,4 @@
-"""Corrections and queries for training sets where everything lies on a real HDFS."""
+"""Feature sets on a real HDFS: read whole and streamed, also when a DataNode or a file is lost; corrected and queried."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -6,29 +6,74 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers.services.hdfs_cluster import MiniHdfs
-from helpers.tables.feature_sets import image_ids, make_clusters, write_feature_set
+from helpers.tables.feature_sets import image_ids, make_clusters, uneven_shards, write_feature_set
 
+from featurize import storage
+from featurize.errors import JobError
 from featurize.recipes.recipe import FeaturesSettings
 from featurize.tables.corrections import read_corrections
 from finetune.evaluation.relabel import relabel
+from finetune.rows.disk_rows import StreamData
 from finetune.rows.row_query import read_selected
-from finetune.rows.splits import read_split
+from finetune.rows.splits import iterate_split, read_split
 
 pytestmark = [pytest.mark.hdfs, pytest.mark.slow]
-ROWS = 60
+STREAMED = 300
+CORRECTED = 60
+
+
+def rows_of_epoch(data: StreamData, *, size: int) -> list[list[int]]:
+    """The row ids of each step, of all ranks together, sorted."""
+    steps: list[list[int]] = [[] for _ in range(data.steps(32))]
+    for rank in range(size):
+        batches = data.batches(1, seed=0, global_batch_size=32, rank=rank, size=size)
+        for step, (_, label_index, row_ids, _) in zip(steps, batches.as_numpy_iterator(), strict=True):
+            step += row_ids[label_index >= 0].tolist()
+    return [sorted(step) for step in steps]
+
+
+def test_features_stream_from_hdfs_as_from_disk(hdfs: MiniHdfs, tmp_path: Path) -> None:
+    features, label_index = make_clusters(STREAMED)
+    manifest = write_feature_set(
+        tmp_path,
+        features,
+        label_index,
+        splits=["train"] * STREAMED,
+        shards=uneven_shards(STREAMED, 4),
+        rows_per_group=8,
+    )
+    url = f"{hdfs.url}/streamed features"
+    hdfs.upload(tmp_path, url)
+    here = StreamData(str(tmp_path), manifest, "train", shuffle_rows=64)
+    there = StreamData(url, manifest, "train", shuffle_rows=64)
+    wanted = rows_of_epoch(here, size=1)
+
+    assert rows_of_epoch(there, size=2) == wanted
+    whole = read_split(url, manifest, "train")
+    assert sorted(whole.row_ids.tolist()) == sorted(row for step in wanted for row in step)
+    assert sum(part.rows for part in iterate_split(url, manifest, "train")) == STREAMED
+    hdfs.kill_datanode(0)
+    assert rows_of_epoch(there, size=1) == wanted
+
+    storage.remove(storage.join_url(url, manifest.files[0].path))
+    with pytest.raises(JobError, match=Path(manifest.files[0].path).name), there.failures():
+        for _ in there.batches(2, seed=0, global_batch_size=32):
+            pass
 
 
 def test_corrections_land_on_hdfs_and_a_query_sees_tables_there(hdfs: MiniHdfs, tmp_path: Path) -> None:
-    features, label_index = make_clusters(ROWS)
-    ids, wanted = image_ids(ROWS), np.roll(label_index, 1)
-    write_feature_set(tmp_path / "set", features, label_index, splits=["train"] * ROWS)
+    features, label_index = make_clusters(CORRECTED)
+    ids, wanted = image_ids(CORRECTED), np.roll(label_index, 1)
+    write_feature_set(tmp_path / "set", features, label_index, splits=["train"] * CORRECTED)
     classes = ("ant", "bee", "cat")
     tables = tmp_path / "tables"
     tables.mkdir()
     for number in range(4):
-        lines = [f"{ids[row]},{classes[wanted[row]]}\n" for row in range(number, ROWS, 4)]
+        lines = [f"{ids[row]},{classes[wanted[row]]}\n" for row in range(number, CORRECTED, 4)]
         (tables / f"{number}.csv").write_text("image_id,label\n" + "".join(lines))
-    (tables / "grades.csv").write_text("image_id,grade\n" + "".join(f"{ids[row]},{row % 3}\n" for row in range(ROWS)))
+    (tables / "grades.csv").write_text(
+        "image_id,grade\n" + "".join(f"{ids[row]},{row % 3}\n" for row in range(CORRECTED))
+    )
     url = f"{hdfs.url}/corrected features"
     hdfs.upload(tmp_path / "set", url)
     hdfs.upload(tables, f"{hdfs.url}/tables")
@@ -41,5 +86,5 @@ def test_corrections_land_on_hdfs_and_a_query_sees_tables_there(hdfs: MiniHdfs, 
     manifest = read_selected(settings)
     data = read_split(url, manifest, "train")
     rows = [int(path[7:12]) for path in data.paths.to_pylist()]
-    assert sorted(rows) == [row for row in range(ROWS) if row % 3]
+    assert sorted(rows) == [row for row in range(CORRECTED) if row % 3]
     np.testing.assert_array_equal(data.label_index, wanted[rows])
