@@ -1,4 +1,4 @@
-"""The effect of bfloat16 on features and heads trained on them, for `python benchmarks/featurize_run.py --precision-check`."""
+"""The effect of bfloat16 on features and heads trained on them, for `python benchmarks/featurize.py --precision-check`."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -83,8 +83,14 @@ def check_size(settings: BackboneSettings, key: str, own: int | None) -> None:
 
 
 def stated_fit(settings: BackboneSettings) -> Fit | None:
-    """How the recipe wants pictures resized and cropped; None: stretched."""
+    """How the recipe wants pictures resized and cropped; None: stretched.
+
+    Raises:
+        UsageError: it names a filter, but nothing that it is for.
+    """
     if settings.resize is None:
+        if settings.interpolation is not None:
+            raise UsageError("`backbone.interpolation` needs `backbone.resize`.")
         return None
     resize = settings.resize if isinstance(settings.resize, int) else _both(settings.resize)
     return Fit(resize, settings.interpolation or "bilinear")

@@ -118,7 +118,9 @@ def _load_onnxruntime(path: Path, precision: Precision, threads: int | None, bat
     # Threads that wait by spinning take the cores from the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=_providers(onnxruntime))
+        session = onnxruntime.InferenceSession(  # without its second try, which prints
+            path, options, providers=_providers(onnxruntime), enable_fallback=0
+        )
     except Exception as error:  # ONNX Runtime's own errors share no other base
         raise ValueError(first_line(error)) from error
     name = session.get_inputs()[0].name

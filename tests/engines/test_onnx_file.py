@@ -69,7 +69,7 @@ def in_opset(version: int) -> onnx.ModelProto:
         b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
         vision_transformer().SerializeToString()[:-20],
         vision_transformer().SerializeToString()[:1000],
-        vision_transformer().SerializeToString().replace(b"last_hidden", b"last\xffhidden"[:11]),
+        vision_transformer().SerializeToString().replace(b"last_hidden", b"last\xffhidden"),
         vision_transformer().SerializeToString().replace(b"Softmax", b"Softm\xc3x"),
         vision_transformer().graph.SerializeToString(),
         onnx.ModelProto(ir_version=8).SerializeToString(),
