@@ -15,10 +15,10 @@ Every round measures each of these in processes of its own:
 - daft, ray: Daft and Ray Data around ONNX Runtime and the same ONNX file (see peers.py), where PYTHON has them:
       uv venv peers && uv pip install --python peers "daft==0.7.26" "ray[data]==2.60" onnxruntime pillow "numpy<2" pandas pyarrow
 
-The rates of UDFs and peers in steady state are the difference in images between a long and a short job, divided by the difference
-in seconds. `whole` is all that a user waits for, start included, on WHOLE images. A ratio is the median over rounds of the ratio
-within a round, as the speed of a machine varies. What Firn keeps between runs (the exported network, what was measured) is there, as in
-all but the first run; `first_seconds` is that first run. Prints one JSON object.
+The rates of UDFs and peers in steady state are the difference in images between a long and a short job, divided by the
+difference in seconds. `whole` is all that a user waits for, start included, on WHOLE images. A ratio is the median over rounds
+of the ratio within a round, as the speed of a machine varies. What Firn keeps between runs (the exported network, what was
+measured) is there, as in all but the first run; `first_seconds` is that first run. Prints one JSON object.
 """
 
 import argparse
