@@ -58,8 +58,7 @@ BATCH = 32
 CORES = len(os.sched_getaffinity(0))
 WHOLE = 900  # images of a job that is timed with its start
 SHORT_IMAGES, LONG_IMAGES = 2 * BATCH, 16 * BATCH  # of the UDFs
-_BARE_BATCHES = (8, 32)
-_BARE_S = 3.0
+_BARE_S = 3.0  # with each batch size
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ def measure_one(plan: Plan, engine: Any, precision: Any) -> dict[str, Any]:
     pixels = read_pixels(spread(image_files(plan.images), 4 * BATCH), height=spec.height, width=spec.width)
     path, sha256 = plan.files[engine]
     best = 0.0
-    for size in _BARE_BATCHES:
+    for size in (8, 32):
         forward = load_backbone(spec, path, sha256=sha256, threads=CORES, batch_size=size)
         forward(pixels[:size])
         begun, done = perf_counter(), 0
@@ -216,13 +215,13 @@ def measure_udf(plan: Plan, kind: str) -> dict[str, Any]:
     from featurize.building.session import open_session
 
     spec, started = plan.backbone_spec, perf_counter()
-    if kind == "pandas_udf":
-        udf = make_pandas_udf(
-            plan.files["tensorflow"][0], spec.height, spec.width, lambda x: preprocess(x, spec.preprocessing)
-        )
-    else:
-        udf = make_predict_batch_udf(plan.files["onnxruntime"][0], spec.height, spec.width)
     with open_session("benchmark") as session, tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        if kind == "pandas_udf":
+            udf = make_pandas_udf(
+                plan.files["tensorflow"][0], spec.height, spec.width, lambda x: preprocess(x, spec.preprocessing)
+            )
+        else:
+            udf = make_predict_batch_udf(plan.files["onnxruntime"][0], spec.height, spec.width)
         session.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", str(4 * BATCH))
 
         def seconds(images: str, name: str) -> float:
@@ -263,14 +262,17 @@ PARTS: dict[str, Callable[[Plan], dict[str, Any]]] = {
 
 def run_json(*arguments: str) -> dict[str, Any]:
     """Runs Python in the folder of the packages; the last line that it prints is its result."""
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}  # for Spark's workers
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return result
 
 
 def run_part(part: str, plan_file: Path) -> dict[str, Any]:
     result = run_json(__file__, "--part", part, "--plan", str(plan_file))
-    print(f"{part}: {json.dumps(to_digits(result))}", file=sys.stderr, flush=True)
+    print(f"{part}: {json.dumps(to_digits(result))}", file=sys.stderr)
     return result
 
 
@@ -299,12 +301,11 @@ def compare(plan: Plan, plan_file: Path, rounds: int) -> dict[str, Any]:
         "backbone": {key: plan.spec[key] for key in ("name", "layer", "weights")},
         "bare_is": way,
         "cores": CORES,
-        "load_average_before": load_before,
+        "load_before": load_before,
         "images": len(image_files(plan.images)),
         "images_of_udfs": [len(image_files(folder)) for folder in (plan.short, plan.long)],
         **{part: summarize(done) for part, done in runs.items()},
         "ratios": {name: float(median(ratio)) for name, ratio in ratios.items()},
-        "ratios_of_rounds": {name: ratio.tolist() for name, ratio in ratios.items()},
     }
 
 
