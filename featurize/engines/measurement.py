@@ -40,7 +40,11 @@ class Measurement:
         """Whether its features may stand for the reference."""
         return self.error is None and self.cosine >= (MIN_COSINE if self.precision == "bfloat16" else _SAME)
 
+    def is_usable(self, asked: str = "auto") -> bool:
+        """Whether it may compute: it is faithful, or it is in bfloat16, which the recipe asks for."""
+        return self.is_faithful or (self.error is None and self.precision == asked == "bfloat16")
 
-def fastest_first(measured: Sequence[Measurement]) -> tuple[Measurement, ...]:
-    """Usable ones first, by speed; then the others."""
-    return tuple(sorted(measured, key=lambda one: (not one.is_faithful, -one.images_per_s)))
+
+def fastest_first(measured: Sequence[Measurement], *, asked: str = "auto") -> tuple[Measurement, ...]:
+    """Usable ones first, by speed; then the others. `asked` is the precision of the recipe."""
+    return tuple(sorted(measured, key=lambda one: (not one.is_usable(asked), -one.images_per_s)))

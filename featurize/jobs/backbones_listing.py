@@ -62,8 +62,7 @@ def measure_backbone(known: KnownBackbone, *, threads: int | None = None) -> Mea
     """Measures one backbone with each installed engine in each precision of this processor, each in a process of its own.
 
     Networks of keras.applications have random weights, so that nothing is downloaded; EfficientNetLite0 has ImageNet's where
-    their package is installed. Once exported, a network is kept for the next time (`featurize.backbones.kept`). Where Keras has
-    built networks in this process before, its session is cleared: their layers keep their names, which it then gives again.
+    their package is installed. Once exported, a network is kept for the next time (`featurize.backbones.kept`).
 
     Args:
         known: the backbone.

@@ -144,14 +144,16 @@ def _processor() -> str:
 
 
 def decide(measured: tuple[Measurement, ...], settings: BackboneSettings) -> Decision:
-    """The fastest of what was measured, in a precision that the recipe allows, if its features are those of the reference.
+    """The fastest of what was measured, in a precision that the recipe allows, whose features are those of the reference.
+
+    Where the recipe asks for bfloat16, features in bfloat16 count, however far they are from float32.
 
     Raises:
         JobError: there is none; the message has the reasons.
     """
     allowed = [one for one in measured if settings.precision in ("auto", one.precision)]
-    ordered = fastest_first(allowed)
-    if not ordered or not ordered[0].is_faithful:
+    ordered = fastest_first(allowed, asked=settings.precision)
+    if not ordered or not ordered[0].is_usable(settings.precision):
         reasons = (
             "; ".join(f"{NAMES[one.engine]} in {one.precision}: {_fault(one)}" for one in allowed) or "none was tried"
         )

@@ -95,7 +95,8 @@ def test_ingest_run_and_describe_say_what_they_did(firn: Firn, place: Path) -> N
     assert run["features"] == f"file://{place}/features"
     assert (run["rows"], run["rejects"], run["skipped"]) == (8, 1, 0)
     assert 0 < run["images_per_second"] <= run["steady_images_per_second"]
-    assert min(run["timings"].values()) > 0
+    assert min(run["timings"].values()) >= 0  # a network of one layer takes less than a millisecond
+    assert min(run["timings"][name] for name in ("startup", "decode", "tasks")) > 0
     assert run["worker_memory_bytes"] > 100 << 20
 
     ingest = ["featurize", "ingest", "mine.toml", "--output", "images table", "--json"]

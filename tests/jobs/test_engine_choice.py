@@ -168,6 +168,16 @@ def test_the_fastest_comes_first_among_those_with_the_same_features() -> None:
     assert fastest_first([broken, slower, fast, odd, slow])[:2] == (slow, slower)
 
 
+def test_bfloat16_that_the_recipe_asks_for_is_taken_however_far_it_is_from_float32() -> None:
+    far = measurement("openvino", 50, precision="bfloat16", cosine=0.99)
+    near = measurement("tensorflow", 5)
+    assert decide((near, far), settings("VGG16", engine="auto", precision="bfloat16")).engine == "openvino"
+    assert decide((near, far), settings("VGG16", engine="auto", precision="auto")).engine == "tensorflow"
+    missing = measurement("openvino", 0, precision="bfloat16", cosine=0.0, error=measure.NO_BFLOAT16)
+    with pytest.raises(JobError, match="the processor has no bfloat16"):
+        decide((near, missing), settings("VGG16", engine="auto", precision="bfloat16"))
+
+
 def test_where_no_engine_is_faithful_the_run_ends_with_the_reasons(spark: SparkSession, tmp_path: Path) -> None:
     asked = settings("VGG16", precision="auto", engine="auto")
     bad = (measurement("openvino", 0, error="it crashed"), measurement("onnxruntime", 3, cosine=0.5))
