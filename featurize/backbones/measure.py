@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from featurize.backbones.backbone import load_backbone
+from featurize.backbones.backbone import OpenedBackbone, load_backbone
 from featurize.backbones.keras_network import set_threads
 from featurize.backbones.spec import BackboneSpec
+from featurize.digests import sha256_file
 from featurize.engines.engine import Engine, precisions_of
 from featurize.engines.measurement import Measurement, fastest_first
 from featurize.engines.precision import Precision, mean_cosine, probe_images
@@ -41,6 +42,32 @@ class Candidate:
     precision: Precision
     file: str
     sha256: str
+
+
+def list_candidates(
+    opened: OpenedBackbone, precisions: Callable[[Engine], Sequence[Precision]]
+) -> tuple[list[Candidate], dict[str, Path]]:
+    """What to try for a backbone, the reference first: TensorFlow for a network of Keras, else ONNX Runtime.
+
+    Args:
+        opened: the backbone; its files are written to its folder, under names that their content determines.
+        precisions: those to try of an engine.
+
+    Returns:
+        The candidates, and their files by name.
+    """
+    files: dict[str, tuple[Path, str]] = {}  # by suffix, with the digest
+    candidates = []
+    for engine in opened.engines():
+        suffix = ".keras" if engine == "tensorflow" else ".onnx"
+        if suffix not in files:
+            path = opened.file(engine)
+            digest = sha256_file(path)
+            files[suffix] = path.rename(path.with_name(f"measured-{digest[:16]}{suffix}")), digest
+        path, digest = files[suffix]
+        candidates += [Candidate(engine, precision, path.name, digest) for precision in precisions(engine)]
+    candidates.sort(key=lambda one: (one.engine == "openvino", one.precision == "bfloat16"))
+    return candidates, {path.name: path for path, _ in files.values()}
 
 
 def measure_engines(

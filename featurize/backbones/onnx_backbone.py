@@ -39,6 +39,10 @@ class OnnxBackbone:
     """
 
     def __init__(self, settings: BackboneSettings, folder: str | Path) -> None:
+        if "onnxruntime" not in self.engines():
+            raise UsageError(
+                f"`backbone.name`: {settings.name} needs the extra `engines` of Firn, which is not installed."
+            )
         self._folder = Path(folder)
         name = settings.name.rstrip("/")
         url = _network_of_folder(name) if settings.is_folder else name
@@ -68,7 +72,6 @@ class OnnxBackbone:
             origin=url,
         )
         self._content = model.SerializeToString()
-        self._check_engine(settings)
         self.report = WeightsReport(f"{Path(url).name}, SHA-256 {digest}", file_sha256=digest)
         self.spec = BackboneSpec(
             name=Path(name).name,
@@ -113,12 +116,6 @@ class OnnxBackbone:
             return load_onnx(path, engine, precision=precision)
         finally:
             path.unlink()
-
-    def _check_engine(self, settings: BackboneSettings) -> None:
-        if not self.engines():
-            raise UsageError(
-                f"`backbone.name`: {settings.name} needs the extra `engines` of Firn, which is not installed."
-            )
 
 
 def _with_shape(spec: BackboneSpec, forward: Forward) -> BackboneSpec:

@@ -58,9 +58,7 @@ def prepare_again(
     except UsageError as error:
         raise UsageError(f"the backbone of {whose} cannot be rebuilt: {error}") from error
     if prepared.spec.preparation_id != preparation_id:
-        found = {
-            key: value for key, value in prepared.spec.as_dict().items() if key not in ("name", "weights", "engine")
-        }
+        found = prepared.spec.determining
         differing = ", ".join(key for key, value in found.items() if value != spec.get(key))
         raise UsageError(
             f"the backbone {settings.name} has changed since it made the features of {whose}: its {differing} differ."

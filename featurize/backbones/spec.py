@@ -90,9 +90,12 @@ class BackboneSpec:
     @property
     def preparation_id(self) -> str:
         """Digest of all that determines the features of an image; the origin of the weights and the engine do not."""
-        return settings_digest(
-            {key: value for key, value in self.as_dict().items() if key not in ("name", "weights", "engine")}
-        )
+        return settings_digest(self.determining)
+
+    @property
+    def determining(self) -> dict[str, Any]:
+        """The parts of the description that determine the features of an image."""
+        return {key: value for key, value in self.as_dict().items() if key not in ("name", "weights", "engine")}
 
 
 @dataclass(frozen=True)

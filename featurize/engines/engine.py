@@ -27,7 +27,7 @@ def installed_engines() -> tuple[Engine, ...]:
     return tuple(engine for engine in ENGINES if engine == "tensorflow" or find_spec(engine) is not None)
 
 
-def require_engine(engine: Engine, *, setting: str = "backbone.engine") -> None:
+def require_engine(engine: Engine) -> None:
     """Checks that an engine is installed.
 
     Raises:
@@ -35,7 +35,7 @@ def require_engine(engine: Engine, *, setting: str = "backbone.engine") -> None:
     """
     if engine not in installed_engines():
         raise UsageError(
-            f'`{setting}`: {NAMES[engine]} is not installed. Install Firn with the extra `engines`, or set "tensorflow".'
+            f'`backbone.engine`: {NAMES[engine]} is not installed. Install Firn with the extra `engines`, or set "tensorflow".'
         )
 
 

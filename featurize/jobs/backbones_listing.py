@@ -3,14 +3,12 @@
 import os
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from featurize.backbones import efficientnet_lite
 from featurize.backbones.backbone import open_backbone
 from featurize.backbones.known import KnownBackbone
-from featurize.backbones.measure import Candidate, measure_engines
-from featurize.digests import sha256_file
+from featurize.backbones.measure import list_candidates, measure_engines
 from featurize.engines.engine import NAMES, precisions_of
 from featurize.engines.measurement import Measurement
 from featurize.errors import UsageError
@@ -79,21 +77,8 @@ def measure_backbone(known: KnownBackbone, *, threads: int | None = None) -> Mea
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
         stage(f"building {known.name}")
         opened = open_backbone(settings, folder)
-        files: dict[str, tuple[Path, str]] = {}  # by suffix, with the digest
-        candidates = []
-        for engine in opened.engines():
-            suffix = ".keras" if engine == "tensorflow" else ".onnx"
-            if suffix not in files:
-                path = opened.file(engine)
-                files[suffix] = path, sha256_file(path)
-            path, digest = files[suffix]
-            candidates += [Candidate(engine, precision, path.name, digest) for precision in precisions_of(engine)]
-        candidates.sort(
-            key=lambda one: (one.engine != "tensorflow", one.precision == "bfloat16")
-        )  # the reference first
+        candidates, files = list_candidates(opened, precisions_of)
         stage(f"measuring {', '.join(NAMES[engine] for engine in opened.engines())} for {known.name}")
-        measured = measure_engines(
-            opened.spec, candidates, {path.name: path for path, _ in files.values()}, threads=threads
-        )
+        measured = measure_engines(opened.spec, candidates, files, threads=threads)
         stage("")
         return MeasuredBackbone(known.name, opened.spec.layer, opened.spec.weights, threads, measured)

@@ -12,11 +12,11 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones import kept
 from featurize.backbones.backbone import Decision, OpenedBackbone, decide_unmeasured
-from featurize.backbones.measure import NO_BFLOAT16, Candidate, measure_engines
+from featurize.backbones.measure import NO_BFLOAT16, list_candidates, measure_engines
 from featurize.building.session import is_local
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import worker_threads
-from featurize.digests import settings_digest, sha256_file
+from featurize.digests import settings_digest
 from featurize.engines.engine import NAMES, Engine, can_export, version_of
 from featurize.engines.measurement import Measurement, fastest_first
 from featurize.engines.precision import Precision
@@ -39,11 +39,10 @@ class EngineChoice:
 
     Args:
         spark: the session of the job, which may still be starting; it is waited for only if there is something to measure.
-        folder: the local folder for files that are sent to workers.
     """
 
-    def __init__(self, spark: SparkSession | StartingSession, folder: str | Path) -> None:
-        self._spark, self._folder = spark, Path(folder)
+    def __init__(self, spark: SparkSession | StartingSession) -> None:
+        self._spark = spark
 
     def __call__(self, opened: OpenedBackbone, settings: BackboneSettings) -> Decision:
         """The decision for one backbone.
@@ -68,7 +67,7 @@ class EngineChoice:
         found = kept.find_document(_MEASURED, key)
         if found is None:
             stage(f"measuring {', '.join(NAMES[engine] for engine in usable)} for {opened.spec.name}, once")
-            measured = self._measure(session, opened, usable)
+            measured = self._measure(session, opened)
             kept.keep_document(_MEASURED, key, [one.as_dict() for one in measured])
         else:
             measured = tuple(Measurement(**one) for one in found)
@@ -76,22 +75,10 @@ class EngineChoice:
         kept.keep_document(_CHOSEN, _name_of(settings), decision.engine)
         return decision
 
-    def _measure(
-        self, session: SparkSession, opened: OpenedBackbone, usable: tuple[Engine, ...]
-    ) -> tuple[Measurement, ...]:
-        files: dict[str, tuple[Path, str]] = {}  # by suffix
-        candidates = []
-        for engine in usable:
-            suffix = ".keras" if engine == "tensorflow" else ".onnx"
-            if suffix not in files:
-                path = opened.file(engine)
-                digest = sha256_file(path)
-                files[suffix] = path.rename(path.with_name(f"measured-{digest[:16]}{suffix}")), digest
-                session.sparkContext.addFile(str(files[suffix][0]))
-            name, digest = files[suffix][0].name, files[suffix][1]
-            candidates += [Candidate(engine, precision, name, digest) for precision in _PRECISIONS[engine]]
-        # The reference comes first: TensorFlow for a network of Keras, else ONNX Runtime.
-        candidates.sort(key=lambda one: (one.engine == "openvino", one.precision == "bfloat16"))
+    def _measure(self, session: SparkSession, opened: OpenedBackbone) -> tuple[Measurement, ...]:
+        candidates, files = list_candidates(opened, _PRECISIONS.__getitem__)
+        for path in files.values():
+            session.sparkContext.addFile(str(path))
         spec = opened.spec
 
         def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

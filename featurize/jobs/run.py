@@ -43,8 +43,7 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
-    folder = shipping_folder().name
-    backbone = prepare_backbone(_decided_before(recipe), folder, decide=EngineChoice(spark, folder))
+    backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name, decide=EngineChoice(spark))
     on_backbone(backbone)
     session = ready_session(spark)
     result = build_table(
