@@ -66,8 +66,17 @@ def prepare_backbone(
     """
     if settings.name == "pixels":
         return PreparedBackbone(_pixels_spec(settings), batch_size=settings.batch_size or DEFAULT_BATCH)
-    stage(f"cutting {Path(settings.name).name}" + (f" at {settings.layer}" if settings.layer else ""))
-    opened = open_backbone(settings, folder)
+    return finish_backbone(open_backbone(settings, folder), settings, decide=decide)
+
+
+def finish_backbone(
+    opened: OpenedBackbone, settings: BackboneSettings, *, decide: Decide | None = None
+) -> PreparedBackbone:
+    """Decides what computes an opened backbone, and writes its file into its folder; the arguments are as above.
+
+    Raises:
+        UsageError: the engine cannot compute the network.
+    """
     decision = (decide or decide_unmeasured)(opened, settings)
     path = opened.file(decision.engine)
     digest = sha256_file(path)
@@ -90,6 +99,7 @@ def open_backbone(settings: BackboneSettings, folder: str | Path) -> OpenedBackb
         UsageError: The network or layer is unknown, or the weights do not fit or have another digest.
         JobError: ImageNet weights are not available.
     """
+    stage(f"cutting {Path(settings.name).name}" + (f" at {settings.layer}" if settings.layer else ""))
     if settings.engine != "auto":
         require_engine(settings.engine)
     is_onnx = settings.is_onnx_file or settings.is_folder

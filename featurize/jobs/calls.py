@@ -16,6 +16,7 @@ from featurize.engines.engine import NAMES
 from featurize.errors import UsageError
 from featurize.jobs import ingest as ingest_job
 from featurize.jobs.engine_choice import likely_engine
+from featurize.jobs.feature_columns import networks_of
 from featurize.jobs.features import Features
 from featurize.jobs.images import Images
 from featurize.jobs.run import featurize
@@ -53,7 +54,8 @@ def run(
     folders = [_CARDS]
     if isinstance(recipe, str | Path):
         folders.append(Path(recipe).absolute().parent.parent / "datasets")
-    warm_up = likely_engine(checked.backbone)
+    engines = [likely_engine(settings) for settings, _ in networks_of(checked.columns)]
+    warm_up = next((engine for engine in engines if engine is not None), None)
     with shown_in_notebook(), borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
         result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
     url = storage.absolute_url(checked.features.url)

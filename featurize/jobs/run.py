@@ -1,23 +1,24 @@
-"""The feature set: one row per image, made by a frozen backbone."""
+"""The feature set: one row per image, made by one or several frozen backbones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import SparkSession
 
-from featurize.backbones.backbone import prepare_backbone
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.shipped_backbone import ship_backbone, shipping_folder
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.errors import UsageError
 from featurize.jobs.engine_choice import EngineChoice
-from featurize.jobs.run_task import FeaturizeTask
-from featurize.recipes.backbone_section import BackboneSettings
+from featurize.jobs.feature_columns import PreparedColumns, as_decided, prepare_columns
+from featurize.jobs.run_task import ColumnsOfFeatures, FeaturizeTask, TaskColumn
+from featurize.recipes.feature_columns import ONLY, AskedColumn
 from featurize.recipes.recipe import FeaturizeRecipe
 from featurize.sources.listing import ImageSource
 from featurize.sources.opening import open_source
-from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.manifests import FeatureColumn, FeaturesManifest
 
 
 def featurize(
@@ -26,13 +27,13 @@ def featurize(
     *,
     card_folders: Sequence[Path] = (Path("datasets"),),
     on_backbone: Callable[[PreparedBackbone], None] = lambda backbone: None,
-) -> tuple[BuildResult, PreparedBackbone]:
+) -> tuple[BuildResult, PreparedColumns]:
     """Builds the feature set that `recipe` describes, or adds to it the images that are missing.
 
     Args:
         spark: a session; or one that is still starting, for which the job waits once the backbone is ready.
         card_folders: where the names of cards are looked up.
-        on_backbone: called when the backbone is ready, before any image is read.
+        on_backbone: called with each backbone when all are ready, before any image is read.
 
     Raises:
         UsageError: the source, the backbone or what is at the target does not match the recipe.
@@ -43,71 +44,82 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
-    backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name, decide=EngineChoice(spark))
-    on_backbone(backbone)
+    prepared = prepare_columns(_decided_before(recipe), shipping_folder().name, decide=EngineChoice(spark))
+    for backbone in prepared.backbones:
+        on_backbone(backbone)
     session = ready_session(spark)
     result = build_table(
         session,
         source,
         recipe.features.url,
         manifest_type=FeaturesManifest,
-        settings=_identity_settings(recipe, source, backbone),
-        details=_manifest_details(recipe, source, backbone),
-        task=_make_task(session, recipe, source, backbone),
+        settings=identity_settings(recipe, source, prepared),
+        details=manifest_details(recipe, source, prepared.as_manifest()),
+        task=make_task(session, recipe, source, prepared),
         max_reject_fraction=recipe.images.max_reject_fraction,
         decode_timeout_s=recipe.images.decode_timeout_s,
     )
-    return result, backbone
+    return result, prepared
 
 
-def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
-    """The backbone's settings; where engine or precision is "auto", that of rows that exist, also of an unfinished run."""
-    open_keys = [key for key in ("engine", "precision") if getattr(recipe.backbone, key) == "auto"]
-    there = settings_in_place(recipe.features.url) if open_keys else None
-    if there is None or "backbone" not in there:
-        return recipe.backbone
-    decided = {"engine": "tensorflow", **there["backbone"]}  # the engine of old sets, which do not name it
-    return recipe.backbone.model_copy(update={key: decided[key] for key in open_keys})
+def _decided_before(recipe: FeaturizeRecipe) -> list[AskedColumn]:
+    """The columns; where engine or precision is "auto", that of rows that exist, also of an unfinished run."""
+    there = settings_in_place(recipe.features.url)
+    return [as_decided(column, backbone_in(there, column.name)) for column in recipe.columns]
 
 
-def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
-    """Everything that determines the rows, besides the bytes of the images. `weights` names only the origin of the weights."""
+def backbone_in(settings: Mapping[str, Any] | None, column: str) -> Mapping[str, Any] | None:
+    """The backbone of a column in the settings of a feature set; None where it has no such column."""
+    if settings is None:
+        return None
+    by_name: Mapping[str, Any] = settings.get("columns") or {ONLY: settings.get("backbone")}
+    return by_name.get(column)
+
+
+def identity_settings(recipe: FeaturizeRecipe, source: ImageSource, prepared: PreparedColumns) -> dict[str, object]:
+    """Everything that determines the rows, besides the bytes of the images."""
+    columns = {column.name: column.determining for column in prepared.columns}
     return {
         "table": "features",
         "source": source.settings,
         "classes": list(source.classes),
-        "backbone": {key: value for key, value in backbone.spec.as_dict().items() if key != "weights"},
+        **({"backbone": columns[ONLY]} if recipe.has_one_plain_column else {"columns": columns}),
         "rows_per_group": recipe.features.rows_per_group,
     }
 
 
-def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
-    spec = backbone.spec
-    file_sha256 = backbone.report.file_sha256 if backbone.report is not None else None
+def manifest_details(
+    recipe: FeaturizeRecipe, source: ImageSource, columns: Sequence[FeatureColumn]
+) -> dict[str, object]:
+    """The fields that only the manifest of a feature set has."""
+    first = columns[0]
     return {
-        "preparation_id": spec.preparation_id,
-        "backbone": {
-            **spec.as_dict(),
-            "engine": spec.engine,
-            "weights_file_sha256": file_sha256,
-            "bfloat16_cosine": backbone.bfloat16_cosine,
-            "batch_size": backbone.batch_size,
-            "engines": [one.as_dict() for one in backbone.measured],
-        },
-        "feature_shape": list(spec.feature_shape),
-        "feature_dtype": spec.feature_dtype,
+        "preparation_id": first.preparation_id,
+        "backbone": first.backbone,
+        "feature_shape": first.feature_shape,
+        "feature_dtype": first.feature_dtype,
+        "columns": [] if recipe.has_one_plain_column else list(columns),
         "rows_per_group": recipe.features.rows_per_group,
         "recipe": recipe.model_dump(exclude_none=True),
         "lineage": source.lineage,
     }
 
 
-def _make_task(
-    spark: SparkSession, recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone
+def ship_columns(spark: SparkSession, prepared: PreparedColumns) -> ColumnsOfFeatures:
+    """Sends the networks to every executor."""
+    return ColumnsOfFeatures(
+        backbones=tuple(ship_backbone(spark, backbone) for backbone in prepared.backbones),
+        columns=tuple(TaskColumn.of(column) for column in prepared.columns),
+    )
+
+
+def make_task(
+    spark: SparkSession, recipe: FeaturizeRecipe, source: ImageSource, prepared: PreparedColumns
 ) -> FeaturizeTask:
+    """What workers do; the networks are sent to them."""
     return FeaturizeTask(
         classes=source.classes,
         split_rule=source.split_rule,
-        backbone=ship_backbone(spark, backbone),
+        features=ship_columns(spark, prepared),
         rows_per_group=recipe.features.rows_per_group,
     )

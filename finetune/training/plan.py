@@ -57,6 +57,7 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
     settings = {
         "code": _MODEL_CODE_VERSION,
         "features": manifest.identity,
+        **({"column": manifest.column} if manifest.columns else {}),
         "content": manifest.content_digest,
         "model": recipe.model.model_dump(exclude={"url", "head"}),
         "head": head.card.model_id if head is not None else None,
