@@ -15,7 +15,6 @@ from featurize.recipes.recipe import read_recipe
 from featurize.tables.manifests import write_manifest
 
 pytestmark = pytest.mark.spark
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}
 
 
 def whole(photos: Path, url: Path, **sections: Any) -> dict[str, Any]:
@@ -47,7 +46,7 @@ def values(features: featurize.Features, column: str) -> pd.Series:
 
 def assert_equal_columns(one: pd.Series, other: pd.Series) -> None:
     assert list(one.index) == list(other.index)
-    np.testing.assert_allclose(np.stack(list(one)), np.stack(list(other)), **TOLERANCE)
+    np.testing.assert_allclose(np.stack(list(one)), np.stack(list(other)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", ["tensorflow", "openvino", "onnxruntime"])
@@ -89,7 +88,8 @@ def test_several_backbones_each_see_the_image_at_their_own_size(
         alone = featurize.run(whole(photos, tmp_path / name, backbone={**section, "column": None}), spark=spark)
         assert_equal_columns(values(several, name), values(alone, "features"))
     x, _ = several.to_numpy("train", "features_pixels")
-    assert (x.dtype, x.shape[1:]) == (np.uint8, (6, 5, 3))
+    assert x.dtype == np.uint8
+    assert x.shape[1:] == (6, 5, 3)
     rows = several.to_spark(spark).filter("split = 'train'")
     assert rows.count() == len(x)
     assert set(names) < set(rows.columns)
@@ -104,7 +104,7 @@ def test_a_rerun_adds_rows_with_all_columns_and_other_columns_are_refused(
     assert again.build is not None
     assert (again.build.added, again.build.skipped) == (0, 62)
     assert again.manifest == first.manifest
-    with pytest.raises(UsageError, match="columns.features_conv"):
+    with pytest.raises(UsageError, match=r"columns\.features_conv"):
         featurize.run(recipe, spark=spark, overrides={"backbone.layers": ["pool", "mean", "conv"]})
 
 
