@@ -64,14 +64,20 @@ def featurize(
 
 def _decided_before(recipe: FeaturizeRecipe) -> list[AskedColumn]:
     """The columns; where engine or precision is "auto", that of rows that exist, also of an unfinished run."""
-    there = settings_in_place(recipe.features.url)
-    return [as_decided(column, backbone_in(there, column.name)) for column in recipe.columns]
+    there = settings_in_place(recipe.features.url) or {}
+    known = list(there.get("columns", [ONLY] if "backbone" in there else []))
+    if missing := [column.name for column in recipe.columns if known and column.name not in known]:
+        raise UsageError(
+            f"{recipe.features.url} has no column {missing[0]}, which the recipe names. `featurize add-column` computes it."
+        )
+    decided = [as_decided(column, backbone_in(there, column.name)) for column in recipe.columns]
+    return sorted(
+        decided, key=lambda one: known.index(one.name) if known else 0
+    )  # the files keep their order of columns
 
 
-def backbone_in(settings: Mapping[str, Any] | None, column: str) -> Mapping[str, Any] | None:
+def backbone_in(settings: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
     """The backbone of a column in the settings of a feature set; None where it has no such column."""
-    if settings is None:
-        return None
     by_name: Mapping[str, Any] = settings.get("columns") or {ONLY: settings.get("backbone")}
     return by_name.get(column)
 

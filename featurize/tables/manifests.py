@@ -186,6 +186,14 @@ class FeaturesManifest(Manifest):
         """The column that readers take features from; None: there are several, and none was chosen."""
         return self._column or (self.column_names[0] if len(self.column_names) == 1 else None)
 
+    @property
+    def identity_of_features(self) -> str:
+        """The identity of a set that has only the column that readers take features from, as `features`."""
+        if not self.columns or self.column is None:
+            return self.identity
+        settings = {key: value for key, value in self.settings.items() if key != "columns"}
+        return settings_digest({**settings, "backbone": self.settings["columns"][self.column]})
+
     def of_column(self, name: str | None, url: str) -> "FeaturesManifest":
         """A copy for readers of one column, with its backbone and the shape of its features. It must not be written.
 
