@@ -263,8 +263,6 @@ def shorten_apart(labels: Sequence[str], room: int) -> list[str]:
         return list(labels)
     shared = commonprefix(list(labels)).rfind("_") + 1
     own = [label[shared:] for label in labels] if len(set(labels)) > 1 else list(labels)
-    heads, tails = (
-        [label if len(label) <= room else cut(label) for label in own]
-        for cut in (lambda label: label[: room - 1] + "…", lambda label: "…" + label[1 - room :])
-    )
+    heads = [label if len(label) <= room else label[: room - 1] + "…" for label in own]
+    tails = [label if len(label) <= room else "…" + label[1 - room :] for label in own]
     return tails if len(set(heads)) < len(set(tails)) else heads
