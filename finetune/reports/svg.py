@@ -6,7 +6,6 @@ A plot is drawn 360 units wide, the width of a phone; on wider screens it is sca
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 from markupsafe import Markup, escape
 
@@ -261,8 +260,14 @@ def shorten_apart(labels: Sequence[str], room: int) -> list[str]:
     """
     if all(len(label) <= room for label in labels) or room >= _ROOMY:
         return list(labels)
-    shared = commonprefix(list(labels)).rfind("_") + 1
+    shared = _shared_start(labels).rfind("_") + 1
     own = [label[shared:] for label in labels] if len(set(labels)) > 1 else list(labels)
     heads = [label if len(label) <= room else label[: room - 1] + "…" for label in own]
     tails = [label if len(label) <= room else "…" + label[1 - room :] for label in own]
     return tails if len(set(heads)) < len(set(tails)) else heads
+
+
+def _shared_start(labels: Sequence[str]) -> str:
+    """The characters with which all labels begin."""
+    first, last = min(labels), max(labels)
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]
