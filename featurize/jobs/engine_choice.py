@@ -12,7 +12,7 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones import kept
 from featurize.backbones.backbone import Decision, OpenedBackbone, decide_unmeasured
-from featurize.backbones.measure import NO_BFLOAT16, list_candidates, measure_engines
+from featurize.backbones.measure import NO_BFLOAT16, list_candidates, measure_engines, ways_of
 from featurize.building.session import is_local
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import worker_threads
@@ -61,6 +61,7 @@ class EngineChoice:
                 "processor": processor,
                 "threads": threads,
                 "versions": {engine: version_of(engine) for engine in usable},
+                "ways": [list(way) for way in ways_of("openvino", threads)],
                 "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
             }
         )
@@ -155,7 +156,8 @@ def decide(measured: tuple[Measurement, ...], settings: BackboneSettings) -> Dec
     ]
     cosine = compared[0].cosine if compared else None
     shown = tuple(one for one in ordered if one.error != NO_BFLOAT16)
-    return Decision(best.engine, best.precision, settings.batch_size or best.batch_size, cosine, shown)
+    size = settings.batch_size or best.batch_size
+    return Decision(best.engine, best.precision, size, cosine, shown, best.per_core)
 
 
 def _fault(one: Measurement) -> str:

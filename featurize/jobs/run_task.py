@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from featurize.building.shard_files import ShardWriter
-from featurize.building.shipped_backbone import Decoded, ShippedBackbone, full_batches
+from featurize.building.shipped_backbone import Decoded, ShippedBackbone, batches_at_once, compute_batches
 from featurize.building.worker import Loaded
 from featurize.decoding.decoder_process import Decoder
 from featurize.jobs.feature_columns import PreparedColumn
@@ -154,8 +154,12 @@ class FeaturizeTask:
 
     def consume(self, loaded: Iterator[Loaded[DecodedSizes]], writer: ShardWriter, timings: Timings) -> None:
         """Runs full batches through the networks (the last one may be short) and writes the features."""
-        for batch, pixels in full_batches(loaded, self.features.batch_size, lambda image: image.pixels):
-            features = self.features.compute([image.value for image in batch], pixels, timings)
+
+        def compute(batch: list[Loaded[DecodedSizes]], pixels: NDArray[np.uint8]) -> dict[str, pa.Array]:
+            return self.features.compute([image.value for image in batch], pixels, timings)
+
+        size, at_once = self.features.batch_size, batches_at_once(self.features.backbones)
+        for batch, features in compute_batches(loaded, size, lambda image: image.pixels, compute, at_once=at_once):
             with timings.measure("write"):
                 self._write(writer, batch, features)
 
