@@ -90,7 +90,8 @@ class ShippedBackbone:
 
     @property
     def _key(self) -> str:
-        return f"{self.sha256 or self.spec.preparation_id} {self.spec.engine} {self.spec.precision}"
+        how = f"{self.spec.engine} {self.spec.precision} {self.per_core or ''}".rstrip()
+        return f"{self.sha256 or self.spec.preparation_id} {how}"
 
     def forward(self, timings: Timings, *, beside: Sequence["ShippedBackbone"] = ()) -> Forward:
         """The backbone of this process; when the first images arrive, it is loaded and run once on zeros.
