@@ -14,6 +14,7 @@ from featurize.backbones import kept
 from featurize.backbones.backbone import Decision, OpenedBackbone, decide_unmeasured
 from featurize.backbones.measure import NO_BFLOAT16, list_candidates, measure_engines, ways_of
 from featurize.building.session import is_local
+from featurize.building.spark_jobs import run_tasks
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import worker_threads
 from featurize.digests import settings_digest
@@ -90,7 +91,7 @@ class EngineChoice:
                     [pa.array([json.dumps([one.as_dict() for one in measured])])], ["text"]
                 )
 
-        rows = session.range(0, 1, 1, 1).mapInArrow(work, "text string").collect()
+        rows = run_tasks(session, work, tasks=1)
         return tuple(Measurement(**one) for row in rows for one in json.loads(row["text"]))
 
 
@@ -117,7 +118,7 @@ def worker_processor(session: SparkSession) -> tuple[str, int]:
                 [pa.array([_processor()]), pa.array([worker_threads()])], ["name", "threads"]
             )
 
-    row = session.range(0, 1, 1, 1).mapInArrow(work, "name string, threads long").collect()[0]
+    row = run_tasks(session, work, tasks=1)[0]
     return str(row["name"]), int(row["threads"])
 
 
