@@ -156,6 +156,7 @@ def test_the_rate_is_that_of_the_last_half_minute_and_tells_the_time_left() -> N
         ({"forward": 8.0, "wait": 1.0, "read": 5.0, "decode": 5.0}, "network"),
         ({"forward": 1.0, "wait": 8.0, "read": 2.0, "decode": 9.0}, "decode"),
         ({"forward": 1.0, "wait": 8.0, "read": 9.0, "decode": 2.0}, "storage"),
+        ({"forward": 6.0, "wait": 9.0, "read": 2.0, "decode": 9.0}, "decode"),  # the network computes beside
         ({"write": 8.0, "wait": 1.0, "decode": 2.0}, "storage"),
         ({}, None),
     ],
