@@ -316,7 +316,6 @@ def _run(
             staging.plan_url(job.url, run.name),
             rows=rows,
             make_worker=partial(make_column_worker, run, task),
-            schema="record string",
             shards=list(pairwise(ends)),
         )
     return [ShardRecord.model_validate_json(row["record"]) for row in answers]

@@ -55,6 +55,7 @@ class PreparedColumn:
             "weights_file_sha256": backbone.report.file_sha256 if backbone.report is not None else None,
             "bfloat16_cosine": backbone.bfloat16_cosine,
             "batch_size": backbone.batch_size,
+            **({"per_core": backbone.per_core} if backbone.per_core else {}),
             "engines": [one.as_dict() for one in backbone.measured],
         }
         return FeatureColumn(
