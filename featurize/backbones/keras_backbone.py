@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import keras
 
 _FORMAT = 1  # of what is kept: another number, and it is made anew
-_NOT_THE_NETWORK = {"engine", "precision", "batch_size"}
+_NOT_THE_NETWORK = {"engine", "precision", "batch_size", "quantized"}
 _MAKERS = ("keras", "tensorflow-cpu", "tensorflow", "tf2onnx", "onnx")
 
 

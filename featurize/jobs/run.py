@@ -6,12 +6,14 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from featurize.backbones.backbone import prepare_backbone
+from featurize.backbones.rebuild import kept_network
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.shipped_backbone import ship_backbone, shipping_folder
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.errors import UsageError
 from featurize.jobs.engine_choice import EngineChoice
+from featurize.jobs.quantized import kept_files, prepare_quantized
 from featurize.jobs.run_task import FeaturizeTask
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.recipe import FeaturizeRecipe
@@ -43,7 +45,7 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
-    backbone = prepare_backbone(_decided_before(recipe), shipping_folder().name, decide=EngineChoice(spark))
+    backbone = _prepare(spark, recipe, source)
     on_backbone(backbone)
     session = ready_session(spark)
     result = build_table(
@@ -56,18 +58,33 @@ def featurize(
         task=_make_task(session, recipe, source, backbone),
         max_reject_fraction=recipe.images.max_reject_fraction,
         decode_timeout_s=recipe.images.decode_timeout_s,
+        networks=kept_files(backbone),
     )
     return result, backbone
 
 
+def _prepare(spark: SparkSession | StartingSession, recipe: FeaturizeRecipe, source: ImageSource) -> PreparedBackbone:
+    settings, folder = _decided_before(recipe), shipping_folder().name
+    if settings.precision == "int8":
+        return prepare_quantized(spark, settings, source, folder, decode_timeout_s=recipe.images.decode_timeout_s)
+    return prepare_backbone(settings, folder, decide=EngineChoice(spark))
+
+
 def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
-    """The backbone's settings; where engine or precision is "auto", that of rows that exist, also of an unfinished run."""
+    """The backbone's settings; what they leave open is as in rows that exist, also of an unfinished run.
+
+    Engine and precision are open where they are "auto", the network where it is to be in int8.
+    """
     open_keys = [key for key in ("engine", "precision") if getattr(recipe.backbone, key) == "auto"]
-    there = settings_in_place(recipe.features.url) if open_keys else None
+    needs_network = recipe.backbone.precision in ("auto", "int8") and recipe.backbone.quantized is None
+    there = settings_in_place(recipe.features.url) if open_keys or needs_network else None
     if there is None or "backbone" not in there:
         return recipe.backbone
     decided = {"engine": "tensorflow", **there["backbone"]}  # the engine of old sets, which do not name it
-    return recipe.backbone.model_copy(update={key: decided[key] for key in open_keys})
+    changes = {key: decided[key] for key in open_keys}
+    if needs_network and decided["precision"] == "int8":
+        changes["quantized"] = kept_network(recipe.features.url, decided["quantized_sha256"])
+    return recipe.backbone.model_copy(update=changes)
 
 
 def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
@@ -93,6 +110,7 @@ def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: Pr
             "bfloat16_cosine": backbone.bfloat16_cosine,
             "batch_size": backbone.batch_size,
             "engines": [one.as_dict() for one in backbone.measured],
+            **({} if backbone.quantization is None else {"quantization": backbone.quantization}),
         },
         "feature_shape": list(spec.feature_shape),
         "feature_dtype": spec.feature_dtype,
