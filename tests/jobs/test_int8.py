@@ -17,14 +17,16 @@ from featurize.backbones.spec import BackboneSpec
 from featurize.digests import sha256_file
 from featurize.engines.engine import load_onnx
 from featurize.engines.judging import MOST_LOSS
-from featurize.errors import FirnError, JobError, UsageError
+from featurize.errors import JobError, UsageError
 from featurize.jobs import run as jobs_run
 from featurize.jobs.engine_choice import EngineChoice
 from featurize.jobs.image_samples import ImageSample
 from featurize.jobs.run import featurize
+from featurize.recipes.model_section import ModelSettings
 from featurize.sources.opening import open_source
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import read_features_manifest
+from finetune.networks.unfrozen import find_head
 
 pytestmark = pytest.mark.spark
 INT8: dict[str, Any] = {"precision": "int8", "engine": "onnxruntime", "layer": "mean"}
@@ -238,21 +240,25 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], w
         settings("pixels", height=4, width=4, precision="int8")
 
 
-def test_a_model_predicts_from_images_what_it_says_of_their_features(
+@pytest.mark.slow
+def test_a_model_gives_images_the_labels_of_their_features_and_cannot_be_unfrozen(
     spark: SparkSession, made: Path, many_photos: Path, tmp_path: Path
 ) -> None:
     model = finetune.fit(
         {
-            "images": {"source": "-"},
-            "backbone": {"name": "pixels", "height": 1, "width": 1},
             "features": {"url": str(made)},
             "model": {"name": "softmax_head", "url": str(tmp_path / "model")},
-            "training": {"epochs": 2, "batch_size": 16},
+            "training": {"epochs": 2, "batch_size": 16, "learning_rate": 0.05},
         }
     )
-    of_features = model.predict(firn.open_features(made)).set_index("path").sort_index()
-    files = sorted(many_photos.glob("*/*.png"))[::9]
-    of_images = model.predict(files)
-    print(of_features.columns, of_images.columns)
-    with pytest.raises(FirnError, match="a network in int8 cannot be trained further"):
-        finetune.fit({"model": {"name": "unfrozen", "head": str(tmp_path / "model"), "unfreeze_from": "conv"}})
+    frame = firn.open_features(made).to_pandas(columns=["path", "features"]).set_index("path").sort_index()
+    wanted = finetune.predict(model, np.stack(frame["features"].tolist()))["probability"]
+    table = finetune.predict(model, many_photos, output=tmp_path / "out", spark=spark)
+    by_table = table.to_pandas().set_index("path").sort_index()
+    assert list(by_table.index) == list(frame.index)
+    np.testing.assert_allclose(by_table["probability"], wanted, atol=1e-5)
+    here = finetune.predict(model, [path.removeprefix("file://") for path in frame.index])
+    np.testing.assert_allclose(here["probability"], wanted, atol=1e-5)
+    asked = ModelSettings(name="unfrozen", url="-", head=str(tmp_path / "model"), unfreeze_from="conv")
+    with pytest.raises(UsageError, match="a network in int8 cannot be trained further"):
+        find_head(asked, read_features_manifest(str(made)))
