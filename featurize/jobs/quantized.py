@@ -14,7 +14,13 @@ import numpy as np
 from pyspark.sql import SparkSession
 
 from featurize import storage
-from featurize.backbones.backbone import QuantizedBackbone, open_backbone, prepare_backbone, prepare_opened
+from featurize.backbones.backbone import (
+    QuantizedBackbone,
+    load_backbone,
+    open_backbone,
+    prepare_backbone,
+    prepare_opened,
+)
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.building.starting_session import StartingSession
 from featurize.engines.engine import NAMES, Engine, installed_engines
@@ -66,7 +72,8 @@ def prepare_quantized(
     opened, calibrated = _quantize(base, sample, Path(folder))
     prepared = prepare_opened(opened, settings, decide=EngineChoice(spark))
     reference = base.forward(_fastest(prepared.measured) or prepared.spec.engine, "float32")
-    verdict = _judge(sample, reference, opened.forward(prepared.spec.engine, "int8"), base.spec)
+    rounded = load_backbone(prepared.spec, prepared.path, sha256=prepared.sha256, batch_size=_BATCH)
+    verdict = _judge(sample, reference, rounded, base.spec)
     if not verdict.is_accepted:
         raise JobError(
             f"`backbone.precision`: int8 is refused for {base.spec.name}: {verdict}. Use float32 or bfloat16."

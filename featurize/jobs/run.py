@@ -81,6 +81,10 @@ def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
     if there is None or "backbone" not in there:
         return recipe.backbone
     decided = {"engine": "tensorflow", **there["backbone"]}  # the engine of old sets, which do not name it
+    if recipe.backbone.precision == "int8" != decided["precision"]:
+        raise UsageError(
+            f"{recipe.features.url} holds features in {decided['precision']}, not in int8; a mixture is refused. Write elsewhere."
+        )
     changes = {key: decided[key] for key in open_keys}
     if needs_network and decided["precision"] == "int8":
         changes["quantized"] = kept_network(recipe.features.url, decided["quantized_sha256"])

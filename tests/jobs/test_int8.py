@@ -118,6 +118,8 @@ def test_features_in_int8_are_near_those_in_float32_and_of_another_backbone(
     spark: SparkSession, made: Path, many_photos: Path, small_backbone: Path, tmp_path: Path
 ) -> None:
     exact = run(spark, many_photos, tmp_path / "exact", small_backbone, precision="float32")
+    with pytest.raises(UsageError, match="exact holds features in float32, not in int8; a mixture is refused"):
+        run(spark, many_photos, tmp_path / "exact", small_backbone)
     assert not (tmp_path / "exact" / "networks").exists()
     assert exact.preparation_id != read_features_manifest(str(made)).preparation_id
     ours, theirs = read_rows(made), read_rows(tmp_path / "exact")
