@@ -1,18 +1,39 @@
-"""The effect of bfloat16 on features and heads trained on them, for `python benchmarks/featurize.py --precision-check`."""
+"""The effect of a precision on features, on heads trained on them, and on speed.
 
+For bfloat16: `python benchmarks/featurize.py --precision-check`. For int8, each engine and precision in turn, on ready pixels:
+
+    python benchmarks/precision.py configs/objects_efficientnet_lite0.toml --set images.source=/data/objects
+    ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python benchmarks/precision.py ...    # OpenVINO as without AMX; ONNX Runtime ignores it
+
+ImageNet weights or none: a network that int8 hurts is refused by `featurize run`, and so here. Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from benchmarks.images import read_pixels
+from featurize.backbones.backbone import QuantizedBackbone, open_backbone
 from featurize.backbones.keras_network import make_forward
+from featurize.backbones.rebuild import backbone_settings
 from featurize.backbones.spec import BackboneSpec
-from featurize.engines.precision import MIN_COSINE, mean_cosine
+from featurize.engines.engine import NAMES, load_onnx, precisions_of
+from featurize.engines.precision import MIN_COSINE, mean_cosine, probe_images
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.training_section import TrainingSettings
 
@@ -21,6 +42,8 @@ if TYPE_CHECKING:
 
 MAX_POINTS = 0.5
 _FOLDS, _SEEDS, _BATCH = 5, (42, 43, 44), 32
+_TURN_S = 0.5  # how long an engine computes before it is the next one's turn
+_KINDS = ("float32", "bfloat16", "int8")
 # As in configs/demo.toml: it suits features of any scale.
 _HEAD = TrainingSettings(optimizer="adam", learning_rate=0.01)
 
@@ -97,3 +120,56 @@ def _head_accuracy(features: Features, label_index: Labels, n_classes: int, *, s
         trained = fit(model, rows(~test & ~validation), rows(validation), settings).model
         right += int(np.sum(predict_probabilities(trained, features[test]).argmax(axis=1) == label_index[test]))
     return right / len(features)
+
+
+def measure_int8(recipe: str, overrides: Sequence[str], *, rounds: int) -> dict[str, Any]:
+    """Makes the recipe's features in int8, and lets every engine compute the network in every precision, one after the other."""
+    import featurize
+
+    threads = len(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="firn-") as folder:
+        mine = [f"features.url={folder}/features", "backbone.precision=int8"]
+        features = featurize.run(recipe, overrides=[*overrides, *mine])
+        opened = open_backbone(backbone_settings(features.url, features.manifest), folder)
+        assert isinstance(opened, QuantizedBackbone)
+        base = opened.base.file("onnxruntime").rename(Path(folder, "float32.onnx"))
+        int8 = opened.file("onnxruntime")
+        images = np.resize(
+            probe_images(height=opened.spec.height, width=opened.spec.width), (_BATCH, *_shape(opened.spec))
+        )
+        forwards = {}
+        for engine in opened.engines():
+            for precision in (*precisions_of(engine), "int8"):
+                file = int8 if precision == "int8" else base
+                load = load_onnx(file, engine, precision=precision, threads=threads, batch_size=_BATCH)
+                forwards[f"{NAMES[engine]} {precision}"] = load
+        rates: dict[str, list[float]] = {name: [] for name in forwards}
+        for number in range(rounds + 1):
+            for name, forward in forwards.items():
+                started, passes = perf_counter(), 0
+                while passes == 0 or perf_counter() - started < _TURN_S:
+                    forward(images)
+                    passes += 1
+                if number:  # the first round only warms up
+                    rates[name].append(passes * _BATCH / (perf_counter() - started))
+    medians = {name: round(median(values), 1) for name, values in rates.items()}
+    best = {kind: max((rate for name, rate in medians.items() if name.endswith(kind)), default=0.0) for kind in _KINDS}
+    gains = {kind: round(best["int8"] / rate, 2) for kind, rate in best.items() if rate and kind != "int8"}
+    return {"images_per_second": medians, "int8_is_times": gains, **features.manifest.backbone["quantization"]}
+
+
+def _shape(spec: BackboneSpec) -> tuple[int, int, int]:
+    return spec.height, spec.width, spec.channels
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measures int8 beside the other precisions; prints one JSON object.")
+    parser.add_argument("recipe")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    print(json.dumps(measure_int8(options.recipe, options.overrides, rounds=options.rounds)))
+
+
+if __name__ == "__main__":
+    main()

@@ -4,28 +4,89 @@ The driver builds the named network, gives it its weights and keeps the part bef
 download anything.
 """
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from featurize import storage
 from featurize.backbones import keras_network
 from featurize.backbones.keras_backbone import KerasBackbone
 from featurize.backbones.onnx_backbone import OnnxBackbone
 from featurize.backbones.preparation import STRETCHED
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.digests import sha256_file
-from featurize.engines.engine import Engine, load_onnx, precisions_of, require_engine
+from featurize.engines.engine import Engine, can_compute, load_onnx, precisions_of, require_engine
 from featurize.engines.measurement import Measurement
 from featurize.engines.precision import Forward, Precision, choose_precision, has_bfloat16
+from featurize.engines.quantization import read_origin
 from featurize.errors import JobError, UsageError
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings
 
 DEFAULT_BATCH = 32
 """Images in a pass, where nothing was measured."""
-OpenedBackbone = KerasBackbone | OnnxBackbone
+
+
+class QuantizedBackbone:
+    """A network whose products are in int8: an ONNX file that `engines.quantization` made from that of another backbone.
+
+    Attributes:
+        base: the backbone in float32.
+        spec: its description.
+        report: where its weights come from.
+
+    Args:
+        base: what it was made from.
+        url: its file.
+        folder: a local folder for its files.
+
+    Raises:
+        UsageError: the file is missing or damaged, or it was made from another network.
+    """
+
+    def __init__(self, base: KerasBackbone | OnnxBackbone, url: str, folder: str | Path) -> None:
+        self.base, self.report, self._folder = base, base.report, Path(folder)
+        if not self.engines():
+            raise UsageError("`backbone.precision`: int8 needs the extra `engines` of Firn, which is not installed.")
+        if not storage.exists(url):
+            raise UsageError(f"`backbone.quantized`: there is no file {url}, the network of {base.spec.name} in int8.")
+        self._file = self._folder / "quantized.onnx"
+        storage.download(url, self._file)
+        digest, said = sha256_file(self._file), Path(url).stem
+        origin = read_origin(self._file)
+        if origin is None or (len(said) == len(digest) and said != digest):
+            raise UsageError(f"`backbone.quantized`: {url} is damaged, or it is no network that Firn made.")
+        if origin != base.spec.preparation_id:
+            raise UsageError(
+                f"`backbone.quantized`: {url} was made from another network than {base.spec.name}, or from other weights."
+            )
+        self.spec = replace(base.spec, precision="int8", quantized_sha256=digest)
+
+    def engines(self) -> tuple[Engine, ...]:
+        """What can compute it here."""
+        return tuple(engine for engine in self.base.engines() if engine != "tensorflow")
+
+    def why_not(self, engine: Engine) -> str:
+        """Why an engine cannot compute it."""
+        return "OpenVINO and ONNX Runtime compute in int8."
+
+    def file(self, engine: Engine) -> Path:
+        """A new local file of the network; the caller may rename it."""
+        return Path(shutil.copyfile(self._file, self._folder / "backbone.onnx"))
+
+    def describe(self, layer: str | None) -> BackboneSpec:
+        """The description of the network in float32 cut at another layer."""
+        return self.base.describe(layer)
+
+    def forward(self, engine: Engine, precision: Precision) -> Forward:
+        """The forward pass in this process."""
+        return load_onnx(self._file, engine, precision=precision)
+
+
+OpenedBackbone = KerasBackbone | OnnxBackbone | QuantizedBackbone
 
 
 @dataclass(frozen=True)
@@ -106,7 +167,8 @@ def open_backbone(settings: BackboneSettings, folder: str | Path) -> OpenedBackb
     if settings.engine != "auto":
         require_engine(settings.engine)
     is_onnx = settings.is_onnx_file or settings.is_folder
-    return OnnxBackbone(settings, folder) if is_onnx else KerasBackbone(settings, folder)
+    opened = OnnxBackbone(settings, folder) if is_onnx else KerasBackbone(settings, folder)
+    return opened if settings.quantized is None else QuantizedBackbone(opened, settings.quantized, folder)
 
 
 def decide_unmeasured(opened: OpenedBackbone, settings: BackboneSettings) -> Decision:
@@ -165,7 +227,7 @@ def load_backbone(
         )
     if spec.engine != "tensorflow":
         require_engine(spec.engine)
-        if spec.precision not in precisions_of(spec.engine):
+        if not can_compute(spec.engine, spec.precision):
             raise _no_bfloat16()
         how = {"threads": threads, "batch_size": batch_size, "per_core": per_core}
         return load_onnx(path, spec.engine, precision=spec.precision, **how)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _FORMAT = 1  # of what is kept: another number, and it is made anew
 _DESCRIBED = "specs"
-_NOT_THE_NETWORK = {"engine", "precision", "batch_size", "layers", "column"}
+_NOT_THE_NETWORK = {"engine", "precision", "batch_size", "layers", "column", "quantized"}
 _MAKERS = ("keras", "tensorflow-cpu", "tensorflow", "tf2onnx", "onnx")
 
 

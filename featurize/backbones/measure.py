@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.backbones.backbone import OpenedBackbone, load_backbone
+from featurize.backbones.backbone import OpenedBackbone, QuantizedBackbone, load_backbone
 from featurize.backbones.keras_network import set_threads
 from featurize.backbones.spec import BackboneSpec
 from featurize.digests import sha256_file
-from featurize.engines.engine import Engine, precisions_of
+from featurize.engines.engine import Engine, can_compute
 from featurize.engines.measurement import Measurement, fastest_first
 from featurize.engines.pieces import BATCHES_AT_ONCE, passes_at_once
 from featurize.engines.precision import Forward, Precision, mean_cosine, probe_images
@@ -56,6 +56,8 @@ def list_candidates(
 ) -> tuple[list[Candidate], dict[str, Path]]:
     """What to try for a backbone, the reference first: TensorFlow for a network of Keras, else ONNX Runtime.
 
+    Of a backbone in int8 these are the other precisions of OpenVINO and ONNX Runtime as well, to compare it with.
+
     Args:
         opened: the backbone; its files are written to its folder, under names that their content determines.
         precisions: those to try of an engine.
@@ -63,17 +65,24 @@ def list_candidates(
     Returns:
         The candidates, and their files by name.
     """
-    files: dict[str, tuple[Path, str]] = {}  # by suffix, with the digest
-    candidates = []
-    for engine in opened.engines():
-        suffix = ".keras" if engine == "tensorflow" else ".onnx"
-        if suffix not in files:
-            path = opened.file(engine)
+    files: dict[str, tuple[Path, str]] = {}  # by what they are for, with the digest
+    candidates: list[Candidate] = []
+
+    def add(made_by: OpenedBackbone, kind: str, engine: Engine, tried: Sequence[Precision]) -> None:
+        if kind not in files:
+            path = made_by.file(engine)
             digest = sha256_file(path)
-            files[suffix] = path.rename(path.with_name(f"measured-{digest[:16]}{suffix}")), digest
-        path, digest = files[suffix]
-        candidates += [Candidate(engine, precision, path.name, digest) for precision in precisions(engine)]
-    candidates.sort(key=lambda one: (one.engine == "openvino", one.precision == "bfloat16"))
+            files[kind] = path.rename(path.with_name(f"measured-{digest[:16]}{path.suffix}")), digest
+        path, digest = files[kind]
+        candidates.extend(Candidate(engine, precision, path.name, digest) for precision in tried)
+
+    for engine in opened.engines():
+        if isinstance(opened, QuantizedBackbone):
+            add(opened.base, "onnx", engine, precisions(engine))
+            add(opened, "int8", engine, ("int8",))
+        else:
+            add(opened, "keras" if engine == "tensorflow" else "onnx", engine, precisions(engine))
+    candidates.sort(key=lambda one: (one.precision == "int8", one.engine == "openvino", one.precision == "bfloat16"))
     return candidates, {path.name: path for path, _ in files.values()}
 
 
@@ -160,7 +169,7 @@ def measure_here() -> None:
 
 def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     spec = BackboneSpec.from_dict(request["spec"])
-    if spec.precision not in precisions_of(spec.engine):
+    if not can_compute(spec.engine, spec.precision):
         return {"error": NO_BFLOAT16}
     threads = int(request["threads"])
     if spec.engine == "tensorflow":

@@ -32,7 +32,14 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
         value = getattr(settings, key)
         if (value is not None and value.endswith((".keras", ".h5", ".onnx"))) or (key == "name" and settings.is_folder):
             changes[key] = storage.absolute_url(value)  # ranks on Spark have their own working directory
+    if backbone["precision"] == "int8":
+        changes["quantized"] = kept_network(url, backbone["quantized_sha256"])
     return settings.model_copy(update=changes)
+
+
+def kept_network(url: str, sha256: str) -> str:
+    """URL of the file, in the folder of a feature set, of the network that made its features in int8."""
+    return storage.join_url(url, "networks", f"{sha256}.onnx")
 
 
 def prepare_again(

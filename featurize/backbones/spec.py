@@ -23,7 +23,8 @@ class BackboneSpec:
     `weights_digest` covers the values of the weights before the cut, so it does not depend on the file that they came in.
     `network_sha256` is the digest of the .keras or .onnx file where the network came in one, as nothing else identifies its
     layers. `scale`, `mean`, `std` and `channel_order` are those of `Normalization` where `preprocessing` is "stated"; `resize`,
-    `interpolation` and `offset` those of `Fit`. What has its default value is left out of documents, as in those of version 0.2.
+    `interpolation` and `offset` those of `Fit`. `quantized_sha256` is the digest of the file that computes in int8, as its scales
+    come from images. What has its default value is left out of documents, as in those of version 0.2.
     """
 
     name: str
@@ -47,6 +48,7 @@ class BackboneSpec:
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channel_order: Literal["rgb", "bgr"] = "rgb"
+    quantized_sha256: str | None = None
 
     @property
     def is_pixels(self) -> bool:
@@ -111,6 +113,7 @@ class PreparedBackbone:
         bfloat16_cosine: mean cosine between features in bfloat16 and float32, if bfloat16 was compared.
         measured: the engines that were compared, the chosen one first.
         per_core: images in a pass that one core computes alone; None: all cores compute one pass together.
+        quantization: how the network in int8 was made and judged, for the manifest; None in other precisions.
     """
 
     spec: BackboneSpec
@@ -121,3 +124,4 @@ class PreparedBackbone:
     bfloat16_cosine: float | None = None
     measured: tuple[Measurement, ...] = field(default=(), compare=False)
     per_core: int | None = None
+    quantization: dict[str, Any] | None = field(default=None, compare=False)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from time import perf_counter, time
 from typing import Any
 from uuid import uuid4
@@ -96,6 +97,7 @@ def build_table(
     held: Claim | None = None,
     files_read: IndexFiles | None = None,
     is_partial: bool = False,
+    networks: Mapping[str, Path] | None = None,
 ) -> BuildResult:
     """Builds the table at `url` from `source`, or adds to it what is missing.
 
@@ -109,6 +111,7 @@ def build_table(
         files_read: index files of the table, for a caller who builds it again and again; see `read_index`.
         is_partial: whether the source lists only some images of a larger one. Then a known image stays as it is, even if it has
             changed: its shard would be made again without those of its images that are not listed.
+        networks: local files, by name, that are kept in the table's folder `networks`; None: those there stay.
 
     Raises:
         UsageError: `url` holds something else.
@@ -135,6 +138,8 @@ def build_table(
         if existing is not None and not work.todo.num_rows and not work.taken_over:
             _remove_all_but(url, published)
             return BuildResult(existing, skipped=work.skipped, removed=work.removed, seconds=perf_counter() - started)
+        if networks is not None:
+            staging.keep_networks(url, networks)
         _begin(claim, run, settings=settings, work=work, published=published)
         made = _make_shards(
             spark, run, task=task, settings=settings, work=work, max_reject_fraction=max_reject_fraction

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -26,6 +27,8 @@ STATE_NAME = f"{STAGING}/state.json"
 _COMMITS = f"{STAGING}/commits"
 FOLDERS = ("data", "rejects", "index")
 _FOLDER_PREFIXES = tuple(f"{folder}/" for folder in FOLDERS)
+NETWORKS = "networks"  # beside the shards: what made them, where that is nowhere else
+_NETWORK_NAME = re.compile(rf"{NETWORKS}/[0-9a-f]{{64}}\.(onnx|json)")
 _PART_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}-\d+\.parquet")
 
 
@@ -172,6 +175,23 @@ def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
         raise
 
 
+def keep_networks(url: str, files: Mapping[str, Path], *, beside_others: bool = False) -> None:
+    """Puts files into the folder `networks` of a table, unless they are there.
+
+    Args:
+        files: local files by their names, which their content determines.
+        beside_others: whether other files that Firn put there stay.
+    """
+    folder = storage.join_url(url, NETWORKS)
+    there = {file.rsplit("/", 1)[1]: file for file in storage.list_files(folder)}
+    for name, local in files.items():
+        if name not in there:
+            storage.upload(local, storage.join_url(folder, name))
+    for name, file in () if beside_others else there.items():
+        if name not in files and is_ours(f"{NETWORKS}/{name}"):
+            storage.remove(file)
+
+
 def remove_staging(url: str) -> None:
     """Removes the staging folder."""
     storage.remove(storage.join_url(url, STAGING))
@@ -188,7 +208,7 @@ def remove_others(url: str, keep: Sequence[ShardRecord], *, published: set[str])
 
 def is_ours(path: str) -> bool:
     """Whether Firn wrote the file with this path below a table."""
-    if path.startswith(f"{STAGING}/"):
+    if path.startswith(f"{STAGING}/") or _NETWORK_NAME.fullmatch(path):
         return True
     return path.startswith(_FOLDER_PREFIXES) and _PART_NAME.fullmatch(path.rsplit("/", 1)[1]) is not None
 

@@ -60,7 +60,7 @@ def version_of(engine: Engine) -> str:
 
 
 def precisions_of(engine: Engine) -> tuple[Precision, ...]:
-    """The precisions in which an engine multiplies on this processor, the reference first."""
+    """The precisions in which an engine multiplies on this processor, the reference first; int8 needs a file of its own."""
     if engine == "tensorflow":
         return ("float32", "bfloat16") if has_bfloat16() else ("float32",)
     if engine == "openvino":
@@ -69,6 +69,11 @@ def precisions_of(engine: Engine) -> tuple[Precision, ...]:
         capabilities = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         return ("float32", "bfloat16") if "BF16" in capabilities else ("float32",)
     return ("float32",)
+
+
+def can_compute(engine: Engine, precision: Precision) -> bool:
+    """Whether an engine multiplies in a precision on this processor. In int8 OpenVINO and ONNX Runtime do on each."""
+    return engine != "tensorflow" if precision == "int8" else precision in precisions_of(engine)
 
 
 def import_engine(engine: Engine) -> None:
@@ -96,6 +101,7 @@ def load_onnx(
         path: a local file.
         engine: "openvino" or "onnxruntime".
         precision: "bfloat16" for OpenVINO only: it keeps float32 where the processor has no such instructions.
+            "int8" is a property of the file.
         threads: cores for one pass; None: all that this process may use.
         batch_size: the usual number of images, for which OpenVINO compiles the network with fixed shapes.
         per_core: images in a pass that a core computes alone, see `pieces`; None: all cores compute one pass together.

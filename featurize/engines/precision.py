@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from featurize.decoding.decode import decode_image
 from featurize.sources.scenes import SCENE_CLASSES, draw_scene, encode_scene
 
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "int8"]
 Forward = Callable[[NDArray[np.uint8]], NDArray[Any]]
 
 MIN_COSINE = 0.999

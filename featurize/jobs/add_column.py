@@ -23,16 +23,14 @@ from featurize import storage
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building import staging
 from featurize.building.build import BuildResult
-from featurize.building.shipped_backbone import shipping_folder
 from featurize.building.spark_jobs import run_plan
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import Run
 from featurize.digests import settings_digest
 from featurize.errors import JobError, UsageError, first_line
 from featurize.jobs.column_task import ColumnTask, make_column_worker
-from featurize.jobs.engine_choice import EngineChoice
-from featurize.jobs.feature_columns import PreparedColumns, as_decided, prepare_columns
-from featurize.jobs.run import backbone_in, manifest_details, ship_columns
+from featurize.jobs.feature_columns import PreparedColumns, as_decided
+from featurize.jobs.run import backbone_in, manifest_details, networks_to_keep, prepare_asked, ship_columns
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.feature_columns import ONLY, AskedColumn, asked_columns
@@ -57,7 +55,7 @@ from featurize.tables.manifests import (
 from featurize.tables.row_groups import open_parquet
 from featurize.timings import Timings, add_timings
 
-_NOT_COMPARED = {"engine", "precision", "batch_size", "layers", "column"}
+_NOT_COMPARED = {"engine", "precision", "batch_size", "layers", "column", "quantized"}
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,7 @@ def add_columns(
         return BuildResult(there, skipped=there.row_count, seconds=perf_counter() - started)
     source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)
     _check_source(recipe, source, there, url)
-    decided = [as_decided(column, _decided(there, column)) for column in wanted]
-    prepared = prepare_columns(decided, shipping_folder().name, decide=EngineChoice(spark))
+    prepared = prepare_asked(spark, recipe, source, [as_decided(one, _decided(there, one), url) for one in wanted])
     if where is not None:
         _check_unchanged(prepared, there, url)
     for backbone in prepared.backbones:
@@ -176,9 +173,15 @@ def _plain_column(there: FeaturesManifest, url: str) -> FeatureColumn:
 def _decided(there: FeaturesManifest, column: AskedColumn) -> Mapping[str, Any] | None:
     """The backbone in the set that decides engine and precision: of this column, or of another layer of the same network."""
     own = backbone_in(there.settings, column.name)
-    same = (one.backbone for one in there.columns if one.settings.get("name") == column.settings.name)
-    beside = there.backbone if there.recipe.get("backbone", {}).get("name") == column.settings.name else None
-    return own or next(same, beside)
+    if own is not None:
+        return own
+    made = [(one.settings, one.backbone) for one in there.columns] or [
+        (there.recipe.get("backbone", {}), there.backbone)
+    ]
+    same = (backbone for settings, backbone in made if settings.get("name") == column.settings.name)
+    return next(
+        (backbone for backbone in same if "int8" not in (backbone["precision"], column.settings.precision)), None
+    )
 
 
 def _check_source(recipe: FeaturizeRecipe, source: ImageSource, there: FeaturesManifest, url: str) -> None:
@@ -269,6 +272,7 @@ def _make(
     rows = _listed(source.listing, [path for _, paths in todo for path in paths], job.url)
     claim.verify()
     taken = list(known.values())
+    staging.keep_networks(job.url, networks_to_keep(prepared), beside_others=True)
     staging.write_state(job.url, settings=job.manifest.settings, run=run.name, records=taken, purpose=job.purpose)
     staging.remove_others(job.url, taken, published=staging.file_paths(job.there.shards))
     made = _run(spark, run, job, prepared, todo, rows)

@@ -156,7 +156,8 @@ def decide(measured: tuple[Measurement, ...], settings: BackboneSettings) -> Dec
         one for one in measured if one.precision == "bfloat16" and one.error is None and one.engine == best.engine
     ]
     cosine = compared[0].cosine if compared else None
-    shown = tuple(one for one in ordered if one.error != NO_BFLOAT16)
+    others = [one for one in measured if one not in allowed] if settings.precision == "int8" else []
+    shown = tuple(one for one in (*ordered, *others) if one.error != NO_BFLOAT16)
     size = settings.batch_size or best.batch_size
     return Decision(best.engine, best.precision, size, cosine, shown, best.per_core)
 
@@ -166,4 +167,4 @@ def _fault(one: Measurement) -> str:
 
 
 def _name_of(settings: BackboneSettings) -> str:
-    return settings_digest(settings.model_dump())
+    return settings_digest(settings.model_dump(exclude={"quantized"}))

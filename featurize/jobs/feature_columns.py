@@ -3,7 +3,7 @@ pass, by the network that joins them, and cut apart again.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from featurize.backbones.backbone import (
     open_backbone,
     prepare_backbone,
 )
+from featurize.backbones.rebuild import kept_network
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.digests import settings_digest
 from featurize.errors import UsageError
@@ -57,6 +58,7 @@ class PreparedColumn:
             "batch_size": backbone.batch_size,
             **({"per_core": backbone.per_core} if backbone.per_core else {}),
             "engines": [one.as_dict() for one in backbone.measured],
+            **({} if backbone.quantization is None else {"quantization": backbone.quantization}),
         }
         return FeatureColumn(
             name=self.name,
@@ -81,7 +83,11 @@ class PreparedColumns:
 
 
 def prepare_columns(
-    asked: Sequence[AskedColumn], folder: str | Path, *, decide: Decide | None = None
+    asked: Sequence[AskedColumn],
+    folder: str | Path,
+    *,
+    decide: Decide | None = None,
+    quantize: Callable[[BackboneSettings], PreparedBackbone],
 ) -> PreparedColumns:
     """Prepares the backbones of some columns; those that differ in nothing but the layer are one network.
 
@@ -89,6 +95,7 @@ def prepare_columns(
         asked: what to prepare.
         folder: a local folder for the networks.
         decide: as for `prepare_backbone`.
+        quantize: prepares a backbone in int8.
 
     Raises:
         UsageError: as `prepare_backbone`; or two columns are the same.
@@ -97,7 +104,8 @@ def prepare_columns(
     columns, backbones = list[PreparedColumn](), list[PreparedBackbone]()
     for settings, group in networks_of(asked):
         if len(group) == 1:
-            prepared = prepare_backbone(settings, folder, decide=decide)
+            is_int8 = settings.precision == "int8"
+            prepared = quantize(settings) if is_int8 else prepare_backbone(settings, folder, decide=decide)
             columns.append(PreparedColumn(group[0].name, group[0].settings, prepared.spec, len(backbones)))
         else:
             opened = open_backbone(settings, folder)
@@ -112,29 +120,44 @@ def prepare_columns(
 
 
 def networks_of(asked: Sequence[AskedColumn]) -> list[tuple[BackboneSettings, list[AskedColumn]]]:
-    """The networks that compute some columns, each with its columns.
+    """The networks that compute some columns, each with its columns; in int8 each column has its own network.
 
     Raises:
         UsageError: of several columns of one network, one has no layer.
     """
     groups: dict[str, list[AskedColumn]] = {}
     for column in asked:
-        groups.setdefault(settings_digest(column.settings.model_dump(exclude=_NOT_OF_THE_NETWORK)), []).append(column)
+        joined = set() if column.settings.precision == "int8" else _NOT_OF_THE_NETWORK
+        groups.setdefault(settings_digest(column.settings.model_dump(exclude=joined)), []).append(column)
     return [(_joined(group), group) for group in groups.values()]
 
 
-def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None) -> AskedColumn:
-    """A column with the engine and the precision of its rows that exist, where the recipe leaves them open.
+def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None, url: str) -> AskedColumn:
+    """A column with what the rows that exist have decided, where the recipe leaves it open.
+
+    Engine and precision are open where they are "auto", the network where it is to be in int8.
 
     Args:
         asked: the column.
         decided: the backbone in the settings of the rows that exist; None: there are none.
+        url: URL of the feature set.
+
+    Raises:
+        UsageError: int8 is asked for, and the rows are in another precision.
     """
-    open_keys = [key for key in ("engine", "precision") if getattr(asked.settings, key) == "auto"]
-    if decided is None or not open_keys:
+    if decided is None:
         return asked
+    settings = asked.settings
     known = {"engine": "tensorflow", **decided}  # the engine of old sets, which do not name it
-    return replace(asked, settings=asked.settings.model_copy(update={key: known[key] for key in open_keys}))
+    if settings.precision == "int8" != known["precision"]:
+        raise UsageError(
+            f"{url} holds features in {known['precision']}, not in int8; a mixture is refused. Write elsewhere."
+        )
+    changes = {key: known[key] for key in ("engine", "precision") if getattr(settings, key) == "auto"}
+    is_open = settings.precision in ("auto", "int8") and settings.quantized is None
+    if is_open and known["precision"] == "int8":
+        changes["quantized"] = kept_network(url, known["quantized_sha256"])
+    return replace(asked, settings=settings.model_copy(update=changes))
 
 
 def _joined(group: Sequence[AskedColumn]) -> BackboneSettings:

@@ -13,6 +13,7 @@ from featurize.building.starting_session import StartingSession, ready_session
 from featurize.errors import UsageError
 from featurize.jobs.engine_choice import EngineChoice
 from featurize.jobs.feature_columns import PreparedColumns, as_decided, prepare_columns
+from featurize.jobs.quantized import kept_files, prepare_quantized
 from featurize.jobs.run_task import ColumnsOfFeatures, FeaturizeTask, TaskColumn
 from featurize.recipes.feature_columns import ONLY, AskedColumn
 from featurize.recipes.recipe import FeaturizeRecipe
@@ -44,7 +45,7 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
-    prepared = prepare_columns(_decided_before(recipe), shipping_folder().name, decide=EngineChoice(spark))
+    prepared = prepare_asked(spark, recipe, source, _decided_before(recipe))
     for backbone in prepared.backbones:
         on_backbone(backbone)
     session = ready_session(spark)
@@ -58,6 +59,7 @@ def featurize(
         task=make_task(session, recipe, source, prepared),
         max_reject_fraction=recipe.images.max_reject_fraction,
         decode_timeout_s=recipe.images.decode_timeout_s,
+        networks=networks_to_keep(prepared),
     )
     return result, prepared
 
@@ -70,10 +72,24 @@ def _decided_before(recipe: FeaturizeRecipe) -> list[AskedColumn]:
         raise UsageError(
             f"{recipe.features.url} has no column {missing[0]}, which the recipe names. `featurize add-column` computes it."
         )
-    decided = [as_decided(column, backbone_in(there, column.name)) for column in recipe.columns]
+    decided = [as_decided(column, backbone_in(there, column.name), recipe.features.url) for column in recipe.columns]
     return sorted(
         decided, key=lambda one: known.index(one.name) if known else 0
     )  # the files keep their order of columns
+
+
+def prepare_asked(
+    spark: SparkSession | StartingSession, recipe: FeaturizeRecipe, source: ImageSource, asked: Sequence[AskedColumn]
+) -> PreparedColumns:
+    """The backbones of some columns, ready to be sent to workers."""
+    folder = shipping_folder().name
+    timeout_s = recipe.images.decode_timeout_s
+    return prepare_columns(
+        asked,
+        folder,
+        decide=EngineChoice(spark),
+        quantize=lambda settings: prepare_quantized(spark, settings, source, folder, decode_timeout_s=timeout_s),
+    )
 
 
 def backbone_in(settings: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
@@ -109,6 +125,11 @@ def manifest_details(
         "recipe": recipe.model_dump(exclude_none=True),
         "lineage": source.lineage,
     }
+
+
+def networks_to_keep(prepared: PreparedColumns) -> dict[str, Path]:
+    """The files that the feature set keeps of its networks, by name."""
+    return {name: path for backbone in prepared.backbones for name, path in kept_files(backbone).items()}
 
 
 def ship_columns(spark: SparkSession, prepared: PreparedColumns) -> ColumnsOfFeatures:

@@ -60,7 +60,14 @@ class BackboneSettings(Settings):
     engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = Field(
         default="auto", description="what computes the network; auto: the fastest here, measured once"
     )
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "int8"] = Field(
+        default="auto",
+        description="of its products; int8 is calibrated on the images, and refused if heads lose accuracy; auto: never int8",
+    )
+    quantized: str | None = Field(
+        default=None,
+        description="networks/*.onnx of another feature set, whose features in int8 these must equal; default: made for this set",
+    )
     batch_size: int | None = Field(
         default=None, ge=1, description="images in one forward pass; default: measured, or 32"
     )
@@ -111,6 +118,8 @@ class BackboneSettings(Settings):
 
 
 def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
+    if settings.precision == "int8":
+        return ["`precision` cannot be int8 with `pixels`, which no network computes"]
     missing = [f"`{key}` is required with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
     unused = ("layer", "layers", "weights", "weights_sha256", "preprocessing", *_NORMALIZATION, *_FIT)
     return missing + [f"`{key}` cannot be used with `pixels`" for key in unused if getattr(settings, key) is not None]
@@ -127,6 +136,10 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
         faults.append("`crop` needs `resize`")
     if settings.engine == "onnxruntime" and settings.precision == "bfloat16":
         faults.append("ONNX Runtime computes in float32 only: `precision` cannot be bfloat16")
+    if settings.engine == "tensorflow" and settings.precision == "int8":
+        faults.append("TensorFlow does not compute in int8: `engine` must be auto, openvino or onnxruntime")
+    if settings.quantized is not None and settings.precision != "int8":
+        faults.append('`quantized` needs `precision` to be "int8"')
     if settings.engine == "tensorflow" and (settings.is_onnx_file or settings.is_folder):
         faults.append("TensorFlow cannot compute an ONNX network: `engine` must be auto, openvino or onnxruntime")
     if settings.is_file or settings.is_folder:

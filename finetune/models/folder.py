@@ -26,6 +26,7 @@ _ONLY_DESCRIBE = (
     "weights",
     "weights_file_sha256",
     "bfloat16_cosine",
+    "quantization",
 )  # the weights' origin, which does not change features
 
 

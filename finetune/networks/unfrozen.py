@@ -65,6 +65,11 @@ def find_head(settings: ModelSettings, manifest: FeaturesManifest) -> TrainedHea
             f"`model.head` must have been trained on the features of a network. {url} was trained on "
             f"{card.features.feature_dtype} {tuple(card.features.feature_shape)}, which no backbone made."
         )
+    if card.features.backbone.get("precision") == "int8":
+        raise UsageError(
+            f"`model.head` must have been trained on features in float32 or bfloat16. {url} was trained on features in int8, and "
+            "a network in int8 cannot be trained further."
+        )
     features_url = card.features.url
     features = read_features_manifest(features_url).made_by(card.features.preparation_id)
     check_features(card, features_url, features)
