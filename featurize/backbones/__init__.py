@@ -3,6 +3,6 @@
 Import `backbone`, `weights`, `precision`, and `rebuild` for the backbone of an existing feature set.
 """
 
-from featurize.backbones.tensorflow_log import show_errors_only
+from featurize.engines.tensorflow_log import show_errors_only
 
 show_errors_only()

@@ -13,8 +13,9 @@ import numpy as np
 
 from featurize import storage
 from featurize.backbones import keras_network
+from featurize.backbones.hub_network import files_of_hub
 from featurize.backbones.keras_backbone import KerasBackbone
-from featurize.backbones.onnx_backbone import OnnxBackbone
+from featurize.backbones.onnx_backbone import OnnxBackbone, has_onnx_file
 from featurize.backbones.preparation import STRETCHED
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.digests import sha256_file
@@ -166,7 +167,8 @@ def open_backbone(settings: BackboneSettings, folder: str | Path) -> OpenedBackb
     stage(f"cutting {Path(settings.name).name}" + (f" at {settings.layer}" if settings.layer else ""))
     if settings.engine != "auto":
         require_engine(settings.engine)
-    is_onnx = settings.is_onnx_file or settings.is_folder
+    name = settings.name.rstrip("/")
+    is_onnx = settings.is_onnx_file or (settings.is_folder and (has_onnx_file(name) or not files_of_hub(name)))
     opened = OnnxBackbone(settings, folder) if is_onnx else KerasBackbone(settings, folder)
     return opened if settings.quantized is None else QuantizedBackbone(opened, settings.quantized, folder)
 

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from featurize import __version__, storage
 from featurize.backbones import kept, keras_network
-from featurize.backbones.preparation import check_fit, describe_fit, stated_fit, stated_normalization
+from featurize.backbones.hub_network import files_of_hub
+from featurize.backbones.preparation import check_fit, describe_fit, preparation_of, stated_fit
 from featurize.backbones.spec import BackboneSpec, Preprocessing
-from featurize.backbones.tensorflow_log import without_notes
 from featurize.backbones.weights import WeightsReport
 from featurize.digests import settings_digest, sha256_file
 from featurize.engines.engine import Engine, can_export, installed_engines, load_onnx
 from featurize.engines.precision import Forward, Precision
+from featurize.engines.tensorflow_log import without_notes
+from featurize.errors import UsageError
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings
 
@@ -62,10 +64,16 @@ class KerasBackbone:
 
     def engines(self) -> tuple[Engine, ...]:
         """What can compute it here."""
+        if self._settings.is_folder:  # workers, who have no keras-hub, take the exported file
+            return tuple(engine for engine in installed_engines() if engine != "tensorflow")
         return installed_engines() if can_export() else ("tensorflow",)
 
     def why_not(self, engine: Engine) -> str:
         """Why an engine cannot compute it."""
+        if self._settings.is_folder:
+            return (
+                "OpenVINO and ONNX Runtime compute what is in a folder: set `engine` to auto, openvino or onnxruntime."
+            )
         return "Keras networks are exported with tf2onnx: install Firn with the extra `engines`."
 
     def file(self, engine: Engine) -> Path:
@@ -118,12 +126,18 @@ class KerasBackbone:
         network, preprocessing, report = self._whole
         cut = keras_network.cut_network(network, settings)
         height, width = keras_network.input_size(cut, settings)
-        fit = stated_fit(settings)
+        prepared = preparation_of(settings, settings.name.rstrip("/")) if preprocessing == "stated" else None
+        fit = stated_fit(settings) if prepared is None else prepared.fit
         check_fit(fit, height=height, width=width)
-        stated: Mapping[str, Any] = asdict(stated_normalization(settings)) if preprocessing == "stated" else {}
+        if prepared is not None and prepared.size not in ((None, None), (height, width)):
+            raise UsageError(
+                f"`backbone.name`: {settings.name} has an input of {height} x {width}, but its configuration prepares images of "
+                f"{prepared.height} x {prepared.width}."
+            )
+        stated: Mapping[str, Any] = {} if prepared is None else asdict(prepared.normalization)
         spec = BackboneSpec(
-            name=Path(settings.name).name if settings.is_keras_file else settings.name,
-            network_sha256=report.file_sha256 if settings.is_keras_file else None,
+            name=Path(settings.name).name if settings.is_keras_file or settings.is_folder else settings.name,
+            network_sha256=report.file_sha256 if settings.is_keras_file or settings.is_folder else None,
             layer=keras_network.name_of_layer(cut, settings),
             weights=report.description,
             weights_digest=keras_network.digest_of_weights(cut),
@@ -163,8 +177,9 @@ class KerasBackbone:
 def _key_of(settings: BackboneSettings) -> str | None:
     """Digest of all that determines the exported network, its files by their content; None if a file cannot be read."""
     files = {}
-    for name in (settings.name, settings.weights):
-        if name is not None and name.endswith((".keras", ".h5")):
+    of_hub = files_of_hub(settings.name.rstrip("/")) if settings.is_folder else []
+    for name in (settings.name, settings.weights, *of_hub):
+        if name is not None and (name.endswith((".keras", ".h5")) or name in of_hub):
             digest = _digest_of(name)
             if digest is None:
                 return None

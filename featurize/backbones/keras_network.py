@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.backbones import efficientnet_lite
+from featurize.backbones.hub_network import load_hub_network
 from featurize.backbones.preparation import asked_size, check_size
 from featurize.backbones.spec import BackboneSpec, Preprocessing
-from featurize.backbones.tensorflow_log import without_notes
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import sha256_file
 from featurize.engines.parts import Part, count_prefix_tokens, parse_layer
 from featurize.engines.precision import Forward, has_bfloat16
+from featurize.engines.tensorflow_log import without_notes
 from featurize.errors import UsageError, first_line
 from featurize.recipes.backbone_section import BackboneSettings
 
@@ -176,6 +177,10 @@ def build_network(settings: BackboneSettings) -> tuple["keras.Model", Preprocess
     """The whole network with its weights, before the cut."""
     if settings.is_keras_file:
         return _load_keras_file(settings)
+    if settings.is_folder:
+        url = settings.name.rstrip("/")
+        network, digest = load_hub_network(url)
+        return network, "stated", WeightsReport(f"{Path(url).name}, SHA-256 {digest}", file_sha256=digest)
     if settings.name == efficientnet_lite.NAME:
         network, report = give_weights(efficientnet_lite.make_efficientnet_lite0, settings)
         return network, "none", report

@@ -9,7 +9,7 @@ import numpy as np
 
 from featurize import storage
 from featurize.backbones import preparation
-from featurize.backbones.preparation import Preparation, asked_size, check_fit, check_size, describe_fit
+from featurize.backbones.preparation import asked_size, check_fit, check_size, describe_fit
 from featurize.backbones.spec import BackboneSpec
 from featurize.backbones.weights import WeightsReport
 from featurize.engines.engine import Engine, installed_engines, load_onnx
@@ -46,7 +46,7 @@ class OnnxBackbone:
         self._settings, self._folder = settings, Path(folder)
         name = settings.name.rstrip("/")
         url = _network_of_folder(name) if settings.is_folder else name
-        prepared = _preparation_of(settings, name)
+        prepared = preparation.preparation_of(settings, name)
         with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
             model = read_onnx(url, temporary)
             digest, weights_digest = digests_of(temporary)
@@ -131,6 +131,11 @@ def _with_shape(spec: BackboneSpec, forward: Forward) -> BackboneSpec:
     return replace(spec, feature_shape=features.shape[1:])
 
 
+def has_onnx_file(url: str) -> bool:
+    """Whether a folder has an ONNX file."""
+    return any(file.endswith(".onnx") for file in storage.list_files(url))
+
+
 def _network_of_folder(url: str) -> str:
     """The one ONNX file of a folder."""
     if not storage.is_folder(url):
@@ -146,24 +151,9 @@ def _network_of_folder(url: str) -> str:
             f"`backbone.name`: {url} has {len(found)} ONNX files, none of them model.onnx. Name one of them."
         )
     raise UsageError(
-        f"`backbone.name`: {url} has no ONNX file. Export it, for instance with Optimum, to model.onnx in this folder."
+        f"`backbone.name`: {url} has no ONNX file, and no weights in safetensors with a {preparation.CONFIG}. Export it, for "
+        "instance with Optimum, to model.onnx in this folder."
     )
-
-
-def _preparation_of(settings: BackboneSettings, url: str) -> Preparation:
-    """What the recipe states; of a folder, its own, which the recipe may replace in part."""
-    own = preparation.read_preparation(url) if settings.is_folder else None
-    if settings.preprocessing is not None:
-        normalization = preparation.NAMED[settings.preprocessing]
-    elif settings.states_normalization or own is None:
-        normalization = preparation.stated_normalization(settings)
-    else:
-        normalization = own.normalization
-    if own is None:
-        return Preparation(preparation.stated_fit(settings), normalization)
-    if settings.states_fit:
-        return Preparation(preparation.stated_fit(settings), normalization, patch_size=own.patch_size)
-    return Preparation(own.fit, normalization, own.height, own.width, own.patch_size)
 
 
 def _length(settings: BackboneSettings, key: str, own: int | None, stated: int | None) -> int:

@@ -130,6 +130,26 @@ def describe_fit(fit: Fit | None, *, height: int, width: int) -> str:
     return f"{to}, Pillow {fit.interpolation}, central {height} x {width}"
 
 
+def preparation_of(settings: BackboneSettings, url: str) -> Preparation:
+    """What the recipe states; of the folder at `url`, its own, which the recipe may replace in part.
+
+    Raises:
+        UsageError: the folder states none, or one that is not known here.
+    """
+    own = read_preparation(url) if settings.is_folder else None
+    if settings.preprocessing is not None:
+        normalization = NAMED[settings.preprocessing]
+    elif settings.states_normalization or own is None:
+        normalization = stated_normalization(settings)
+    else:
+        normalization = own.normalization
+    if own is None:
+        return Preparation(stated_fit(settings), normalization)
+    if settings.states_fit:
+        return Preparation(stated_fit(settings), normalization, patch_size=own.patch_size)
+    return Preparation(own.fit, normalization, own.height, own.width, own.patch_size)
+
+
 def read_preparation(url: str) -> Preparation:
     """The preparation that a folder states: its `preprocessor_config.json`, or else a timm `config.json`.
 

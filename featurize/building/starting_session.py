@@ -10,11 +10,11 @@ from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from featurize.backbones.tensorflow_log import standard_error
 from featurize.building.session import concurrent_tasks, is_submitted, session_builder, stop_session
 from featurize.building.spark_jobs import run_tasks
 from featurize.building.worker import Worker, use_task_resources
 from featurize.engines.engine import NAMES, Engine, import_engine
+from featurize.engines.tensorflow_log import standard_error
 from featurize.progress import stage
 
 _WARM_UP = "firn warm-up"

@@ -67,7 +67,10 @@ def export_keras(
         model, _ = tf2onnx.convert.from_function(
             tf.function(compute, autograph=False), input_signature=signature, opset=_OPSET
         )
-    given = [value for value in model.graph.input if value.name.partition(":")[0] not in names]
+    used = {
+        name for node in model.graph.node for name in node.input
+    }  # constants that were folded stay behind as inputs
+    given = [one for one in model.graph.input if one.name in used and one.name.partition(":")[0] not in names]
     by_name = {value.name.partition(":")[0]: value.name for value in model.graph.input}
     for index, name in zip(large, names, strict=True):
         if name in by_name:  # one that is not used is left out

@@ -141,7 +141,9 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
     if settings.quantized is not None and settings.precision != "int8":
         faults.append('`quantized` needs `precision` to be "int8"')
     if settings.engine == "tensorflow" and (settings.is_onnx_file or settings.is_folder):
-        faults.append("TensorFlow cannot compute an ONNX network: `engine` must be auto, openvino or onnxruntime")
+        faults.append(
+            "TensorFlow does not compute ONNX files and folders: `engine` must be auto, openvino or onnxruntime"
+        )
     if settings.is_file or settings.is_folder:
         if settings.preprocessing is None and not settings.states_normalization and not settings.is_folder:
             kind = ".keras" if settings.is_keras_file else ".onnx"

@@ -3,6 +3,6 @@
 Import `build` to make a network, `forward` to get its probabilities.
 """
 
-from featurize.backbones.tensorflow_log import show_errors_only
+from featurize.engines.tensorflow_log import show_errors_only
 
 show_errors_only()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featurize.backbones.tensorflow_log import start_xla
+from featurize.engines.tensorflow_log import start_xla
 from featurize.recipes.training_section import TrainingSettings
 from finetune.networks.build import logits_of
 from finetune.rows.batches import begin_epoch, take_batch

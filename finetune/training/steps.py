@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from featurize.backbones.tensorflow_log import start_xla
+from featurize.engines.tensorflow_log import start_xla
 from featurize.recipes.training_section import TrainingSettings
 from finetune.networks.augmentation import augment
 from finetune.networks.build import logits_of

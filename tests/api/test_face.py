@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 
 import finetune
-from featurize.backbones.tensorflow_log import LEVEL
+from featurize.engines.tensorflow_log import LEVEL
 from finetune.api.model import Model
 
 FUNCTIONS = [name for name in finetune.__all__ if name[0].islower()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 _PROGRAM = """
 import os, threading, time
-from featurize.backbones.tensorflow_log import show_errors_only, start_xla
+from featurize.engines.tensorflow_log import show_errors_only, start_xla
 show_errors_only()
 import tensorflow as tf
 written, done = [], threading.Event()
