@@ -74,7 +74,7 @@ VIRTUAL_ENV=$PWD/.venv CPLUS_INCLUDE_PATH=$PWD/scripts${CPLUS_INCLUDE_PATH:+:$CP
     CXXFLAGS="-include horovod_build.h ${CXXFLAGS:-}" "$uv" pip install --quiet --constraint constraints.txt --editable ".[$extras]" \
     || fail "the installation failed; see the message above."
 # keras-hub asks for tensorflow-text, which needs another TensorFlow; for images it does without. sentencepiece is for texts, but imported.
-VIRTUAL_ENV=$PWD/.venv "$uv" pip install --quiet --constraint constraints.txt --no-deps keras-hub sentencepiece \
+VIRTUAL_ENV=$PWD/.venv "$uv" pip install --quiet --constraint constraints.txt --no-deps keras-hub sentencepiece safetensors \
     || fail "keras-hub could not be installed; see the message above."
 say "compiling the packages to bytecode (a minute or two, once)"
 compile .venv/bin/python "$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" featurize finetune

@@ -35,17 +35,18 @@ def load_hub_network(url: str) -> "tuple[keras.Model, str]":
     """
     try:
         import keras_hub
+        from safetensors import SafetensorError
     except ImportError as error:
         raise UsageError(
             f"`backbone.name`: the weights of {url} are in safetensors, which keras-hub reads. Install it without its "
-            f"dependencies: uv pip install --no-deps keras-hub sentencepiece ({first_line(error)})."
+            f"dependencies: uv pip install --no-deps keras-hub sentencepiece safetensors ({first_line(error)})."
         ) from error
     with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
         digest = _download(url, Path(temporary))
         _check_family(url, Path(temporary))
         try:
             network = keras_hub.models.Backbone.from_preset(temporary)
-        except (ValueError, KeyError, TypeError, OSError, IndexError, AttributeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, OSError, IndexError, AttributeError) as error:
             raise UsageError(f"`backbone.name`: keras-hub cannot read {url}: {first_line(error)}") from error
     return network, digest
 
