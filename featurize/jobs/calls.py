@@ -10,13 +10,12 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building.session import borrowed_session
-from featurize.building.starting_session import borrowed_or_starting
+from featurize.building.starting_session import StartingSession, borrowed_or_starting
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.engines.engine import NAMES
 from featurize.errors import UsageError
 from featurize.jobs import ingest as ingest_job
-from featurize.jobs.engine_choice import likely_engine
-from featurize.jobs.feature_columns import networks_of
+from featurize.jobs.engine_choice import engine_of_workers
 from featurize.jobs.features import Features
 from featurize.jobs.images import Images
 from featurize.jobs.run import featurize
@@ -34,7 +33,7 @@ _logger = logging.getLogger(__name__)
 def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
-    spark: SparkSession | None = None,
+    spark: SparkSession | StartingSession | None = None,
     overrides: Overrides | None = None,
 ) -> Features:
     """Runs images through a frozen backbone: makes the feature set of a recipe, or adds the images that it lacks.
@@ -54,8 +53,7 @@ def run(
     folders = [_CARDS]
     if isinstance(recipe, str | Path):
         folders.append(Path(recipe).absolute().parent.parent / "datasets")
-    engines = [likely_engine(settings) for settings, _ in networks_of(checked.columns)]
-    warm_up = next((engine for engine in engines if engine is not None), None)
+    warm_up = engine_of_workers(checked)
     with shown_in_notebook(), borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
         result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
     url = storage.absolute_url(checked.features.url)
