@@ -34,7 +34,8 @@ BATCHES = (8, 32)
 _PER_CORE = (4, 16)  # images in a pass of one core; the second only where the first is slower than a pass of all cores
 Way = tuple[int, int | None]
 """Images that are computed together, and in a pass of one core; None: all cores compute one pass."""
-_ROUND_S = 1.0  # how long each is repeated
+_ROUND_S, _TURNS = 1.0, 4  # how long each is repeated, and in how many turns with its rival
+_BESIDE_DECODERS = 1.05  # cores that compute alone lose less to decoders, which do not run here
 _LONGEST_PASS_S = 3.0  # slower networks are not tried with larger batches
 _TIMEOUT_S = 300.0
 _RUN = "from featurize.backbones.measure import measure_here; measure_here()"
@@ -121,7 +122,7 @@ def measure_engines(
             features = np.load(features_file)
             reference = features if reference is None else reference
             cosine = mean_cosine(reference, features) if features.shape == reference.shape else 0.0
-            size, per_core, rate = max(answer["rates"], key=lambda one: float(one[-1]))
+            size, per_core, rate = answer["fastest"]
             figures = (round(rate, 2), round(cosine, 6))
             measured.append(Measurement(candidate.engine, candidate.precision, size, *figures, per_core=per_core))
     return fastest_first(measured)
@@ -175,32 +176,60 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     if spec.engine == "tensorflow":
         set_threads(threads)
     images = np.load(request["images"])
-    rates: list[tuple[int, int | None, float]] = []
-    for size, per_core in ways_of(spec.engine, threads):
-        if rates and not _is_worth_trying(size, rates):
+    best: _Contender | None = None
+    for way in ways_of(spec.engine, threads):
+        if best is not None and not _is_worth_trying(way, best):
             break
+        size, per_core = way
         forward = load_backbone(
             spec, request["path"], sha256=request["sha256"], threads=threads, batch_size=size, per_core=per_core
         )
-        batch = np.resize(images, (size, *images.shape[1:]))
-        features = forward(batch)
-        if not rates:
+        other = _Contender(way, forward, np.resize(images, (size, *images.shape[1:])))
+        features = forward(other.batch)
+        if best is None:
             rest = [forward(images[start : start + size]) for start in range(size, len(images), size)]
             np.save(request["features"], np.concatenate([features, *rest])[: len(images)])
-        rates.append((size, per_core, _rate(forward, batch, at_once=BATCHES_AT_ONCE if per_core else 1)))
-    return {"rates": rates}
+        best = _faster(best, other)
+    assert best is not None
+    return {"fastest": [*best.way, best.rate]}
 
 
-def _is_worth_trying(size: int, rates: Sequence[tuple[int, int | None, float]]) -> bool:
-    """Whether `size` images do not take too long, and the last way was not the best already with few images per core."""
-    _, per_core, rate = rates[-1]
-    return size / rate <= _LONGEST_PASS_S and (per_core is None or rate < max(each[-1] for each in rates))
+@dataclass
+class _Contender:
+    """A way to compute images, and what it has computed in how many seconds."""
+
+    way: Way
+    forward: Forward
+    batch: NDArray[np.uint8]
+    images: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds
+
+    def compute(self, seconds: float) -> None:
+        """Computes batches until so much time has passed, at least one."""
+        at_once = BATCHES_AT_ONCE if self.way[1] else 1
+        started = perf_counter()
+        batches = takewhile(lambda _: perf_counter() - started < seconds, repeat(self.batch))
+        for _ in map_ahead(self.forward, batches, threads=at_once, ahead=at_once):
+            self.images += len(self.batch)
+        self.seconds += perf_counter() - started
 
 
-def _rate(forward: Forward, batch: NDArray[np.uint8], *, at_once: int) -> float:
-    """Images per second, where so many passes over `batch` are computed at once."""
-    started, passes = perf_counter(), 0
-    batches = takewhile(lambda _: perf_counter() - started < _ROUND_S, repeat(batch))
-    for _ in map_ahead(forward, batches, threads=at_once, ahead=at_once):
-        passes += 1
-    return passes * len(batch) / (perf_counter() - started)
+def _faster(one: _Contender | None, other: _Contender) -> _Contender:
+    """The faster of two. They take turns, as the speed of a machine with other work varies."""
+    rivals = [other] if one is None else [one, other]
+    for each in rivals:
+        each.images, each.seconds = 0, 0.0
+    while min(each.seconds for each in rivals) < _ROUND_S:
+        for each in rivals:
+            each.compute(_ROUND_S / _TURNS)
+    return max(rivals, key=lambda each: each.rate * (_BESIDE_DECODERS if each.way[1] else 1.0))
+
+
+def _is_worth_trying(way: Way, best: _Contender) -> bool:
+    """Whether its images do not take too long, and more images per core may be better than what was best so far."""
+    return way[0] / best.rate <= _LONGEST_PASS_S and best.way[1] is None

@@ -1,21 +1,25 @@
 """A Spark session that starts in a thread, while the driver imports TensorFlow and prepares the network."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
 from py4j.protocol import Py4JError
 from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from featurize.building.session import concurrent_tasks, is_submitted, session_builder, stop_session
-from featurize.building.spark_jobs import run_tasks
-from featurize.building.worker import Worker, use_task_resources
-from featurize.engines.engine import NAMES, Engine, import_engine
 from featurize.engines.tensorflow_log import standard_error
+from featurize.errors import FirnError
 from featurize.progress import stage
+
+if TYPE_CHECKING:  # what jobs need is imported while Java starts
+    import pyarrow as pa
+
+    from featurize.building.worker import Worker
+    from featurize.engines.engine import Engine
 
 _WARM_UP = "firn warm-up"
 
@@ -26,13 +30,16 @@ class StartingSession:
     Args:
         name: name of the Spark application.
         slots: see `make_session`.
-        warm_up: the engine that the Python workers of a local session import as soon as the session has started.
+        warm_up: the engine that the Python workers of a local session import as soon as the session has started; or a function
+            that finds it then.
 
     Raises:
         JobError: no Java was found.
     """
 
-    def __init__(self, name: str, *, slots: int | None = None, warm_up: Engine | None = None) -> None:
+    def __init__(
+        self, name: str, *, slots: int | None = None, warm_up: "Engine | Callable[[], Engine | None] | None" = None
+    ) -> None:
         self._builder = session_builder(name, slots=slots)
         self._warm_up = None if is_submitted() else warm_up
         self._is_closed = threading.Event()
@@ -75,12 +82,17 @@ class StartingSession:
             return
         self._session.set_result(session)
         if self._warm_up is not None and not self._is_closed.is_set():
-            with suppress(Py4JError, PySparkException):  # a worker that cannot import fails in the job itself, too
-                _warm_up(session, self._warm_up)
+            # A worker that cannot import fails in the job itself, too, and a wrong recipe is refused there.
+            with suppress(Py4JError, PySparkException, FirnError):
+                engine = self._warm_up() if callable(self._warm_up) else self._warm_up
+                if engine is not None and not self._is_closed.is_set():
+                    _warm_up(session, engine)
 
 
 @contextmanager
-def start_session(name: str, *, slots: int | None = None, warm_up: Engine | None = None) -> Iterator[StartingSession]:
+def start_session(
+    name: str, *, slots: int | None = None, warm_up: "Engine | Callable[[], Engine | None] | None" = None
+) -> Iterator[StartingSession]:
     """A session that starts while the block runs, and is stopped when it ends. For the arguments see `StartingSession`."""
     starting = StartingSession(name, slots=slots, warm_up=warm_up)
     try:
@@ -91,7 +103,10 @@ def start_session(name: str, *, slots: int | None = None, warm_up: Engine | None
 
 @contextmanager
 def borrowed_or_starting(
-    spark: SparkSession | None, name: str, *, warm_up: Engine | None = None
+    spark: SparkSession | StartingSession | None,
+    name: str,
+    *,
+    warm_up: "Engine | Callable[[], Engine | None] | None" = None,
 ) -> Iterator[SparkSession | StartingSession]:
     """The session of a call: `spark`, or else the active session, neither of which is stopped; or one that starts for this call.
 
@@ -111,16 +126,22 @@ def ready_session(spark: SparkSession | StartingSession) -> SparkSession:
     return spark.wait() if isinstance(spark, StartingSession) else spark
 
 
-def _warm_up(session: SparkSession, engine: Engine) -> None:
+def _warm_up(session: SparkSession, engine: "Engine") -> None:
     """Makes each worker process import what it will need. Spark keeps the processes for the job that follows."""
+    from featurize.building.spark_jobs import run_tasks
+    from featurize.engines.engine import NAMES
+
     # Without interrupts, of which Java would write a trace: Spark ends the worker of a cancelled task after 2 s.
     session.sparkContext.setJobGroup(_WARM_UP, f"workers import {NAMES[engine]}")
     slots = concurrent_tasks(session)
     run_tasks(session, _importer(engine), tasks=slots)
 
 
-def _importer(engine: Engine) -> Worker:
-    def import_it(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+def _importer(engine: "Engine") -> "Worker":
+    def import_it(batches: "Iterable[pa.RecordBatch]") -> "Iterator[pa.RecordBatch]":
+        from featurize.building.worker import use_task_resources
+        from featurize.engines.engine import import_engine
+
         use_task_resources(tensorflow=engine == "tensorflow")
         import_engine(engine)
         yield from batches

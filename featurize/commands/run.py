@@ -9,6 +9,8 @@ from featurize.progress import shown_progress
 
 if TYPE_CHECKING:
     from featurize.building.build import BuildResult
+    from featurize.engines.engine import Engine
+    from featurize.recipes.recipe import FeaturizeRecipe
 
 
 def run_command(
@@ -20,12 +22,19 @@ def run_command(
 ) -> None:
     """Runs images through a frozen backbone: an images table or source folder becomes a feature set."""
     with reported_errors(), shown_progress(as_json=as_json):
-        import featurize
-        from featurize.commands.build_report import build_numbers, report_build
         from featurize.console import show_logs
+        from featurize.recipes.recipe import origin_of, read_recipe, upper_half
 
         show_logs()
-        features = featurize.run(recipe, overrides=overrides)
+        checked = upper_half(read_recipe(recipe, overrides), origin=origin_of(recipe))
+        from featurize.building.starting_session import start_session
+
+        with start_session("firn featurize", warm_up=lambda: _engine_of_workers(checked)) as spark:
+            # Imported while Java starts.
+            from featurize.commands.build_report import build_numbers, report_build
+            from featurize.jobs.calls import run
+
+            features = run(recipe, spark=spark, overrides=overrides)
         build = cast("BuildResult", features.build)
         report_build(build, features.url)
         print_result(
@@ -38,3 +47,9 @@ def run_command(
             },
             as_json=as_json,
         )
+
+
+def _engine_of_workers(recipe: "FeaturizeRecipe") -> "Engine | None":
+    from featurize.jobs.engine_choice import engine_of_workers
+
+    return engine_of_workers(recipe)

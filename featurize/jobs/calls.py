@@ -10,14 +10,13 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building.session import borrowed_session
-from featurize.building.starting_session import borrowed_or_starting
+from featurize.building.starting_session import StartingSession, borrowed_or_starting
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.engines.engine import NAMES
 from featurize.errors import UsageError
 from featurize.jobs import ingest as ingest_job
 from featurize.jobs.add_column import add_columns
-from featurize.jobs.engine_choice import likely_engine
-from featurize.jobs.feature_columns import networks_of
+from featurize.jobs.engine_choice import engine_of_workers
 from featurize.jobs.features import Features
 from featurize.jobs.images import Images
 from featurize.jobs.run import featurize
@@ -35,7 +34,7 @@ _logger = logging.getLogger(__name__)
 def run(
     recipe: str | Path | Mapping[str, Any] | Recipe,
     *,
-    spark: SparkSession | None = None,
+    spark: SparkSession | StartingSession | None = None,
     overrides: Overrides | None = None,
 ) -> Features:
     """Runs images through a frozen backbone: makes the feature set of a recipe, or adds the images that it lacks.
@@ -52,8 +51,7 @@ def run(
         JobError: the job failed, another one writes to the same place, or too many images could not be read.
     """
     checked = upper_half(read_recipe(recipe, overrides), origin=origin_of(recipe))
-    engines = [likely_engine(settings) for settings, _ in networks_of(checked.columns)]
-    warm_up = next((engine for engine in engines if engine is not None), None)
+    warm_up = engine_of_workers(checked)
     with shown_in_notebook(), borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
         result, _ = featurize(session, checked, card_folders=_card_folders(recipe), on_backbone=_log_backbone)
     url = storage.absolute_url(checked.features.url)

@@ -22,8 +22,10 @@ from featurize.engines.engine import NAMES, Engine, can_export, version_of
 from featurize.engines.measurement import Measurement, fastest_first
 from featurize.engines.precision import Precision
 from featurize.errors import JobError
+from featurize.jobs.feature_columns import networks_of
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.recipe import FeaturizeRecipe
 
 _logger = logging.getLogger(__name__)
 _MEASURED, _CHOSEN = "engines", "chosen"
@@ -105,6 +107,16 @@ def likely_engine(settings: BackboneSettings) -> Engine | None:
     if chosen in NAMES:
         return chosen
     return None if can_export() else "tensorflow"
+
+
+def engine_of_workers(recipe: FeaturizeRecipe) -> Engine | None:
+    """The engine that workers will probably need first, as `likely_engine` knows it.
+
+    Raises:
+        UsageError: of several columns of one network, one has no layer.
+    """
+    engines = [likely_engine(settings) for settings, _ in networks_of(recipe.columns)]
+    return next((engine for engine in engines if engine is not None), None)
 
 
 def worker_processor(session: SparkSession) -> tuple[str, int]:
