@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.errors import FirnError, JobError, UsageError
 
 if TYPE_CHECKING:
-    from featurize.jobs.calls import ingest, run
+    from featurize.jobs.calls import add_column, ingest, run
     from featurize.jobs.features import Features, open_features
     from featurize.jobs.images import Images, open_images
     from featurize.jobs.similar_images import SimilarImages, find_similar
@@ -36,6 +36,7 @@ __all__ = [
     "Recipe",
     "SimilarImages",
     "UsageError",
+    "add_column",
     "describe",
     "find_similar",
     "ingest",
@@ -51,6 +52,7 @@ _MODULES = {
     "Images": "featurize.jobs.images",
     "Recipe": "featurize.recipes.recipe",
     "SimilarImages": "featurize.jobs.similar_images",
+    "add_column": "featurize.jobs.calls",
     "describe": "featurize.tables.description",
     "find_similar": "featurize.jobs.similar_images",
     "ingest": "featurize.jobs.calls",

@@ -6,6 +6,7 @@ from pathlib import Path
 if not __package__:  # run by path, as by spark-submit: the packages are in the folder above
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+from featurize.commands.add_column import add_column_command
 from featurize.commands.backbones import backbones_command
 from featurize.commands.describe import describe_command
 from featurize.commands.export import export_command
@@ -21,6 +22,7 @@ app.command("upload", rich_help_panel="Images")(upload_command)
 app.command("ingest", rich_help_panel="Images")(ingest_command)
 app.command("backbones", rich_help_panel="Features")(backbones_command)
 app.command("run", rich_help_panel="Features")(run_command)
+app.command("add-column", rich_help_panel="Features")(add_column_command)
 app.command("describe", rich_help_panel="Features")(describe_command)
 app.command("similar", rich_help_panel="Query and export")(similar_command)
 app.command("sql", rich_help_panel="Query and export")(sql_command)

@@ -83,8 +83,8 @@ def built(spark: SparkSession, photos: Path, mean_backbone: Path, tmp_path_facto
     from featurize.tables.readable import read_features_manifest
 
     folder = tmp_path_factory.mktemp("built") / "mean"
-    result, backbone = featurize(spark, recipe(photos, folder, mean_backbone))
-    return Built(folder, result, backbone, read_features_manifest(str(folder)))
+    result, prepared = featurize(spark, recipe(photos, folder, mean_backbone))
+    return Built(folder, result, prepared.backbones[0], read_features_manifest(str(folder)))
 
 
 @pytest.fixture(scope="session")

@@ -77,6 +77,14 @@ class QuantizedBackbone:
         """A new local file of the network; the caller may rename it."""
         return Path(shutil.copyfile(self._file, self._folder / "backbone.onnx"))
 
+    def describe(self, layer: str | None) -> BackboneSpec:
+        """There is no other layer: the file ends where it was cut.
+
+        Raises:
+            UsageError: always.
+        """
+        raise UsageError(f"`backbone.layer`: {self.spec.name} in int8 is cut at {self.spec.layer}, not at {layer}.")
+
     def forward(self, engine: Engine, precision: Precision) -> Forward:
         """The forward pass in this process."""
         return load_onnx(self._file, engine, precision=precision)
@@ -123,17 +131,16 @@ def prepare_backbone(
     """
     if settings.name == "pixels":
         return PreparedBackbone(_pixels_spec(settings), batch_size=settings.batch_size or DEFAULT_BATCH)
-    stage(f"cutting {Path(settings.name).name}" + (f" at {settings.layer}" if settings.layer else ""))
-    return prepare_opened(open_backbone(settings, folder), settings, decide=decide)
+    return finish_backbone(open_backbone(settings, folder), settings, decide=decide)
 
 
-def prepare_opened(
+def finish_backbone(
     opened: OpenedBackbone, settings: BackboneSettings, *, decide: Decide | None = None
 ) -> PreparedBackbone:
-    """As `prepare_backbone`, for a backbone that is open already.
+    """Decides what computes an opened backbone, and writes its file into its folder; the arguments are as above.
 
     Raises:
-        UsageError: no engine can compute it as the settings say.
+        UsageError: the engine cannot compute the network.
     """
     decision = (decide or decide_unmeasured)(opened, settings)
     path = opened.file(decision.engine)
@@ -157,6 +164,7 @@ def open_backbone(settings: BackboneSettings, folder: str | Path) -> OpenedBackb
         UsageError: The network or layer is unknown, or the weights do not fit or have another digest.
         JobError: ImageNet weights are not available.
     """
+    stage(f"cutting {Path(settings.name).name}" + (f" at {settings.layer}" if settings.layer else ""))
     if settings.engine != "auto":
         require_engine(settings.engine)
     is_onnx = settings.is_onnx_file or settings.is_folder

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from featurize import __version__, storage
 from featurize.backbones import kept, keras_network
 from featurize.backbones.preparation import check_fit, describe_fit, stated_fit, stated_normalization
-from featurize.backbones.spec import BackboneSpec
+from featurize.backbones.spec import BackboneSpec, Preprocessing
 from featurize.backbones.tensorflow_log import without_notes
 from featurize.backbones.weights import WeightsReport
 from featurize.digests import settings_digest, sha256_file
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import keras
 
 _FORMAT = 1  # of what is kept: another number, and it is made anew
-_NOT_THE_NETWORK = {"engine", "precision", "batch_size", "quantized"}
+_DESCRIBED = "specs"
+_NOT_THE_NETWORK = {"engine", "precision", "batch_size", "layers", "column", "quantized"}
 _MAKERS = ("keras", "tensorflow-cpu", "tensorflow", "tf2onnx", "onnx")
 
 
@@ -79,6 +80,22 @@ class KerasBackbone:
         _link(self._exported, path)
         return path
 
+    def describe(self, layer: str | None) -> BackboneSpec:
+        """The description of the same network cut at another layer; kept, so that the next run need not build the network.
+
+        Raises:
+            UsageError: the layer is unknown.
+        """
+        settings = self._settings.model_copy(update={"layer": layer})
+        key = _key_of(settings) if self._key is not None else None
+        found = kept.find_document(_DESCRIBED, key) if key is not None else None
+        if found is not None:
+            return BackboneSpec.from_dict(found)
+        spec = self._cut_at(settings)[1]
+        if key is not None and self.report.notice is None:
+            kept.keep_document(_DESCRIBED, key, spec.as_dict())
+        return spec
+
     def forward(self, engine: Engine, precision: Precision) -> Forward:
         """The forward pass in this process."""
         if engine == "tensorflow":
@@ -91,8 +108,14 @@ class KerasBackbone:
     @cached_property
     def _built(self) -> "tuple[keras.Model, BackboneSpec, WeightsReport]":
         """The cut network in TensorFlow, and its description."""
-        settings = self._settings
-        network, preprocessing, report = keras_network.build_network(settings)
+        return *self._cut_at(self._settings), self._whole[2]
+
+    @cached_property
+    def _whole(self) -> "tuple[keras.Model, Preprocessing, WeightsReport]":
+        return keras_network.build_network(self._settings)
+
+    def _cut_at(self, settings: BackboneSettings) -> "tuple[keras.Model, BackboneSpec]":
+        network, preprocessing, report = self._whole
         cut = keras_network.cut_network(network, settings)
         height, width = keras_network.input_size(cut, settings)
         fit = stated_fit(settings)
@@ -115,7 +138,7 @@ class KerasBackbone:
             **stated,
             **({} if fit is None else asdict(fit)),
         )
-        return cut, spec, report
+        return cut, spec
 
     def _export(self) -> Path:
         """Writes the ONNX file, and keeps it for later runs."""

@@ -43,7 +43,7 @@ class OnnxBackbone:
             raise UsageError(
                 f"`backbone.name`: {settings.name} needs the extra `engines` of Firn, which is not installed."
             )
-        self._folder = Path(folder)
+        self._settings, self._folder = settings, Path(folder)
         name = settings.name.rstrip("/")
         url = _network_of_folder(name) if settings.is_folder else name
         prepared = _preparation_of(settings, name)
@@ -105,6 +105,14 @@ class OnnxBackbone:
         path = self._folder / "backbone.onnx"
         path.write_bytes(self._content)
         return path
+
+    def describe(self, layer: str | None) -> BackboneSpec:
+        """The description of the same network cut at another layer.
+
+        Raises:
+            UsageError: the layer is unknown.
+        """
+        return OnnxBackbone(self._settings.model_copy(update={"layer": layer}), self._folder).spec
 
     def forward(self, engine: Engine, precision: Precision) -> Forward:
         """The forward pass in this process."""

@@ -3,6 +3,7 @@
 Spark only schedules the shards. If it planned them, it would count 4 MB for every file, and put one or two images into a task.
 """
 
+from collections.abc import Sequence
 from typing import IO
 
 import numpy as np
@@ -57,7 +58,7 @@ def _shard_images(images: int, slots: int) -> int:
     return -(-images // shards) or 1
 
 
-def write_plan(url: str, listing: pa.Table, shards: list[tuple[int, int]]) -> None:
+def write_plan(url: str, listing: pa.Table, shards: Sequence[tuple[int, int]]) -> None:
     """Writes the plan to `url`: Parquet with a row group for each shard."""
 
     def write(file: IO[bytes]) -> None:

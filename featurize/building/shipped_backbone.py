@@ -1,7 +1,7 @@
 """The backbone on workers: Spark sends its file to every executor once, and each worker process loads it once."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,18 +16,19 @@ from featurize.backbones.backbone import load_backbone, warm_up
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.building.session import is_local
 from featurize.building.worker import Loaded, assigned_gpus, log, use_task_resources
+from featurize.decoding.decode import Fit
 from featurize.decoding.decoder_process import Decoder
 from featurize.engines.precision import Forward
 from featurize.progress import stage
 from featurize.timings import Timings
 
 _MAX_AHEAD_BYTES = 256 << 20  # of decoded pixels, where images are large
-_loaded: dict[str, Forward] = {}  # one backbone per worker process, kept from task to task
+_loaded: dict[str, Forward] = {}  # the backbones of one job per worker process, kept from task to task
 Value = TypeVar("Value")
 
 
 def kept_backbones() -> list[str]:
-    """The digests of the backbones that this worker process holds in memory: one at most."""
+    """The digests of the backbones that this worker process holds in memory: those of one job."""
     return list(_loaded)
 
 
@@ -36,7 +37,7 @@ def forget_backbone() -> None:
     _loaded.clear()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Decoded:
     """Pixels at the network's size, and the size of the image in its file."""
 
@@ -75,14 +76,28 @@ class ShippedBackbone:
         )
         return Decoded(pixels, width, height)
 
-    def forward(self, timings: Timings) -> Forward:
-        """The backbone of this process; when the first images arrive, it is loaded and run once on zeros."""
-        key = f"{self.sha256 or self.spec.preparation_id} {self.spec.engine} {self.spec.precision}"
-        if key not in _loaded:
+    @property
+    def size_of_images(self) -> tuple[int, int, int, Fit | None]:
+        """What the pixels of an image depend on: height, width, channels, and how the picture is fitted to them."""
+        return self.spec.height, self.spec.width, self.spec.channels, self.spec.fit
+
+    @property
+    def _key(self) -> str:
+        return f"{self.sha256 or self.spec.preparation_id} {self.spec.engine} {self.spec.precision}"
+
+    def forward(self, timings: Timings, *, beside: Sequence["ShippedBackbone"] = ()) -> Forward:
+        """The backbone of this process; when the first images arrive, it is loaded and run once on zeros.
+
+        Args:
+            timings: where the time is counted.
+            beside: the backbones that the job needs beside it. A worker that is reused for others keeps only these in memory.
+        """
+        if self._key not in _loaded:
             with timings.measure("startup"):
-                forget_backbone()  # a worker that is reused for another backbone does not keep both in memory
-                _loaded[key] = self._load()
-        return _loaded[key]
+                for key in _loaded.keys() - {one._key for one in beside}:
+                    del _loaded[key]
+                _loaded[self._key] = self._load()
+        return _loaded[self._key]
 
     def _load(self) -> Forward:
         spec = self.spec

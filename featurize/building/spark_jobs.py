@@ -1,7 +1,7 @@
 """The Spark side of a build: a plan on storage, a task for each of its shards, and the rows that the tasks return."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ def run_plan(
     make_worker: Callable[[ReportTo | None], Worker],
     schema: str,
     what: str = "images",
+    shards: Sequence[tuple[int, int]] | None = None,
 ) -> list[Any]:
     """Cuts `rows` of a listing into shards, writes the plan and has Spark give each shard to a task.
 
@@ -35,12 +36,14 @@ def run_plan(
         make_worker: makes the worker, given the address to which it reports its progress.
         schema: schema of the rows that the worker returns.
         what: the unit in which progress is shown, as in ``images``.
+        shards: the first row of each shard, and the row after its last; None: they are planned here.
 
     Raises:
         JobError: the job failed.
     """
-    rows = in_reading_order(rows)
-    shards = plan_shards(rows, slots=concurrent_tasks(spark))
+    if shards is None:
+        rows = in_reading_order(rows)
+        shards = plan_shards(rows, slots=concurrent_tasks(spark))
     write_plan(plan_url, rows, shards)
     stage("starting workers")
     with image_progress(spark.sparkContext, [stop - start for start, stop in shards], what=what) as report_to:

@@ -33,11 +33,15 @@ _PART_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}-\d+\.parquet")
 
 
 class StagingState(BaseModel):
-    """The content of `state.json`: the settings of the unfinished table, the run under way, and the records it took over."""
+    """The content of `state.json`: the settings of the unfinished table, the run under way, and the records it took over.
+
+    `purpose` tells runs of other kinds apart, which do not take over each other's work; "" is that of `build_table`.
+    """
 
     settings: dict[str, Any]
     run: str
     records: list[ShardRecord]
+    purpose: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,11 +52,13 @@ class Unfinished:
         settings: settings of the unfinished table.
         records: records of the finished shards whose files are complete, of that run or taken over by it; at least one.
         index_urls: URL of the index file of each shard; the killed run may have moved it to its published place already.
+        purpose: as in `StagingState`.
     """
 
     settings: Mapping[str, Any]
     records: list[ShardRecord]
     index_urls: list[str]
+    purpose: str = ""
 
 
 def read_state(url: str) -> StagingState | None:
@@ -86,7 +92,7 @@ def read_unfinished(url: str) -> Unfinished | None:
     sizes = _file_sizes(url)
     records = [record for record in recorded if _is_whole(record, sizes)]
     index_urls = [_index_url(url, record, sizes) for record in records]
-    return Unfinished(state.settings, records, index_urls) if records else None
+    return Unfinished(state.settings, records, index_urls, state.purpose) if records else None
 
 
 def unfinished_settings(url: str) -> Mapping[str, Any] | None:
@@ -95,9 +101,11 @@ def unfinished_settings(url: str) -> Mapping[str, Any] | None:
     return unfinished.settings if unfinished is not None else None
 
 
-def write_state(url: str, *, settings: Mapping[str, Any], run: str, records: Sequence[ShardRecord]) -> None:
+def write_state(
+    url: str, *, settings: Mapping[str, Any], run: str, records: Sequence[ShardRecord], purpose: str = ""
+) -> None:
     """Begins a run: from now on only its own commits and `records` count."""
-    state = StagingState(settings=dict(settings), run=run, records=list(records))
+    state = StagingState(settings=dict(settings), run=run, records=list(records), purpose=purpose)
     storage.write_json(storage.join_url(url, STATE_NAME), state.model_dump())
 
 
@@ -167,11 +175,12 @@ def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
         raise
 
 
-def keep_networks(url: str, files: Mapping[str, Path]) -> None:
+def keep_networks(url: str, files: Mapping[str, Path], *, others_stay: bool = False) -> None:
     """Puts files into the folder `networks` of a table, unless they are there, and removes others that Firn put there.
 
     Args:
         files: local files by their names, which their content determines.
+        others_stay: whether those of other columns are left alone.
     """
     folder = storage.join_url(url, NETWORKS)
     there = {file.rsplit("/", 1)[1]: file for file in storage.list_files(folder)}
@@ -179,7 +188,7 @@ def keep_networks(url: str, files: Mapping[str, Path]) -> None:
         if name not in there:
             storage.upload(local, storage.join_url(folder, name))
     for name, file in there.items():
-        if name not in files and is_ours(f"{NETWORKS}/{name}"):
+        if not others_stay and name not in files and is_ours(f"{NETWORKS}/{name}"):
             storage.remove(file)
 
 

@@ -29,7 +29,8 @@ from featurize.timings import Timings
 Value = TypeVar("Value")
 Worker = Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]
 _RECORD_SCHEMA = pa.schema([("record", pa.string())])
-_READS_BESIDE = 4  # further threads, as some wait for storage while others decode
+READS_BESIDE = 4
+"""Further threads, as some wait for storage while others decode."""
 DECODERS: list[DecoderPool] = []
 """The pool of this worker process, kept from task to task: one at most."""
 
@@ -131,10 +132,10 @@ def make_hasher(plan_url: str, reader: ContentReader, report_to: ReportTo | None
 def _identify_all(
     reader: ContentReader, images: list[PlannedImage], *, shard: int, report_to: ReportTo | None
 ) -> list[str | None]:
-    threads = worker_threads() + _READS_BESIDE
+    threads = worker_threads() + READS_BESIDE
     items = zip(images, reader.open(images), strict=True)
     digests: list[str | None] = []
-    attempt = _attempt()
+    attempt = task_attempt()
 
     def look() -> ShardReport:
         return make_report(shard, attempt, done=len(digests), rejected=0, timings=Timings())
@@ -155,13 +156,13 @@ def _identify(reader: ContentReader, item: tuple[PlannedImage, Fetch]) -> str | 
 
 def make_shard(run: Run, task: ShardTask[Value], shard: int, *, report_to: ReportTo | None = None) -> ShardRecord:
     """Makes one shard of the plan and commits it; returns its record."""
-    timings, began_at, attempt = Timings(), time(), _attempt()
+    timings, began_at, attempt = Timings(), time(), task_attempt()
 
     def look() -> ShardReport:
         return make_report(shard, attempt, done=writer.images, rejected=writer.rejects, timings=timings)
 
     with timings.measure("tasks"):
-        writer = task.make_writer(storage.join_url(run.url, staging.STAGING), _part_name(run.name, shard))
+        writer = task.make_writer(storage.join_url(run.url, staging.STAGING), part_name(run.name, shard))
         try:
             images = read_planned(staging.plan_url(run.url, run.name), shard)
             with reporting(report_to, look):
@@ -223,7 +224,7 @@ def _load_all(
         return _load(task, run.reader, *item, decoders)
 
     items = zip(images, run.reader.open(images), strict=True)
-    outcomes = map_ahead(load, items, threads=threads + _READS_BESIDE, ahead=task.ahead(threads))
+    outcomes = map_ahead(load, items, threads=threads + READS_BESIDE, ahead=task.ahead(threads))
     while True:
         with timings.measure("wait"):
             outcome = next(outcomes, None)
@@ -279,12 +280,12 @@ def decoder_pool(size: int, timeout_s: float) -> DecoderPool:
     return DECODERS[0]
 
 
-def _part_name(run: str, shard: int) -> str:
+def part_name(run: str, shard: int) -> str:
     """The name of the files that this attempt at a shard writes."""
-    return f"{run}-{shard:05d}-{_attempt()}"
+    return f"{run}-{shard:05d}-{task_attempt()}"
 
 
-def _attempt() -> int:
+def task_attempt() -> int:
     """Spark's number of this attempt at a task; 0 outside a task."""
     context = TaskContext.get()
     return context.taskAttemptId() if context is not None else 0

@@ -34,6 +34,7 @@ def run_command(
                 **build_numbers(build),
                 "weights": features.manifest.backbone["weights"],
                 "precision": features.manifest.backbone["precision"],
+                "columns": features.manifest.column_names,
             },
             as_json=as_json,
         )

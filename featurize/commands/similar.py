@@ -12,6 +12,9 @@ def similar_command(
     features: Annotated[str, typer.Option(help="URL of the feature set to search.")],
     k: Annotated[int, typer.Option("--k", "-k", min=1, max=10_000, help="Number of images to find.")] = 10,
     metric: Annotated[Literal["cosine", "euclidean"], typer.Option(help="The distance between features.")] = "cosine",
+    column: Annotated[
+        str | None, typer.Option(help="The column of features to compare, of a set with several.")
+    ] = None,
     split: Annotated[list[str] | None, typer.Option(help="A split to search; repeatable. Default: all splits.")] = None,
     output: Annotated[str | None, typer.Option(help="The HTML file to write, with thumbnails.")] = None,
     as_json: JsonOption = False,
@@ -23,7 +26,7 @@ def similar_command(
         import featurize
         from featurize.console import say
 
-        similar = featurize.find_similar(features, image, k=k, metric=metric, splits=split)
+        similar = featurize.find_similar(features, image, k=k, metric=metric, splits=split, column=column)
         url = similar.write_page(output) if output is not None else None
         if url is not None:
             say(f"{url}: the {len(similar.images)} nearest of {similar.rows:,} images.")

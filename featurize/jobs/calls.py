@@ -1,7 +1,7 @@
-"""The two jobs as one call each, in the caller's Spark session or in one made for the call."""
+"""The jobs as one call each, in the caller's Spark session or in one made for the call."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +15,9 @@ from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.engines.engine import NAMES
 from featurize.errors import UsageError
 from featurize.jobs import ingest as ingest_job
+from featurize.jobs.add_column import add_columns
 from featurize.jobs.engine_choice import likely_engine
+from featurize.jobs.feature_columns import networks_of
 from featurize.jobs.features import Features
 from featurize.jobs.images import Images
 from featurize.jobs.run import featurize
@@ -50,12 +52,46 @@ def run(
         JobError: the job failed, another one writes to the same place, or too many images could not be read.
     """
     checked = upper_half(read_recipe(recipe, overrides), origin=origin_of(recipe))
-    folders = [_CARDS]
-    if isinstance(recipe, str | Path):
-        folders.append(Path(recipe).absolute().parent.parent / "datasets")
-    warm_up = likely_engine(checked.backbone)
+    engines = [likely_engine(settings) for settings, _ in networks_of(checked.columns)]
+    warm_up = next((engine for engine in engines if engine is not None), None)
     with shown_in_notebook(), borrowed_or_starting(spark, "firn featurize", warm_up=warm_up) as session:
-        result, _ = featurize(session, checked, card_folders=folders, on_backbone=_log_backbone)
+        result, _ = featurize(session, checked, card_folders=_card_folders(recipe), on_backbone=_log_backbone)
+    url = storage.absolute_url(checked.features.url)
+    return Features(url, correct_rows(url, cast(FeaturesManifest, result.manifest)), build=result)
+
+
+def add_column(
+    recipe: str | Path | Mapping[str, Any] | Recipe,
+    *,
+    where: str | None = None,
+    columns: Sequence[str] = (),
+    spark: SparkSession | None = None,
+    overrides: Overrides | None = None,
+) -> Features:
+    """Computes the columns of features that a recipe names and its feature set lacks; or columns anew, for some rows.
+
+    Args:
+        recipe: as for `run`; it names all columns, those that exist too.
+        where: a condition in Spark's SQL over the columns of the set, such as ``label = 'cat' AND width > 100``: the rows whose
+            columns are computed anew. None: columns that are missing are computed for all rows.
+        columns: with `where`, the columns to compute; empty: all.
+        spark: as for `run`.
+        overrides: as for `run`.
+
+    Raises:
+        UsageError: there is no feature set, it does not match the recipe, or images of its rows are no longer there.
+        JobError: the job failed, an image has changed, or another job writes to the same place.
+    """
+    checked = upper_half(read_recipe(recipe, overrides), origin=origin_of(recipe))
+    with shown_in_notebook(), borrowed_or_starting(spark, "firn add-column") as session:
+        result = add_columns(
+            session,
+            checked,
+            where=where,
+            columns=columns,
+            card_folders=_card_folders(recipe),
+            on_backbone=_log_backbone,
+        )
     url = storage.absolute_url(checked.features.url)
     return Features(url, correct_rows(url, cast(FeaturesManifest, result.manifest)), build=result)
 
@@ -97,6 +133,12 @@ def ingest(
     images = Images(storage.absolute_url(str(output)), cast(ImagesManifest, result.manifest), build=result)
     _log_other_numbers(checked, images)
     return images
+
+
+def _card_folders(recipe: str | Path | Mapping[str, Any] | Recipe) -> list[Path]:
+    """Where the cards that a recipe names are looked up."""
+    beside = [Path(recipe).absolute().parent.parent / "datasets"] if isinstance(recipe, str | Path) else []
+    return [_CARDS, *beside]
 
 
 def _check_limits(max_reject_fraction: float, decode_timeout_s: float) -> None:

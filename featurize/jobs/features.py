@@ -1,7 +1,7 @@
 """A feature set in Python: its rows as pandas, NumPy or Spark, the nearest images, and a summary as `repr`."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from featurize import storage
 from featurize.errors import UsageError
 from featurize.similar.nearest import Metric
 from featurize.tables.description import SPLIT_ORDER, Description
-from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.manifests import FEATURES_COLUMN, FeaturesManifest
 from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import RowGroup, features_of, iterate_row_groups, list_row_groups, row_shape
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from featurize.building.build import BuildResult
     from featurize.jobs.similar_images import SimilarImages
 
-COLUMNS = ("image_id", "path", "label", "label_index", "split", "width", "height", "features")
-"""The columns of a feature set. No file has `split`: it is the name of the files' folder."""
+FACTS = ("image_id", "path", "label", "label_index", "split", "width", "height")
+"""The columns of a feature set besides those of features. No file has `split`: it is the name of the files' folder."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,6 +52,11 @@ class Features:
         return self.manifest.row_count
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns: `FACTS`, then `features`, or each of several columns of features."""
+        return (*FACTS, *self.manifest.column_names)
+
+    @property
     def splits(self) -> dict[str, int]:
         """The number of images in each split, in the order in which splits are read."""
         there = [name for name in SPLIT_ORDER if self.manifest.split_rows(name)]
@@ -67,7 +72,7 @@ class Features:
 
         Args:
             split: the split to read; None: all.
-            columns: some of `COLUMNS`, in this order; None: all. In `features` each row holds an array: float32
+            columns: some of the set's `columns`, in this order; None: all. In one of features each row holds an array: float32
                 ``(feature_dim,)``, or with the backbone `pixels` uint8 ``(height, width, channels)``.
 
         Raises:
@@ -76,34 +81,39 @@ class Features:
         """
         import pandas as pd
 
-        names = _check_columns(columns)
+        names = self._check_columns(columns)
         parts = {name: self._read(name, names) for name in self._check_split(split)}
         tables = [table for table, _ in parts.values()]
         frame = pa.concat_tables(tables).to_pandas()
         if "split" in names:
             frame["split"] = [name for name, (table, _) in parts.items() for _ in range(len(table))]
-        if "features" in names:
-            frame["features"] = pd.Series([row for _, x in parts.values() for row in x], dtype=object)
+        for column in set(names) & set(self.manifest.column_names):
+            frame[column] = pd.Series([row for _, x in parts.values() for row in x[column]], dtype=object)
         chosen: pd.DataFrame = frame[list(names)]
         return chosen
 
-    def to_numpy(self, split: str) -> tuple[NDArray[Any], NDArray[np.int32]]:
+    def to_numpy(self, split: str, column: str | None = None) -> tuple[NDArray[Any], NDArray[np.int32]]:
         """Features and labels of a split as arrays.
+
+        Args:
+            split: the split to read.
+            column: the column of features; None: the only one.
 
         Returns:
             x: float32 ``(n_images, feature_dim)``; with the backbone `pixels` uint8 ``(n_images, height, width, channels)``.
             y: int32 ``(n_images,)``, the position of each label in `classes`.
 
         Raises:
-            UsageError: there is no such split.
+            UsageError: there is no such split or column, or there are several columns and none was named.
             JobError: a file is missing or damaged.
         """
         (name,) = self._check_split(split)
-        table, x = self._read(name, ("label_index", "features"))
-        return x, table["label_index"].to_numpy().astype(np.int32, copy=False)
+        chosen = str(self.manifest.of_column(column, self.url).column)
+        table, x = self._read(name, ("label_index", chosen))
+        return x[chosen], table["label_index"].to_numpy().astype(np.int32, copy=False)
 
     def to_spark(self, spark: "SparkSession | None" = None, split: str | None = None) -> "DataFrame":
-        """Rows as a Spark DataFrame with `COLUMNS`, in any order; `features` are lists of floats, or bytes for `pixels`.
+        """Rows as a Spark DataFrame with all `columns`, in any order; features are lists of floats, or bytes for `pixels`.
 
         Here labels corrected after the set was opened are applied, too.
 
@@ -119,15 +129,21 @@ class Features:
         from featurize.sql.tables import features_table
 
         table = features_table(self.url, self.manifest, splits=self._check_split(split))
-        return read_sql_table(session_at_hand(spark), table).select(*COLUMNS)
+        return read_sql_table(session_at_hand(spark), table).select(*self.columns)
 
     def similar(
-        self, image: str | Path, *, k: int = 10, metric: Metric = "cosine", splits: Sequence[str] | None = None
+        self,
+        image: str | Path,
+        *,
+        k: int = 10,
+        metric: Metric = "cosine",
+        splits: Sequence[str] | None = None,
+        column: str | None = None,
     ) -> "SimilarImages":
         """The `k` images nearest to `image`; see `find_similar`."""
         from featurize.jobs.similar_images import find_similar
 
-        return find_similar(self, image, k=k, metric=metric, splits=splits)
+        return find_similar(self, image, k=k, metric=metric, splits=splits, column=column)
 
     def describe(self) -> Description:
         """Backbone, rows per split and class, size and rejects, to show or, with its `as_dict`, as a document."""
@@ -145,23 +161,37 @@ class Features:
             raise UsageError(f"`split` must be one of {', '.join(self.splits)}, which {self.url} has. Got {split!r}.")
         return list(self.splits) if split is None else [split]
 
-    def _read(self, split: str, columns: Sequence[str]) -> tuple[pa.Table, NDArray[Any]]:
-        """Columns of a split, and its features, empty unless they are among the columns: ``(n_images, *row_shape)``."""
-        wants_features = "features" in columns
-        stored = [name for name in columns if name not in ("split", "features")] or ["label_index"]
+    def _check_columns(self, columns: Sequence[str] | None) -> tuple[str, ...]:
+        if columns is None:
+            return self.columns
+        names = (columns,) if isinstance(columns, str) else tuple(columns)
+        if unknown := [name for name in names if name not in self.columns]:
+            raise UsageError(f"`columns` must be among {', '.join(self.columns)}. Got {unknown[0]!r}.")
+        if not names or len(set(names)) < len(names):
+            raise UsageError(f"`columns` must name at least one column, and each once. Got {list(names)!r}.")
+        return names
+
+    def _read(self, split: str, columns: Sequence[str]) -> tuple[pa.Table, dict[str, NDArray[Any]]]:
+        """Columns of a split, and by name those of features: ``(n_images, *row_shape)``."""
+        stored = [name for name in columns if name not in ("split", *self.manifest.column_names)] or ["label_index"]
         rows = self.manifest.split_rows(split)
-        x = np.empty((rows if wants_features else 0, *row_shape(self.manifest)), self.manifest.feature_dtype)
+        wanted = {
+            name: self.manifest.of_column(name, self.url) for name in columns if name in self.manifest.column_names
+        }
+        x = {name: np.empty((rows, *row_shape(one)), one.feature_dtype) for name, one in wanted.items()}
         tables, start = [], 0
-        for group, table in self._row_groups(split, [*stored, *(["features"] if wants_features else [])]):
-            if wants_features:
-                stop = start + table.num_rows
-                x[start:stop] = features_of(table, self.manifest, origin=group.url)
-                start = stop
+        for group, table in self._row_groups(split, [*stored, *wanted]):
+            stop = start + table.num_rows
+            for name, one in wanted.items():
+                only = table.select([name]).rename_columns([FEATURES_COLUMN])
+                x[name][start:stop] = features_of(only, one, origin=group.url)
             tables.append(table.select(stored))
+            start = stop
         return pa.concat_tables(tables), x
 
     def _row_groups(self, split: str, columns: Sequence[str]) -> Iterator[tuple[RowGroup, pa.Table]]:
-        groups = list_row_groups(self.url, self.manifest, split)
+        """Row groups with columns by the names that they have in the files."""
+        groups = [replace(one, column=FEATURES_COLUMN) for one in list_row_groups(self.url, self.manifest, split)]
         return zip(groups, iterate_row_groups(groups, columns), strict=True)
 
 
@@ -174,14 +204,3 @@ def open_features(url: str | Path) -> Features:
     """
     absolute = storage.absolute_url(str(url))
     return Features(absolute, read_features_manifest(absolute))
-
-
-def _check_columns(columns: Sequence[str] | None) -> tuple[str, ...]:
-    if columns is None:
-        return COLUMNS
-    names = (columns,) if isinstance(columns, str) else tuple(columns)
-    if unknown := [name for name in names if name not in COLUMNS]:
-        raise UsageError(f"`columns` must be among {', '.join(COLUMNS)}. Got {unknown[0]!r}.")
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"`columns` must name at least one column, and each once. Got {list(names)!r}.")
-    return names

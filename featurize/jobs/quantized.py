@@ -16,10 +16,10 @@ from pyspark.sql import SparkSession
 from featurize import storage
 from featurize.backbones.backbone import (
     QuantizedBackbone,
+    finish_backbone,
     load_backbone,
     open_backbone,
     prepare_backbone,
-    prepare_opened,
 )
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.building.starting_session import StartingSession
@@ -43,9 +43,9 @@ _MOST_VALUES = 1 << 26  # of features in float32 that are held to judge: 256 MB
 def prepare_quantized(
     spark: SparkSession | StartingSession,
     settings: BackboneSettings,
+    *,
     source: ImageSource,
     folder: str | Path,
-    *,
     decode_timeout_s: float,
 ) -> PreparedBackbone:
     """The backbone in int8 that `settings` describe, its file in `folder`: that of `quantized`, or one made for `source`.
@@ -70,7 +70,7 @@ def prepare_quantized(
     sample = ImageSample(source, base.spec, decode_timeout_s=decode_timeout_s)
     stage(f"calibrating {base.spec.name} in int8")
     opened, calibrated = _quantize(base, sample, Path(folder))
-    prepared = prepare_opened(opened, settings, decide=EngineChoice(spark))
+    prepared = finish_backbone(opened, settings, decide=EngineChoice(spark))
     reference = base.forward(_fastest(prepared.measured) or prepared.spec.engine, "float32")
     rounded = load_backbone(prepared.spec, prepared.path, sha256=prepared.sha256, batch_size=_BATCH)
     verdict = _judge(sample, reference, rounded, base.spec)
@@ -83,13 +83,15 @@ def prepare_quantized(
     return replace(prepared, quantization={"calibration_images": calibrated, "judged": verdict.as_dict()})
 
 
-def kept_files(backbone: PreparedBackbone) -> dict[str, Path]:
-    """What a feature set keeps of its backbone, by name: the network in int8, which cannot be made again, and its judgement."""
-    if backbone.spec.precision != "int8" or backbone.path is None:
-        return {}
-    document = backbone.path.with_suffix(".json")
-    document.write_text(json.dumps(backbone.quantization), encoding="utf-8")
-    return {f"{backbone.sha256}.onnx": backbone.path, f"{backbone.sha256}.json": document}
+def kept_files(backbones: Iterable[PreparedBackbone]) -> dict[str, Path]:
+    """What a feature set keeps of its backbones, by name: networks in int8, which cannot be made again, and their judgements."""
+    files: dict[str, Path] = {}
+    for backbone in backbones:
+        if backbone.spec.precision == "int8" and backbone.path is not None:
+            document = backbone.path.with_suffix(".json")
+            document.write_text(json.dumps(backbone.quantization), encoding="utf-8")
+            files |= {f"{backbone.sha256}.onnx": backbone.path, f"{backbone.sha256}.json": document}
+    return files
 
 
 def _quantize(base: Any, sample: ImageSample, folder: Path) -> tuple[QuantizedBackbone, int]:

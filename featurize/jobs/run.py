@@ -1,25 +1,26 @@
-"""The feature set: one row per image, made by a frozen backbone."""
+"""The feature set: one row per image, made by one or several frozen backbones."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import SparkSession
 
-from featurize.backbones.backbone import prepare_backbone
-from featurize.backbones.rebuild import kept_network
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.shipped_backbone import ship_backbone, shipping_folder
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.errors import UsageError
 from featurize.jobs.engine_choice import EngineChoice
+from featurize.jobs.feature_columns import PreparedColumns, as_decided, prepare_columns
 from featurize.jobs.quantized import kept_files, prepare_quantized
-from featurize.jobs.run_task import FeaturizeTask
-from featurize.recipes.backbone_section import BackboneSettings
+from featurize.jobs.run_task import ColumnsOfFeatures, FeaturizeTask, TaskColumn
+from featurize.recipes.feature_columns import ONLY, AskedColumn
 from featurize.recipes.recipe import FeaturizeRecipe
 from featurize.sources.listing import ImageSource
 from featurize.sources.opening import open_source
-from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.manifests import FeatureColumn, FeaturesManifest
 
 
 def featurize(
@@ -28,13 +29,13 @@ def featurize(
     *,
     card_folders: Sequence[Path] = (Path("datasets"),),
     on_backbone: Callable[[PreparedBackbone], None] = lambda backbone: None,
-) -> tuple[BuildResult, PreparedBackbone]:
+) -> tuple[BuildResult, PreparedColumns]:
     """Builds the feature set that `recipe` describes, or adds to it the images that are missing.
 
     Args:
         spark: a session; or one that is still starting, for which the job waits once the backbone is ready.
         card_folders: where the names of cards are looked up.
-        on_backbone: called when the backbone is ready, before any image is read.
+        on_backbone: called with each backbone when all are ready, before any image is read.
 
     Raises:
         UsageError: the source, the backbone or what is at the target does not match the recipe.
@@ -45,91 +46,92 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
-    backbone = _prepare(spark, recipe, source)
-    on_backbone(backbone)
+    folder, timeout_s = shipping_folder().name, recipe.images.decode_timeout_s
+    quantize = partial(prepare_quantized, spark, source=source, folder=folder, decode_timeout_s=timeout_s)
+    prepared = prepare_columns(_decided_before(recipe), folder, quantize=quantize, decide=EngineChoice(spark))
+    for backbone in prepared.backbones:
+        on_backbone(backbone)
     session = ready_session(spark)
     result = build_table(
         session,
         source,
         recipe.features.url,
         manifest_type=FeaturesManifest,
-        settings=_identity_settings(recipe, source, backbone),
-        details=_manifest_details(recipe, source, backbone),
-        task=_make_task(session, recipe, source, backbone),
+        settings=identity_settings(recipe, source, prepared),
+        details=manifest_details(recipe, source, prepared.as_manifest()),
+        task=make_task(session, recipe, source, prepared),
         max_reject_fraction=recipe.images.max_reject_fraction,
-        decode_timeout_s=recipe.images.decode_timeout_s,
-        networks=kept_files(backbone),
+        decode_timeout_s=timeout_s,
+        networks=kept_files(prepared.backbones),
     )
-    return result, backbone
+    return result, prepared
 
 
-def _prepare(spark: SparkSession | StartingSession, recipe: FeaturizeRecipe, source: ImageSource) -> PreparedBackbone:
-    settings, folder = _decided_before(recipe), shipping_folder().name
-    if settings.precision == "int8":
-        return prepare_quantized(spark, settings, source, folder, decode_timeout_s=recipe.images.decode_timeout_s)
-    return prepare_backbone(settings, folder, decide=EngineChoice(spark))
-
-
-def _decided_before(recipe: FeaturizeRecipe) -> BackboneSettings:
-    """The backbone's settings; what they leave open is as in rows that exist, also of an unfinished run.
-
-    Engine and precision are open where they are "auto", the network where it is to be in int8.
-    """
-    open_keys = [key for key in ("engine", "precision") if getattr(recipe.backbone, key) == "auto"]
-    needs_network = recipe.backbone.precision in ("auto", "int8") and recipe.backbone.quantized is None
-    there = settings_in_place(recipe.features.url) if open_keys or needs_network else None
-    if there is None or "backbone" not in there:
-        return recipe.backbone
-    decided = {"engine": "tensorflow", **there["backbone"]}  # the engine of old sets, which do not name it
-    if recipe.backbone.precision == "int8" != decided["precision"]:
+def _decided_before(recipe: FeaturizeRecipe) -> list[AskedColumn]:
+    """The columns; where engine or precision is "auto", that of rows that exist, also of an unfinished run."""
+    there = settings_in_place(recipe.features.url) or {}
+    known = list(there.get("columns", [ONLY] if "backbone" in there else []))
+    if missing := [column.name for column in recipe.columns if known and column.name not in known]:
         raise UsageError(
-            f"{recipe.features.url} holds features in {decided['precision']}, not in int8; a mixture is refused. Write elsewhere."
+            f"{recipe.features.url} has no column {missing[0]}, which the recipe names. `featurize add-column` computes it."
         )
-    changes = {key: decided[key] for key in open_keys}
-    if needs_network and decided["precision"] == "int8":
-        changes["quantized"] = kept_network(recipe.features.url, decided["quantized_sha256"])
-    return recipe.backbone.model_copy(update=changes)
+    url = recipe.features.url
+    decided = [as_decided(column, backbone_in(there, column.name), url) for column in recipe.columns]
+    return sorted(
+        decided, key=lambda one: known.index(one.name) if known else 0
+    )  # the files keep their order of columns
 
 
-def _identity_settings(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
-    """Everything that determines the rows, besides the bytes of the images. `weights` names only the origin of the weights."""
+def backbone_in(settings: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
+    """The backbone of a column in the settings of a feature set; None where it has no such column."""
+    by_name: Mapping[str, Any] = settings.get("columns") or {ONLY: settings.get("backbone")}
+    return by_name.get(column)
+
+
+def identity_settings(recipe: FeaturizeRecipe, source: ImageSource, prepared: PreparedColumns) -> dict[str, object]:
+    """Everything that determines the rows, besides the bytes of the images."""
+    columns = {column.name: column.determining for column in prepared.columns}
     return {
         "table": "features",
         "source": source.settings,
         "classes": list(source.classes),
-        "backbone": {key: value for key, value in backbone.spec.as_dict().items() if key != "weights"},
+        **({"backbone": columns[ONLY]} if recipe.has_one_plain_column else {"columns": columns}),
         "rows_per_group": recipe.features.rows_per_group,
     }
 
 
-def _manifest_details(recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone) -> dict[str, object]:
-    spec = backbone.spec
-    file_sha256 = backbone.report.file_sha256 if backbone.report is not None else None
+def manifest_details(
+    recipe: FeaturizeRecipe, source: ImageSource, columns: Sequence[FeatureColumn]
+) -> dict[str, object]:
+    """The fields that only the manifest of a feature set has."""
+    first = columns[0]
     return {
-        "preparation_id": spec.preparation_id,
-        "backbone": {
-            **spec.as_dict(),
-            "engine": spec.engine,
-            "weights_file_sha256": file_sha256,
-            "bfloat16_cosine": backbone.bfloat16_cosine,
-            "batch_size": backbone.batch_size,
-            "engines": [one.as_dict() for one in backbone.measured],
-            **({} if backbone.quantization is None else {"quantization": backbone.quantization}),
-        },
-        "feature_shape": list(spec.feature_shape),
-        "feature_dtype": spec.feature_dtype,
+        "preparation_id": first.preparation_id,
+        "backbone": first.backbone,
+        "feature_shape": first.feature_shape,
+        "feature_dtype": first.feature_dtype,
+        "columns": [] if recipe.has_one_plain_column else list(columns),
         "rows_per_group": recipe.features.rows_per_group,
         "recipe": recipe.model_dump(exclude_none=True),
         "lineage": source.lineage,
     }
 
 
-def _make_task(
-    spark: SparkSession, recipe: FeaturizeRecipe, source: ImageSource, backbone: PreparedBackbone
+def ship_columns(spark: SparkSession, prepared: PreparedColumns) -> ColumnsOfFeatures:
+    """Sends the networks to every executor."""
+    return ColumnsOfFeatures(
+        backbones=tuple(ship_backbone(spark, backbone) for backbone in prepared.backbones),
+        columns=tuple(TaskColumn.of(column) for column in prepared.columns),
+    )
+
+
+def make_task(
+    spark: SparkSession, recipe: FeaturizeRecipe, source: ImageSource, prepared: PreparedColumns
 ) -> FeaturizeTask:
+    """What workers do; the networks are sent to them."""
     return FeaturizeTask(
         classes=source.classes,
         split_rule=source.split_rule,
-        backbone=ship_backbone(spark, backbone),
+        features=ship_columns(spark, prepared),
         rows_per_group=recipe.features.rows_per_group,
     )

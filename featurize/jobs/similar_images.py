@@ -69,6 +69,7 @@ def find_similar(
     k: int = 10,
     metric: Metric = "cosine",
     splits: Sequence[str] | None = None,
+    column: str | None = None,
 ) -> SimilarImages:
     """Finds the `k` images of a feature set that are nearest to `image`, exactly: every row is compared.
 
@@ -79,9 +80,10 @@ def find_similar(
         k: number of images to find, 1 to 10,000.
         metric: "cosine" or "euclidean".
         splits: the splits to search; None: all.
+        column: the column of features to compare; None: the only one.
 
     Raises:
-        UsageError: there is no such feature set, split or image; or the backbone cannot be rebuilt identically.
+        UsageError: there is no such feature set, split, column or image; or the backbone cannot be rebuilt identically.
         JobError: a file is missing or damaged, or the image cannot be decoded or compared.
     """
     if not 1 <= k <= _MOST:
@@ -89,5 +91,5 @@ def find_similar(
     if metric not in METRICS:
         raise UsageError(f"`metric` must be one of {', '.join(METRICS)}. Got {metric!r}.")
     url = str(features) if isinstance(features, str | Path) else features.url
-    found = search_features(url, str(image), k=k, metric=metric, splits=splits)
+    found = search_features(url, str(image), k=k, metric=metric, splits=splits, column=column)
     return SimilarImages(found.url, found.manifest, found.query, found.metric, found.rows, found.images)

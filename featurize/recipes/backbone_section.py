@@ -27,6 +27,14 @@ class BackboneSettings(Settings):
         description="the layer or tensor whose output is the features, with `:cls` or `:mean` for a token or a mean; several "
         'are joined by " + "; default: the last',
     )
+    layers: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="several layers in place of `layer`: a column `features_<layer>` for each",
+    )
+    column: str | None = Field(
+        default=None, pattern="^features(_[a-z0-9_]+)?$", description="name of the column; default: from layer or name"
+    )
     weights: str | None = Field(default=None, description="imagenet, imagenet_or_random, random, or a path")
     weights_sha256: Sha256 | None = Field(default=None, description="SHA-256 of the weights file")
     seed: int = Field(default=42, ge=0, lt=2**32, description="seed of random weights")
@@ -79,6 +87,11 @@ class BackboneSettings(Settings):
         return self
 
     @property
+    def is_file(self) -> bool:
+        """Whether `name` is the path of a file."""
+        return self.is_keras_file or self.is_onnx_file
+
+    @property
     def is_keras_file(self) -> bool:
         """Whether `name` is the path of a .keras file."""
         return self.name.endswith(".keras")
@@ -91,7 +104,7 @@ class BackboneSettings(Settings):
     @property
     def is_folder(self) -> bool:
         """Whether `name` is the path of a folder, which has a slash, as in ./dinov2."""
-        return "/" in self.name and not (self.is_keras_file or self.is_onnx_file)
+        return "/" in self.name and not self.is_file
 
     @property
     def states_normalization(self) -> bool:
@@ -108,12 +121,13 @@ def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
     if settings.precision == "int8":
         return ["`precision` cannot be int8 with `pixels`, which no network computes"]
     missing = [f"`{key}` is required with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
-    unused = ("layer", "weights", "weights_sha256", "preprocessing", *_NORMALIZATION, *_FIT)
+    unused = ("layer", "layers", "weights", "weights_sha256", "preprocessing", *_NORMALIZATION, *_FIT)
     return missing + [f"`{key}` cannot be used with `pixels`" for key in unused if getattr(settings, key) is not None]
 
 
 def _faults_of_network(settings: BackboneSettings) -> list[str]:
     faults = ["`channels` is for `pixels` only"] if settings.channels is not None else []
+    faults += _faults_of_layers(settings)
     if settings.preprocessing is not None and settings.states_normalization:
         faults.append("`preprocessing` cannot be used with `scale`, `mean`, `std` or `channel_order`, which replace it")
     if settings.std is not None and not all(value > 0 for value in settings.std):
@@ -128,7 +142,7 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
         faults.append('`quantized` needs `precision` to be "int8"')
     if settings.engine == "tensorflow" and (settings.is_onnx_file or settings.is_folder):
         faults.append("TensorFlow cannot compute an ONNX network: `engine` must be auto, openvino or onnxruntime")
-    if settings.is_keras_file or settings.is_onnx_file or settings.is_folder:
+    if settings.is_file or settings.is_folder:
         if settings.preprocessing is None and not settings.states_normalization and not settings.is_folder:
             kind = ".keras" if settings.is_keras_file else ".onnx"
             faults.append(
@@ -143,4 +157,16 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
         faults.append(f"{stated} of {settings.name} is known; remove it")
     if settings.weights_sha256 is not None and settings.weights in (None, "imagenet", "imagenet_or_random", "random"):
         faults.append("`weights_sha256` needs `weights` to be a path")
+    return faults
+
+
+def _faults_of_layers(settings: BackboneSettings) -> list[str]:
+    layers = settings.layers
+    if layers is None:
+        return []
+    faults = ["`layer` and `layers` cannot be used together"] if settings.layer is not None else []
+    if len(set(layers)) < len(layers):
+        faults.append("`layers` names a layer twice")
+    if settings.column is not None and len(layers) > 1:
+        faults.append("`column` names one column, and `layers` makes several")
     return faults

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
 from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.feature_columns import ONLY, AskedColumn, asked_columns
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.sweep_section import SweepSettings
 from featurize.recipes.toml_settings import Overrides, Settings, apply_overrides, check_settings, read_toml
@@ -66,6 +67,9 @@ class FeaturesSettings(Settings):
     """Where the feature set is, and which of its rows are used in training."""
 
     url: str = Field(min_length=1)
+    column: str | None = Field(
+        default=None, min_length=1, description="the column of features of a set with several; default: the only one"
+    )
     rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
     where: str | None = Field(
         default=None,
@@ -118,19 +122,40 @@ class Recipe(Settings):
 
     images: ImagesSettings | None = None
     backbone: BackboneSettings | None = None
+    backbones: list[BackboneSettings] | None = Field(
+        default=None, min_length=1, description="several, in place of `backbone`: a column of features for each"
+    )
     features: FeaturesSettings | None = None
     model: ModelSettings | None = None
     training: TrainingSettings = TrainingSettings()
     registry: RegistrySettings | None = None
     sweep: SweepSettings | None = None
 
+    @model_validator(mode="after")
+    def _has_distinct_columns(self) -> "Recipe":
+        if self.backbone is not None and self.backbones is not None:
+            raise ValueError("`backbone` and `backbones` cannot be used together.")
+        asked_columns(_backbones_of(self))
+        return self
+
 
 class FeaturizeRecipe(Settings):
     """The upper half: images to features."""
 
     images: ImagesSettings
-    backbone: BackboneSettings
+    backbone: BackboneSettings | None = None
+    backbones: list[BackboneSettings] | None = None
     features: FeaturesSettings
+
+    @property
+    def columns(self) -> tuple[AskedColumn, ...]:
+        """The columns of features."""
+        return asked_columns(_backbones_of(self))
+
+    @property
+    def has_one_plain_column(self) -> bool:
+        """Whether the set has the one column `features`, made by `backbone`, as in version 0.2."""
+        return self.backbone is not None and [column.name for column in self.columns] == [ONLY]
 
 
 class FinetuneRecipe(Settings):
@@ -172,10 +197,13 @@ def upper_half(recipe: Recipe, *, origin: str) -> FeaturizeRecipe:
     Raises:
         UsageError: A section is missing.
     """
-    if recipe.images is None or recipe.backbone is None or recipe.features is None:
-        raise UsageError(_missing_sections(recipe, ("images", "backbone", "features"), origin=origin))
+    if recipe.images is None or not _backbones_of(recipe) or recipe.features is None:
+        names = ("images", *(() if recipe.backbones else ("backbone",)), "features")
+        raise UsageError(_missing_sections(recipe, names, origin=origin))
     features = FeaturesSettings(url=recipe.features.url, rows_per_group=recipe.features.rows_per_group)
-    return FeaturizeRecipe(images=recipe.images, backbone=recipe.backbone, features=features)
+    return FeaturizeRecipe(
+        images=recipe.images, backbone=recipe.backbone, backbones=recipe.backbones, features=features
+    )
 
 
 def lower_half(recipe: Recipe, *, origin: str) -> FinetuneRecipe:
@@ -189,6 +217,10 @@ def lower_half(recipe: Recipe, *, origin: str) -> FinetuneRecipe:
     return FinetuneRecipe(
         features=recipe.features, model=recipe.model, training=recipe.training, registry=recipe.registry
     )
+
+
+def _backbones_of(recipe: Recipe | FeaturizeRecipe) -> list[BackboneSettings]:
+    return [recipe.backbone] if recipe.backbone is not None else list(recipe.backbones or ())
 
 
 def _missing_sections(recipe: Recipe, names: Sequence[str], *, origin: str) -> str:

@@ -10,6 +10,7 @@ from featurize.recipes.training_section import Metric
 
 EPOCHS = "training.epochs"
 _SECTIONS = ("model", "training")
+COLUMN = "features.column"
 _FIXED = {"model.url": "`sweep.url` sets where models go", "training.seed": "`sweep.seeds` sets the seeds"}
 
 
@@ -79,8 +80,10 @@ def _faults(settings: SweepSettings) -> list[str]:
     for key, values in _flatten(settings.values):
         if key in _FIXED:
             faults.append(f"`values`: {key} cannot be varied; {_FIXED[key]}")
-        elif key.partition(".")[0] not in _SECTIONS or "." not in key:
-            faults.append(f"`values`: {key} must be a key of [model] or [training], such as training.l2")
+        elif key != COLUMN and (key.partition(".")[0] not in _SECTIONS or "." not in key):
+            faults.append(
+                f"`values`: {key} must be a key of [model] or [training], such as training.l2, or features.column"
+            )
         elif isinstance(values, dict):
             faults += [f"`values`: {key} {fault}" for fault in _range_faults(values, settings.search)]
         elif not isinstance(values, list) or not values:

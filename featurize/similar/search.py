@@ -78,7 +78,13 @@ class Similar:
 
 
 def find_similar(
-    url: str, image: str, *, k: int = 10, metric: Metric = "cosine", splits: Sequence[str] | None = None
+    url: str,
+    image: str,
+    *,
+    k: int = 10,
+    metric: Metric = "cosine",
+    splits: Sequence[str] | None = None,
+    column: str | None = None,
 ) -> Similar:
     """Finds the `k` images of the feature set at `url` that are nearest to `image`, without `image` itself.
 
@@ -89,12 +95,13 @@ def find_similar(
         k: Number of images to find.
         metric: "cosine" or "euclidean".
         splits: Splits to search; default: all.
+        column: The column of features; default: the only one.
 
     Raises:
         UsageError: There is no such feature set, split or image; or the backbone cannot be rebuilt identically.
         JobError: A file is missing or damaged, the image cannot be decoded, or it has no direction for the cosine.
     """
-    manifest = read_features_manifest(url)
+    manifest = read_features_manifest(url).of_column(column, url)
     names = _check_splits(url, manifest, splits)
     query = find_query(url, manifest, image)
     try:

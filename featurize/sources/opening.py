@@ -102,7 +102,7 @@ def open_features(url: str, manifest: FeaturesManifest) -> ImageSource:
         batches = list(pool.map(lambda file: _list_features_file(url, file, row_bytes), manifest.files))
     return ImageSource(
         listing=make_listing(batches),
-        reader=FeaturesReader(),
+        reader=FeaturesReader(column=str(manifest.column)),
         classes=tuple(manifest.classes),
         split_rule=SplitRule(fractions=None),
         settings={"source": url, "layout": "features"},

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import ClassVar, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +50,7 @@ class FileReader(_ById):
 class TableReader(_ById):
     """Rows of an images table; `container` is one of its Parquet files, `position` the number of a row in it."""
 
-    column: ClassVar[str] = "content"
+    column: str = "content"
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
         """See `ContentReader`. A row group is read for its first image and released after its last."""
@@ -67,7 +67,7 @@ class TableReader(_ById):
 class FeaturesReader(TableReader):
     """Rows of a feature set, as `TableReader`; the bytes read are each row's features, float32 or uint8, in row-major order."""
 
-    column: ClassVar[str] = "features"
+    column: str = "features"
 
     def identify(self, image: PlannedImage, content: bytes) -> str:
         """See `ContentReader`. A feature set has image ids of its own, which the listing holds as stamps."""

@@ -12,6 +12,7 @@ from featurize.building.staging import STAGING
 from featurize.errors import UsageError
 from featurize.tables.corrections import read_corrections
 from featurize.tables.manifests import (
+    FEATURES_COLUMN,
     MANIFEST_NAME,
     DataFile,
     FeaturesManifest,
@@ -256,10 +257,11 @@ def _columns_of(parts: Sequence[Part], default: pa.Schema) -> pa.Schema:
 
 
 def _empty_features(manifest: FeaturesManifest) -> pa.Schema:
-    kind = pa.binary() if manifest.feature_dtype == "uint8" else pa.list_(pa.float32())
+    dtypes = {one.name: one.feature_dtype for one in manifest.columns} or {FEATURES_COLUMN: manifest.feature_dtype}
+    kinds = {name: pa.binary() if dtype == "uint8" else pa.list_(pa.float32()) for name, dtype in dtypes.items()}
     text, number = pa.string(), pa.int32()
     names = {"image_id": text, "path": text, "label": text, "label_index": number, "width": number, "height": number}
-    return pa.schema([*names.items(), ("features", kind)])
+    return pa.schema([*names.items(), *kinds.items()])
 
 
 def _is_parquet(file: str, url: str) -> bool:

@@ -12,7 +12,15 @@ from featurize import storage
 from featurize.display import html_facts, html_table, plain_text
 from featurize.errors import UsageError
 from featurize.shortening import some_lines
-from featurize.tables.manifests import NAMES, PREDICTED, FeaturesManifest, Manifest, PredictionsManifest, read_manifest
+from featurize.tables.manifests import (
+    NAMES,
+    PREDICTED,
+    FeatureColumn,
+    FeaturesManifest,
+    Manifest,
+    PredictionsManifest,
+    read_manifest,
+)
 from featurize.tables.readable import correct_rows
 
 SPLIT_ORDER = ("train", "validation", "test", PREDICTED)
@@ -111,6 +119,7 @@ def _own_fields(manifest: Manifest) -> dict[str, Any]:
             "preparation_id": manifest.preparation_id,
             "feature_shape": manifest.feature_shape,
             "feature_dtype": manifest.feature_dtype,
+            "columns": [column.model_dump(exclude={"settings"}) for column in manifest.columns],
             "corrected_labels": _corrected(manifest),
         }
     if isinstance(manifest, PredictionsManifest):
@@ -136,6 +145,8 @@ def facts_of(url: str, manifest: Manifest) -> list[tuple[str, str]]:
             ("input", f"{backbone['height']} x {backbone['width']}, preprocessing {backbone['preprocessing']}"),
             ("features", f"{shape} {manifest.feature_dtype}"),
         ]
+        if len(manifest.columns) > 1:
+            facts = [*facts[:1], *map(_fact_of_column, manifest.columns)]
         if corrected := _corrected(manifest):
             facts.append(("labels", f"{corrected:,} of {manifest.row_count:,} corrected"))
     if isinstance(manifest, PredictionsManifest):
@@ -154,6 +165,13 @@ def facts_of(url: str, manifest: Manifest) -> list[tuple[str, str]]:
         ("identity", f"{manifest.identity[:16]}, updated {manifest.updated_at}"),
     ]
     return facts
+
+
+def _fact_of_column(column: FeatureColumn) -> tuple[str, str]:
+    backbone = column.backbone
+    layer = f" at {backbone['layer']}" if backbone["layer"] else ""
+    shape = " x ".join(str(size) for size in column.feature_shape)
+    return column.name, f"{shape} {column.feature_dtype}, {backbone['name']}{layer}, {backbone['precision']}"
 
 
 def _corrected(manifest: FeaturesManifest) -> int:

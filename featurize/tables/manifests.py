@@ -4,6 +4,7 @@ A table is a folder: `manifest.json`, and in Parquet `data/`, `rejects/` and `in
 Files that the manifest does not list are not part of the table.
 """
 
+import difflib
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from featurize.timings import Timings
 
 SCHEMA_VERSION = 2
 MANIFEST_NAME = "manifest.json"
+FEATURES_COLUMN = "features"
+"""The column of features of a set with one, and of any set as its readers in Python see it."""
 _RECORDED_LIBRARIES = (
     "firn",
     "pyspark",
@@ -138,11 +141,27 @@ class ImagesManifest(Manifest):
     card: dict[str, Any] | None = None
 
 
+class FeatureColumn(BaseModel):
+    """A column of features in a set that has several.
+
+    `backbone`, `preparation_id`, `feature_shape` and `feature_dtype` are as in `FeaturesManifest`; `settings` is the section
+    `[backbone]` of a recipe that would make this column alone.
+    """
+
+    name: str
+    preparation_id: str
+    backbone: dict[str, Any]
+    feature_shape: list[int]
+    feature_dtype: Literal["float32", "uint8"]
+    settings: dict[str, Any]
+
+
 class FeaturesManifest(Manifest):
     """The manifest of a feature set.
 
     `preparation_id` is the digest of the parts of `backbone` that determine an image's features: feature sets that share it can
-    be mixed, and a model trained on one can be used on another.
+    be mixed, and a model trained on one can be used on another. Where `columns` is empty, there is one column, `features`;
+    otherwise these four fields, as published, are those of the first column, and `of_column` gives those of another.
     """
 
     kind: Literal["features"] = "features"
@@ -153,7 +172,63 @@ class FeaturesManifest(Manifest):
     rows_per_group: int
     recipe: dict[str, Any]
     lineage: dict[str, Any]
+    columns: list[FeatureColumn] = []
     _edits: RowEdits | None = PrivateAttr(default=None)
+    _column: str | None = PrivateAttr(default=None)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the columns of features."""
+        return [column.name for column in self.columns] or [FEATURES_COLUMN]
+
+    @property
+    def column(self) -> str | None:
+        """The column that readers take features from; None: there are several, and none was chosen."""
+        return self._column or (self.column_names[0] if len(self.column_names) == 1 else None)
+
+    @property
+    def identity_of_features(self) -> str:
+        """The identity of a set that has only the column that readers take features from, as `features`."""
+        if not self.columns or self.column is None:
+            return self.identity
+        settings = {key: value for key, value in self.settings.items() if key != "columns"}
+        return settings_digest({**settings, "backbone": self.settings["columns"][self.column]})
+
+    def of_column(self, name: str | None, url: str) -> "FeaturesManifest":
+        """A copy for readers of one column, with its backbone and the shape of its features. It must not be written.
+
+        Args:
+            name: the column; None: the only one.
+            url: URL of the set, for messages.
+
+        Raises:
+            UsageError: there is no such column, or no name was given and there are several.
+        """
+        if name is None and self.column is None:
+            raise UsageError(
+                f"`features.column` is required: {url} has the columns {', '.join(self.column_names)}. Name one of them."
+            )
+        chosen = name or self.column
+        if chosen not in self.column_names:
+            close = difflib.get_close_matches(str(chosen), self.column_names, n=1)
+            hint = f"Did you mean {close[0]}?" if close else f"Its columns are {', '.join(self.column_names)}."
+            raise UsageError(f"`features.column`: {url} has no column of features {chosen!r}. {hint}")
+        return self._reading(next((column for column in self.columns if column.name == chosen), None))
+
+    def made_by(self, preparation_id: str) -> "FeaturesManifest":
+        """A copy for readers of the column with this `preparation_id`; unchanged where there is none."""
+        return self._reading(next((one for one in self.columns if one.preparation_id == preparation_id), None))
+
+    def _reading(self, column: FeatureColumn | None) -> "FeaturesManifest":
+        if column is None:
+            return self
+        fields = {
+            name: getattr(column, name) for name in FeatureColumn.model_fields if name not in ("name", "settings")
+        }
+        recipe = {**self.recipe, "backbone": column.settings}
+        reading = self.model_copy(update={**fields, "recipe": recipe})
+        reading._column = column.name
+        return reading
 
     @property
     def edits(self) -> RowEdits | None:
@@ -229,10 +304,10 @@ def write_manifest(url: str, manifest: Manifest) -> None:
     """Publishes the table at `url`: from now on readers see what `manifest` lists.
 
     Raises:
-        ValueError: `manifest` has edits, and so does not describe the files.
+        ValueError: `manifest` has edits or is of one column, and so does not describe the files.
     """
-    if isinstance(manifest, FeaturesManifest) and manifest.edits is not None:
-        raise ValueError("a manifest with edits must not be written.")
+    if isinstance(manifest, FeaturesManifest) and (manifest.edits is not None or manifest._column is not None):
+        raise ValueError("a manifest for readers, with edits or of one column, must not be written.")
     storage.write_json(storage.join_url(url, MANIFEST_NAME), manifest.model_dump())
 
 

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from featurize import storage
-from featurize.errors import JobError, first_line
-from featurize.tables.manifests import FeaturesManifest
+from featurize.errors import JobError, UsageError, first_line
+from featurize.tables.manifests import FEATURES_COLUMN, FeaturesManifest
 from featurize.tables.row_edits import GroupEdit
 
 READING_THREADS = 4
@@ -31,6 +31,7 @@ class RowGroup:
         footer: The file's footer, so that it need not be read again.
         path: Path of the file in the manifest.
         edit: How rows differ from the file; None: not at all.
+        column: The column that is read as `features`; None: none was chosen of several.
     """
 
     url: str
@@ -38,6 +39,7 @@ class RowGroup:
     footer: pq.FileMetaData
     path: str = ""
     edit: GroupEdit | None = None
+    column: str | None = FEATURES_COLUMN
 
     @property
     def rows(self) -> int:
@@ -72,7 +74,7 @@ def list_row_groups(url: str, manifest: FeaturesManifest, split: str) -> list[Ro
         raise JobError(f"{url}: split {split} has {rows} rows, the manifest says {manifest.split_rows(split)}.")
     edits = manifest.edits.groups if manifest.edits is not None else {}
     return [
-        RowGroup(file_url, index, footer, file.path, edits.get((file.path, index)))
+        RowGroup(file_url, index, footer, file.path, edits.get((file.path, index)), manifest.column)
         for file, file_url, footer in zip(files, urls, footers, strict=True)
         for index in range(footer.num_row_groups)
         if footer.row_group(index).num_rows
@@ -80,15 +82,20 @@ def list_row_groups(url: str, manifest: FeaturesManifest, split: str) -> list[Ro
 
 
 def read_row_group(group: RowGroup, columns: Sequence[str]) -> pa.Table:
-    """Some columns of a row group: the selected rows, with their corrected labels.
+    """Some columns of a row group: the selected rows, with their corrected labels. `features` is the column that was chosen.
 
     Raises:
         JobError: The file is missing or damaged, or lacks a column.
+        UsageError: `features` is among the columns, and the set has several that none was chosen of.
     """
+    if group.column is None and FEATURES_COLUMN in columns:
+        raise UsageError(f"{group.url} has several columns of features. Name one of them, `features.column`.")
+    stored = {group.column if name == FEATURES_COLUMN else name: name for name in columns}
     with open_parquet(group.url, group.footer) as file:
-        table = file.read_row_group(group.index, columns=list(columns), use_threads=False)
-    if missing := [name for name in columns if name not in table.column_names]:
+        table = file.read_row_group(group.index, columns=[str(name) for name in stored], use_threads=False)
+    if missing := [name for name in stored if name not in table.column_names]:
         raise JobError(f"{group.url} has no column {missing[0]}.")
+    table = table.rename_columns([stored[name] for name in table.column_names])
     return table if group.edit is None else group.edit.apply(table)
 
 

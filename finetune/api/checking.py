@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featurize.tables.predictions import LATEST
+from featurize.tables.readable import read_features_manifest
 from finetune.api.names import HasUrl, url_of
 from finetune.api.tables import MOST_ROWS, Summarised, Summary
 from finetune.drift.check import DriftReport, check_predictions
@@ -72,7 +73,12 @@ class DataFindings(Summarised):
 
 
 def check_data(
-    features: HasUrl | str | Path, *, seed: int = 42, threshold: float | None = None, output: str | Path | None = None
+    features: HasUrl | str | Path,
+    *,
+    seed: int = 42,
+    threshold: float | None = None,
+    output: str | Path | None = None,
+    column: str | None = None,
 ) -> DataFindings:
     """Looks for probable label errors in training and validation, and for duplicates within and across splits.
 
@@ -83,12 +89,15 @@ def check_data(
         seed: the seed of the folds and of the heads that judge the labels.
         threshold: the least similarity of near duplicates, in [0, 1]; default: chosen by how alike different images are.
         output: a folder for `label-errors.csv` and `duplicates.csv`; default: nothing is written.
+        column: the column of features to judge by, of a set with several.
 
     Raises:
-        UsageError: there is no feature set.
+        UsageError: there is no feature set or column.
         JobError: files are missing or damaged, or features are not finite.
     """
-    quality = data_quality.check_data(url_of(features), seed=seed, threshold=threshold)
+    url = url_of(features)
+    manifest = read_features_manifest(url).of_column(column, url)
+    quality = data_quality.check_data(url, seed=seed, threshold=threshold, manifest=manifest)
     return DataFindings(quality, {} if output is None else write_findings(quality, str(output)))
 
 

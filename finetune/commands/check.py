@@ -29,13 +29,16 @@ def check_command(
     seed: Annotated[
         int, typer.Option(min=0, help="The seed of the folds and of the heads that judge the labels.")
     ] = 42,
+    column: Annotated[
+        str | None, typer.Option(help="The column of features to judge by, of a set with several.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Lists probable label errors, and duplicates within and across splits."""
     with reported_errors():
         from finetune.api.checking import check_data
 
-        found = check_data(features, seed=seed, threshold=threshold, output=output or features)
+        found = check_data(features, seed=seed, threshold=threshold, output=output or features, column=column)
         screen = Console(stderr=as_json)
         print_quality(found.quality, screen)
         for url in found.files.values():

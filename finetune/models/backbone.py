@@ -22,7 +22,7 @@ def prepare_model_backbone(card: ModelCard, folder: str | Path) -> PreparedBackb
     reference = card.features
     if reference.feature_dtype == "uint8":
         return PreparedBackbone(BackboneSpec.from_dict(reference.backbone), batch_size=rows_at_a_time(reference))
-    manifest = read_features_manifest(reference.url)
+    manifest = read_features_manifest(reference.url).made_by(reference.preparation_id)
     if manifest.preparation_id != reference.preparation_id:
         raise UsageError(f"{reference.url} now holds features of another backbone.")
     settings = backbone_settings(reference.url, manifest)

@@ -71,7 +71,7 @@ def find_head(settings: ModelSettings, manifest: FeaturesManifest) -> TrainedHea
             "a network in int8 cannot be trained further."
         )
     features_url = card.features.url
-    features = read_features_manifest(features_url)
+    features = read_features_manifest(features_url).made_by(card.features.preparation_id)
     check_features(card, features_url, features)
     if faults := _faults_of_pixels(manifest, card, features):
         lines = "\n".join(f"  - {fault}." for fault in faults)

@@ -241,7 +241,7 @@ def check_output(url: str) -> None:
 
 
 def _open_features(card: ModelCard, url: str) -> ImageSource:
-    manifest = read_features_manifest(url)
+    manifest = read_features_manifest(url).made_by(card.features.preparation_id)
     check_preparation(card, url, manifest)
     return open_features(url, manifest)
 

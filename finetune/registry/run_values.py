@@ -64,7 +64,9 @@ def recipe_toml(card: ModelCard) -> str:
     """A model's recipe as TOML; with the sections on images and backbone, if the features' manifest has them."""
     sections: dict[str, Any] = {}
     try:
-        manifest: FeaturesManifest | None = read_features_manifest(card.features.url)
+        manifest: FeaturesManifest | None = read_features_manifest(card.features.url).made_by(
+            card.features.preparation_id
+        )
     except (FirnError, OSError):  # without the features, the sections on model and training remain
         manifest = None
     if manifest is not None:

@@ -14,6 +14,7 @@ from finetune.scores.calibration import CalibrationBin
 WIDTH, HEIGHT = 360, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 14, 46
 _CHARACTER = 7.4  # units: the greatest width of a 12-unit digit in common fonts
+_ROOMY = 40  # characters of a label that is alone
 _MAX_MARKERS = 40  # with more, markers merge into a thick line
 
 Format = Callable[[float], str]
@@ -244,10 +245,29 @@ def _thinned(labels: Sequence[tuple[float, str]], x: Scale) -> list[tuple[float,
     """`labels` without those that would overlap the one before; long ones are shortened."""
     kept, end = list[tuple[float, str]](), -math.inf
     room = max(6, int((x.end - x.start) / max(1, len(labels)) / _CHARACTER))
-    for place, label in sorted(labels):
-        short = label if len(label) <= room or room >= 40 else label[: room - 1] + "…"
+    places = sorted(labels)
+    for (place, _), short in zip(places, shorten_apart([label for _, label in places], room), strict=True):
         half = len(short) * _CHARACTER / 2
         if x(place) - half > end:
             kept.append((place, short))
             end = x(place) + half + 6
     return kept
+
+
+def shorten_apart(labels: Sequence[str], room: int) -> list[str]:
+    """Labels of at most `room` characters, as far as possible different ones: without the words that all begin with, then cut at
+    the end, or else at the start.
+    """
+    if all(len(label) <= room for label in labels) or room >= _ROOMY:
+        return list(labels)
+    shared = _shared_start(labels).rfind("_") + 1
+    own = [label[shared:] for label in labels] if len(set(labels)) > 1 else list(labels)
+    heads = [label if len(label) <= room else label[: room - 1] + "…" for label in own]
+    tails = [label if len(label) <= room else "…" + label[1 - room :] for label in own]
+    return tails if len(set(heads)) < len(set(tails)) else heads
+
+
+def _shared_start(labels: Sequence[str]) -> str:
+    """The characters with which all labels begin."""
+    first, last = min(labels), max(labels)
+    return first[: next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))]

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 N_STREAMS = 8
-_COLUMNS = ("image_id", "label_index", "features")
+_COLUMNS = ("image_id", "label_index")  # besides that of features
 _EDITED_COLUMNS = (*_COLUMNS, "path")  # the path finds the edit of a row group
 _ROWS_AT_ONCE = 512  # rows handed to TensorFlow at a time, as each call of Python takes a millisecond
 _CALLS_IN_FLIGHT = 4
@@ -273,7 +273,7 @@ def _read_stream(stream: Stream, manifest: FeaturesManifest, *, seed: int) -> Ge
     _check_files(stream)
     left = stream.rows
     edits = {group.edit.key: group.edit for group in stream.groups if group.edit is not None}
-    columns = _EDITED_COLUMNS if edits else _COLUMNS
+    columns = (*(_EDITED_COLUMNS if edits else _COLUMNS), str(manifest.column))
     try:
         with open_ordered_reader(stream.files, columns, seed=seed, part=stream.part, parts=stream.parts) as reader:
             while left > 0:
@@ -300,7 +300,7 @@ def _check_files(stream: Stream) -> None:
 def _rows_of(batch: Any, manifest: FeaturesManifest, *, origin: str) -> Rows:
     """A row group in the form that Petastorm returns."""
     shape = row_shape(manifest)
-    size, features = int(np.prod(shape)), batch.features
+    size, features = int(np.prod(shape)), getattr(batch, str(manifest.column))
     if manifest.feature_dtype == "uint8":
         if {len(image) for image in features} != {size}:
             raise wrong_features(origin, size)

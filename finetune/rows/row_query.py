@@ -26,15 +26,21 @@ _COLUMNS = ("image_id", "path", "label", "label_index", "width", "height")
 _ROW = "firn row"  # a name that no query would use
 
 
-def read_selected(features: FeaturesSettings) -> FeaturesManifest:
+def read_selected(features: FeaturesSettings, *, all_columns: bool = False) -> FeaturesManifest:
     """The manifest of a recipe's feature set with the rows to train on: selected by the recipe, with corrected labels.
 
+    Args:
+        features: the section of the recipe.
+        all_columns: whether the column is chosen later, with `FeaturesManifest.of_column`.
+
     Raises:
-        UsageError: There is no feature set; or the query is wrong, selects nothing, or leaves a class that it does not name
-            without training rows.
+        UsageError: There is no feature set or column; or the query is wrong, selects nothing, or leaves a class that it does
+            not name without training rows.
         JobError: Files are damaged.
     """
     manifest = read_features_manifest(features.url)
+    if not all_columns:
+        manifest = manifest.of_column(features.column, features.url)
     if features.where is None:
         return manifest
     selected = select_rows(features, manifest)
@@ -55,7 +61,7 @@ def read_selected_by_model(card: ModelCard, url: str, *, all_rows: bool = False)
         JobError: Files are damaged.
     """
     features = FeaturesSettings.model_validate({**card.recipe["features"], "url": url})
-    manifest = read_features_manifest(url)
+    manifest = read_features_manifest(url).made_by(card.features.preparation_id)
     return manifest if features.where is None or all_rows else select_rows(features, manifest)
 
 

@@ -43,6 +43,7 @@ class SweepPlan:
 
     Attributes:
         recipe: The recipe of every trial, without its own values and seed.
+        manifest: The manifest of the feature set, of all its columns.
         document: The recipe's sections that determine the training, as written.
         origin: The recipe's name in errors.
         most_models: Largest number of models that the sweep can have.
@@ -84,7 +85,8 @@ class SweepPlan:
     def _plan_trial(self, values: Values, seed: int) -> PlannedTrial:
         changed = _changed(self.document, {**values, "training.seed": seed})
         recipe = check_settings(FinetuneRecipe, changed, origin=f"{self.origin} with {in_words(values)}")
-        plan = plan_training(recipe, ranks=1, manifest=self.manifest)
+        manifest = self.manifest.of_column(recipe.features.column, recipe.features.url)
+        plan = plan_training(recipe, ranks=1, manifest=manifest)
         folder = storage.join_url(self.url, MODELS_FOLDER, plan.model_id[:_ID_DIGITS])
         model = plan.recipe.model.model_copy(update={"url": folder})
         own = replace(plan, recipe=plan.recipe.model_copy(update={"model": model}))
@@ -112,7 +114,7 @@ def plan_sweep(recipe: Recipe, *, origin: str) -> SweepPlan:
         url=storage.absolute_url(sweep.url),
         settings=sweep,
         recipe=base,
-        manifest=read_selected(recipe.features),
+        manifest=read_selected(recipe.features, all_columns=True),
         document=document,
         origin=origin,
         most_models=n_settings * len(sweep.seeds_from(base.training.seed)),
@@ -160,9 +162,9 @@ def group_trials(trials: Sequence[PlannedTrial], *, most: int) -> Iterator[list[
     for number, trial in enumerate(trials):
         recipe = trial.plan.recipe
         key = stack_key(recipe.training)
-        shape = repr(recipe.model.model_dump(exclude={"url"}))
+        shape = repr((recipe.features.column, recipe.model.model_dump(exclude={"url"})))
         groups.setdefault((shape, key) if key is not None and is_dense(trial) else number, []).append(trial)
-    for group in groups.values():
+    for group in sorted(groups.values(), key=lambda trials: str(trials[0].plan.manifest.column)):  # each is read once
         for start in range(0, len(group), most):
             yield group[start : start + most]
 

@@ -135,7 +135,7 @@ class OpenedData:
         """
         cache = cache_of(settings, manifest)
         own = (settings.shuffle_rows, threading.get_ident()) if cache == "stream" else None
-        key = ((manifest.content_digest, *identity_of_rows(manifest).values()), cache, own)
+        key = ((manifest.content_digest, str(manifest.column), *identity_of_rows(manifest).values()), cache, own)
         with self._lock:
             if key not in self._data:
                 self._data = {kept: data for kept, data in self._data.items() if kept[0] == key[0]}

@@ -56,7 +56,7 @@ def plan_training(recipe: FinetuneRecipe, *, ranks: int, manifest: FeaturesManif
     unused = _NO_SETTINGS_OF_RESULTS | ({"shuffle_rows"} if cache == "memory" else set())
     settings = {
         "code": _MODEL_CODE_VERSION,
-        "features": manifest.identity,
+        "features": manifest.identity_of_features,
         "content": manifest.content_digest,
         "model": recipe.model.model_dump(exclude={"url", "head"}),
         "head": head.card.model_id if head is not None else None,

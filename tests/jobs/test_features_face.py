@@ -15,7 +15,7 @@ from helpers.tables.feature_sets import image_ids, make_clusters, write_feature_
 from pyspark.sql import SparkSession
 
 import featurize
-from featurize.jobs.features import COLUMNS
+from featurize.jobs.features import FACTS
 from finetune.evaluation.relabel import relabel
 
 HEAVY = ("pyspark", "tensorflow", "keras", "pyarrow", "pandas", "PIL")
@@ -69,7 +69,7 @@ def test_reading_searching_and_describing_take_neither_spark_nor_tensorflow(buil
 def test_pandas_has_every_row_with_its_split(built: Built) -> None:
     features = featurize.open_features(built.folder)
     frame = features.to_pandas()
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == (*FACTS, "features")
     assert list(frame.index) == list(range(60))
     assert (features.rows, sum(features.splits.values()), features.classes) == (60, 60, ["blue", "green", "red"])
     assert list(features.splits) == ["train", "validation", "test"]
@@ -116,8 +116,8 @@ def test_pixels_are_arrays_of_bytes(tmp_path: Path) -> None:
 def test_spark_has_the_same_rows(spark: SparkSession, built: Built) -> None:
     features = featurize.open_features(built.folder)
     frame = features.to_spark(spark)
-    assert tuple(frame.columns) == COLUMNS
-    columns = [name for name in COLUMNS if name != "features"]
+    assert tuple(frame.columns) == (*FACTS, "features")
+    columns = list(FACTS)
     there = frame.select(*columns).toPandas().sort_values("path", ignore_index=True)
     pd.testing.assert_frame_equal(
         there, features.to_pandas(columns=columns).sort_values("path", ignore_index=True), check_dtype=True

@@ -212,6 +212,6 @@ def test_auto_precision_of_a_rerun_is_that_of_the_rows_that_are_there(
         raise AssertionError("the precision was decided already")
 
     monkeypatch.setattr("featurize.backbones.backbone.choose_precision", another_processor)
-    result, backbone = featurize(spark, recipe(photos, built.folder, mean_backbone, precision="auto"))
-    assert backbone.spec.precision == built.backbone.spec.precision
+    result, prepared = featurize(spark, recipe(photos, built.folder, mean_backbone, precision="auto"))
+    assert prepared.columns[0].spec.precision == built.backbone.spec.precision
     assert result.skipped == 62

@@ -126,7 +126,7 @@ def test_overrides_go_into_the_recipe_before_it_is_checked(tmp_path: Path) -> No
     settings = upper_half(recipe, origin="x")
     assert settings.images.source == "/data/two words"
     assert settings.images.split == FractionSplit(seed=1)
-    assert settings.backbone.batch_size == 8
+    assert settings.columns[0].settings.batch_size == 8
     assert recipe.training.epochs == 2
 
 

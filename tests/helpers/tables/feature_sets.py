@@ -135,7 +135,7 @@ def write_feature_set(
         writer = ShardWriter(
             str(folder),
             f"0123abcd-{number:05d}-{number}",
-            features_schema(spec),
+            features_schema({"features": spec.is_pixels}),
             rows_per_group=rows_per_group,
             by_split=True,
             plain_columns=("image_id", "path", "features"),

@@ -1,5 +1,6 @@
 """Shards made in this process, as a worker of Spark makes them; for the tests."""
 
+import math
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from featurize.building.plan import write_plan
 from featurize.building.shipped_backbone import ShippedBackbone
 from featurize.building.staging import STAGING, plan_url
 from featurize.building.worker import Run
-from featurize.jobs.run_task import FeaturizeTask
+from featurize.jobs.run_task import ColumnsOfFeatures, FeaturizeTask, TaskColumn
 from featurize.recipes.recipe import FractionSplit
 from featurize.sources.listing import ImageSource
 from featurize.sources.splits import SplitRule
@@ -55,10 +56,17 @@ def make_task(source: ImageSource, **changes: Any) -> FeaturizeTask:
     settings: dict[str, Any] = {
         "classes": source.classes,
         "split_rule": SplitRule(fractions=FractionSplit()),
-        "backbone": ShippedBackbone(**{key: changes.pop(key, value) for key, value in shipped.items()}),
+        "features": only_column(ShippedBackbone(**{key: changes.pop(key, value) for key, value in shipped.items()})),
         "rows_per_group": 3,
     }
     return FeaturizeTask(**{**settings, **changes})
+
+
+def only_column(backbone: ShippedBackbone) -> ColumnsOfFeatures:
+    """The column `features` of one backbone."""
+    spec = backbone.spec
+    column = TaskColumn("features", 0, 0, math.prod(spec.feature_shape), spec.is_pixels)
+    return ColumnsOfFeatures((backbone,), (column,))
 
 
 def rows_of(table: Path, record: ShardRecord) -> dict[str, dict[str, Any]]:
