@@ -36,6 +36,20 @@ def test_each_block_is_measured_once_and_under_its_name(name: str, monkeypatch: 
     assert measured == Timings(**{name: 1.75})
 
 
+def test_time_that_two_threads_spend_at_once_counts_once_and_counts_while_they_work(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = iter([10.0, 11.0, 13.0, 16.0, 20.0, 21.0])
+    monkeypatch.setattr("featurize.timings.perf_counter", lambda: next(clock))
+    measured = Timings()
+    with measured.measure("forward"), measured.measure("forward"):
+        assert measured.forward == 1.0
+    assert measured.forward == 6.0
+    with measured.measure("forward"):
+        pass
+    assert measured == Timings(forward=7.0)
+
+
 def test_timings_are_rounded_for_people_and_come_back_from_json_as_they_were() -> None:
     measured = Timings(read=1.23456, tasks=2 / 3)
     assert measured.rounded() == {**dict.fromkeys(NAMES, 0.0), "read": 1.235, "tasks": 0.667}

@@ -78,12 +78,8 @@ class QuantizedBackbone:
         return Path(shutil.copyfile(self._file, self._folder / "backbone.onnx"))
 
     def describe(self, layer: str | None) -> BackboneSpec:
-        """There is no other layer: the file ends where it was cut.
-
-        Raises:
-            UsageError: always.
-        """
-        raise UsageError(f"`backbone.layer`: {self.spec.name} in int8 is cut at {self.spec.layer}, not at {layer}.")
+        """The description of the network in float32 cut at another layer."""
+        return self.base.describe(layer)
 
     def forward(self, engine: Engine, precision: Precision) -> Forward:
         """The forward pass in this process."""
@@ -100,9 +96,10 @@ class Decision:
     Attributes:
         engine: the program.
         precision: of its products.
-        batch_size: images in a pass.
+        batch_size: images that are computed together.
         bfloat16_cosine: mean cosine between features in bfloat16 and in float32, if bfloat16 was compared.
         measured: the engines that were compared, the chosen one first.
+        per_core: images in a pass that one core computes alone; None: all cores compute one pass together.
     """
 
     engine: Engine
@@ -110,6 +107,7 @@ class Decision:
     batch_size: int = DEFAULT_BATCH
     bfloat16_cosine: float | None = None
     measured: tuple[Measurement, ...] = ()
+    per_core: int | None = None
 
 
 Decide = Callable[[OpenedBackbone, BackboneSettings], Decision]
@@ -152,6 +150,7 @@ def finish_backbone(
         sha256=digest,
         report=opened.report,
         batch_size=decision.batch_size,
+        per_core=decision.per_core,
         bfloat16_cosine=decision.bfloat16_cosine,
         measured=decision.measured,
     )
@@ -202,6 +201,7 @@ def load_backbone(
     sha256: str | None,
     threads: int | None = None,
     batch_size: int | None = None,
+    per_core: int | None = None,
 ) -> Forward:
     """Loads a prepared backbone: a function from ``uint8 (n_images, height, width, channels)`` to the features.
 
@@ -213,6 +213,7 @@ def load_backbone(
         sha256: the digest of the file.
         threads: cores for one pass in OpenVINO or ONNX Runtime (for TensorFlow, see `set_threads`); None: all.
         batch_size: the usual number of images in a pass; None: any.
+        per_core: see `load_onnx`; not for TensorFlow.
 
     Raises:
         JobError: The file is not the prepared one, or this machine cannot compute in the required precision.
@@ -228,7 +229,8 @@ def load_backbone(
         require_engine(spec.engine)
         if not can_compute(spec.engine, spec.precision):
             raise _no_bfloat16()
-        return load_onnx(path, spec.engine, precision=spec.precision, threads=threads, batch_size=batch_size)
+        how = {"threads": threads, "batch_size": batch_size, "per_core": per_core}
+        return load_onnx(path, spec.engine, precision=spec.precision, **how)
     if spec.precision == "bfloat16" and not has_bfloat16():
         raise _no_bfloat16()
     return keras_network.load_forward(path, spec)

@@ -10,11 +10,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat, takewhile
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featurize.backbones.backbone import OpenedBackbone, QuantizedBackbone, load_backbone
 from featurize.backbones.keras_network import set_threads
@@ -22,11 +24,16 @@ from featurize.backbones.spec import BackboneSpec
 from featurize.digests import sha256_file
 from featurize.engines.engine import Engine, can_compute
 from featurize.engines.measurement import Measurement, fastest_first
-from featurize.engines.precision import Precision, mean_cosine, probe_images
+from featurize.engines.pieces import BATCHES_AT_ONCE, passes_at_once
+from featurize.engines.precision import Forward, Precision, mean_cosine, probe_images
 from featurize.errors import JobError, first_line
+from featurize.map_ahead import map_ahead
 
 BATCHES = (8, 32)
-"""Images in a pass, as tried."""
+"""Images in a pass of all cores, as tried."""
+_PER_CORE = (4, 16)  # images in a pass of one core; the second only where the first is slower than a pass of all cores
+Way = tuple[int, int | None]
+"""Images that are computed together, and in a pass of one core; None: all cores compute one pass."""
 _ROUND_S = 1.0  # how long each is repeated
 _LONGEST_PASS_S = 3.0  # slower networks are not tried with larger batches
 _TIMEOUT_S = 300.0
@@ -114,9 +121,18 @@ def measure_engines(
             features = np.load(features_file)
             reference = features if reference is None else reference
             cosine = mean_cosine(reference, features) if features.shape == reference.shape else 0.0
-            size, rate = max(answer["rates"], key=lambda one: one[1])
-            measured.append(Measurement(candidate.engine, candidate.precision, size, round(rate, 2), round(cosine, 6)))
+            size, per_core, rate = max(answer["rates"], key=lambda one: float(one[-1]))
+            figures = (round(rate, 2), round(cosine, 6))
+            measured.append(Measurement(candidate.engine, candidate.precision, size, *figures, per_core=per_core))
     return fastest_first(measured)
+
+
+def ways_of(engine: Engine, threads: int) -> list[Way]:
+    """The ways to try in which `threads` cores compute images; all cores together first."""
+    together: list[Way] = [(size, None) for size in BATCHES]
+    if engine == "tensorflow":
+        return together
+    return together + [(max(BATCHES[-1], size * passes_at_once(threads)), size) for size in _PER_CORE]
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -159,19 +175,32 @@ def _measure(request: Mapping[str, Any]) -> dict[str, Any]:
     if spec.engine == "tensorflow":
         set_threads(threads)
     images = np.load(request["images"])
-    rates: list[tuple[int, float]] = []
-    for size in BATCHES:
-        if rates and size / rates[-1][1] > _LONGEST_PASS_S:
+    rates: list[tuple[int, int | None, float]] = []
+    for size, per_core in ways_of(spec.engine, threads):
+        if rates and not _is_worth_trying(size, rates):
             break
-        forward = load_backbone(spec, request["path"], sha256=request["sha256"], threads=threads, batch_size=size)
+        forward = load_backbone(
+            spec, request["path"], sha256=request["sha256"], threads=threads, batch_size=size, per_core=per_core
+        )
         batch = np.resize(images, (size, *images.shape[1:]))
         features = forward(batch)
         if not rates:
             rest = [forward(images[start : start + size]) for start in range(size, len(images), size)]
             np.save(request["features"], np.concatenate([features, *rest])[: len(images)])
-        started, passes = perf_counter(), 0
-        while passes == 0 or perf_counter() - started < _ROUND_S:
-            forward(batch)
-            passes += 1
-        rates.append((size, passes * size / (perf_counter() - started)))
+        rates.append((size, per_core, _rate(forward, batch, at_once=BATCHES_AT_ONCE if per_core else 1)))
     return {"rates": rates}
+
+
+def _is_worth_trying(size: int, rates: Sequence[tuple[int, int | None, float]]) -> bool:
+    """Whether `size` images do not take too long, and the last way was not the best already with few images per core."""
+    _, per_core, rate = rates[-1]
+    return size / rate <= _LONGEST_PASS_S and (per_core is None or rate < max(each[-1] for each in rates))
+
+
+def _rate(forward: Forward, batch: NDArray[np.uint8], *, at_once: int) -> float:
+    """Images per second, where so many passes over `batch` are computed at once."""
+    started, passes = perf_counter(), 0
+    batches = takewhile(lambda _: perf_counter() - started < _ROUND_S, repeat(batch))
+    for _ in map_ahead(forward, batches, threads=at_once, ahead=at_once):
+        passes += 1
+    return passes * len(batch) / (perf_counter() - started)

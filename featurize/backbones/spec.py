@@ -109,9 +109,10 @@ class PreparedBackbone:
         path: the local file.
         sha256: its digest.
         report: where the weights come from.
-        batch_size: the number of images in one pass that the recipe asks for, or that was fastest.
+        batch_size: the number of images that are computed together, which the recipe asks for, or that was fastest.
         bfloat16_cosine: mean cosine between features in bfloat16 and float32, if bfloat16 was compared.
         measured: the engines that were compared, the chosen one first.
+        per_core: images in a pass that one core computes alone; None: all cores compute one pass together.
         quantization: how the network in int8 was made and judged, for the manifest; None in other precisions.
     """
 
@@ -122,4 +123,5 @@ class PreparedBackbone:
     batch_size: int = 32
     bfloat16_cosine: float | None = None
     measured: tuple[Measurement, ...] = field(default=(), compare=False)
+    per_core: int | None = None
     quantization: dict[str, Any] | None = field(default=None, compare=False)

@@ -204,7 +204,7 @@ def _run_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Ta
     if not todo.num_rows:
         return []
     plan_url = staging.plan_url(run.url, run.name)
-    rows = run_plan(spark, plan_url, rows=todo, make_worker=partial(make_worker, run, task), schema="record string")
+    rows = run_plan(spark, plan_url, rows=todo, make_worker=partial(make_worker, run, task))
     records = [ShardRecord.model_validate_json(row["record"]) for row in rows]
     found = sum(record.row_count + record.reject_count for record in records)
     if found != todo.num_rows:

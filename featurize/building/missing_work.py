@@ -98,8 +98,8 @@ def find_changed(spark: SparkSession, run: Run, *, listing: pa.Table, compared: 
     plan_url = storage.join_url(run.url, staging.STAGING, f"suspects-{run.name}.parquet")
     rows = listing.take(pa.array(compared.suspect))
     hasher = partial(make_hasher, plan_url, run.reader)
-    schema = "path string, image_id string"
-    found = dict(run_plan(spark, plan_url, rows=rows, make_worker=hasher, schema=schema, what="images compared"))
+    compared_rows = run_plan(spark, plan_url, rows=rows, make_worker=hasher, what="images compared")
+    found = {row["path"]: row["image_id"] for row in compared_rows}
     storage.remove(plan_url)
     known = zip(rows.column("path").to_pylist(), compared.suspect_ids, strict=True)
     return compared.suspect[[found[path] != known_id for path, known_id in known]]

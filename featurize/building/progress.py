@@ -120,13 +120,13 @@ class ImageCounts:
     def _bound(self) -> Bound | None:
         """What took most of the last half minute.
 
-        If the computing thread waits most of its time, it is reading or decoding, whichever took longer in the threads that work
-        ahead; see `Timings`. Otherwise it is the network, or writing to storage.
+        If there was more waiting for pixels than computing, which go on at the same time, it is reading or decoding, whichever
+        took longer in the threads that work ahead; see `Timings`. Otherwise it is the network, or writing to storage.
         """
         spent = {phase: sum(seconds[phase] for _, seconds in self._spent) for phase in _PHASES}
         if not self.done or not any(spent.values()):  # before the first image all threads wait for the network
             return None
-        if spent["wait"] > spent["forward"] + spent["write"]:
+        if spent["wait"] > max(spent["forward"], spent["write"]):
             return "storage" if spent["read"] > spent["decode"] else "decode"
         return "network" if spent["forward"] >= spent["write"] else "storage"
 

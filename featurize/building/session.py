@@ -59,6 +59,9 @@ def session_builder(name: str, *, slots: int | None = None, java_computes: bool 
         java = find_java()
         os.environ["PYSPARK_PYTHON"] = sys.executable
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
+        os.environ.setdefault(
+            "SPARK_LAUNCHER_OPTS", " ".join(_JAVA_IN_HASTE)
+        )  # of the Java that only finds the command
         cores = len(os.sched_getaffinity(0))
         if slots is None:
             builder = builder.master(f"local[{cores},{_TASK_TRIES}]").config("spark.task.cpus", cores)

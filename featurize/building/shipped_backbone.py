@@ -1,6 +1,7 @@
 """The backbone on workers: Spark sends its file to every executor once, and each worker process loads it once."""
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +19,17 @@ from featurize.building.session import is_local
 from featurize.building.worker import Loaded, assigned_gpus, log, use_task_resources
 from featurize.decoding.decode import Fit
 from featurize.decoding.decoder_process import Decoder
+from featurize.engines.pieces import BATCHES_AT_ONCE
 from featurize.engines.precision import Forward
+from featurize.map_ahead import map_ahead
 from featurize.progress import stage
 from featurize.timings import Timings
 
 _MAX_AHEAD_BYTES = 256 << 20  # of decoded pixels, where images are large
 _loaded: dict[str, Forward] = {}  # the backbones of one job per worker process, kept from task to task
+_loading = threading.Lock()
 Value = TypeVar("Value")
+Result = TypeVar("Result")
 
 
 def kept_backbones() -> list[str]:
@@ -53,8 +58,9 @@ class ShippedBackbone:
     Attributes:
         file: the name under which Spark sends the network's file; None for `pixels`.
         sha256: SHA-256 of this file.
-        batch_size: number of images in one forward pass.
+        batch_size: number of images that are computed together.
         is_logged: whether a worker that has loaded it says so in the log of its executor.
+        per_core: images in a pass that one core computes alone; None: all cores compute one pass together.
     """
 
     spec: BackboneSpec
@@ -62,6 +68,7 @@ class ShippedBackbone:
     sha256: str | None
     batch_size: int
     is_logged: bool = False
+    per_core: int | None = None
 
     def ahead(self, threads: int) -> int:
         """How many images may be decoded before they are used: two batches, or fewer if the images are large."""
@@ -83,7 +90,8 @@ class ShippedBackbone:
 
     @property
     def _key(self) -> str:
-        return f"{self.sha256 or self.spec.preparation_id} {self.spec.engine} {self.spec.precision}"
+        how = f"{self.spec.engine} {self.spec.precision} {self.per_core or ''}".rstrip()
+        return f"{self.sha256 or self.spec.preparation_id} {how}"
 
     def forward(self, timings: Timings, *, beside: Sequence["ShippedBackbone"] = ()) -> Forward:
         """The backbone of this process; when the first images arrive, it is loaded and run once on zeros.
@@ -92,12 +100,13 @@ class ShippedBackbone:
             timings: where the time is counted.
             beside: the backbones that the job needs beside it. A worker that is reused for others keeps only these in memory.
         """
-        if self._key not in _loaded:
-            with timings.measure("startup"):
-                for key in _loaded.keys() - {one._key for one in beside}:
-                    del _loaded[key]
-                _loaded[self._key] = self._load()
-        return _loaded[self._key]
+        with _loading:
+            if self._key not in _loaded:
+                with timings.measure("startup"):
+                    for key in _loaded.keys() - {one._key for one in beside}:
+                        del _loaded[key]
+                    _loaded[self._key] = self._load()
+            return _loaded[self._key]
 
     def _load(self) -> Forward:
         spec = self.spec
@@ -105,7 +114,9 @@ class ShippedBackbone:
             return load_backbone(spec, None, sha256=None)
         threads = use_task_resources(tensorflow=spec.engine == "tensorflow")
         path = Path(SparkFiles.get(self.file))
-        forward = load_backbone(spec, path, sha256=self.sha256, threads=threads, batch_size=self.batch_size)
+        forward = load_backbone(
+            spec, path, sha256=self.sha256, threads=threads, batch_size=self.batch_size, per_core=self.per_core
+        )
         warm_up(forward, spec)
         if self.is_logged:
             gpus = ", ".join(assigned_gpus() or ["not assigned"])
@@ -130,26 +141,60 @@ def ship_backbone(spark: SparkSession, backbone: PreparedBackbone) -> ShippedBac
         sha256=backbone.sha256,
         batch_size=backbone.batch_size,
         is_logged=not is_local(spark),
+        per_core=backbone.per_core,
     )
 
 
+def compute_batches(
+    loaded: Iterator[Loaded[Value]],
+    size: int,
+    array_of: Callable[[Value], NDArray[Any]],
+    compute: Callable[[list[Loaded[Value]], NDArray[Any]], Result],
+    *,
+    at_once: int = 1,
+) -> Iterator[tuple[list[Loaded[Value]], Result]]:
+    """The batches of `full_batches` in order, each with what `compute` makes of it in a thread, while the next one is filled.
+
+    Args:
+        loaded: the images.
+        size: images in a batch.
+        array_of: the array of an image.
+        compute: called with the images of a batch and their arrays, which are valid during the call.
+        at_once: how many batches are computed at a time.
+    """
+
+    def work(batch: tuple[list[Loaded[Value]], NDArray[Any]]) -> tuple[list[Loaded[Value]], Result]:
+        images, arrays = batch
+        return images, compute(images, arrays)
+
+    held = at_once + 1  # with the one that is being filled
+    yield from map_ahead(work, full_batches(loaded, size, array_of, held=held), threads=at_once, ahead=held)
+
+
 def full_batches(
-    loaded: Iterator[Loaded[Value]], size: int, array_of: Callable[[Value], NDArray[Any]]
+    loaded: Iterator[Loaded[Value]], size: int, array_of: Callable[[Value], NDArray[Any]], *, held: int = 1
 ) -> Iterator[tuple[list[Loaded[Value]], NDArray[Any]]]:
     """Batches of `size` images, the last one perhaps shorter, each with its arrays stacked into one.
 
-    The array, ``(n_images, ...)``, is reused for every batch: use it before taking the next batch.
+    The array, ``(n_images, ...)``, is used again for the batch after the next `held` - 1: be done with it before taking that.
     """
-    arrays: NDArray[Any] | None = None
+    stacks: list[NDArray[Any]] = []
     batch: list[Loaded[Value]] = []
+    batches = 0
     for image in loaded:
         array = array_of(image.value)
-        if arrays is None:
-            arrays = np.empty((size, *array.shape), array.dtype)
-        arrays[len(batch)] = array
+        if not batch and len(stacks) < held:
+            stacks.append(np.empty((size, *array.shape), array.dtype))
+        stack = stacks[batches % held]
+        stack[len(batch)] = array
         batch.append(image)
         if len(batch) == size:
-            yield batch, arrays
-            batch = []
-    if arrays is not None and batch:
-        yield batch, arrays[: len(batch)]
+            yield batch, stack
+            batch, batches = [], batches + 1
+    if batch:
+        yield batch, stacks[batches % held][: len(batch)]
+
+
+def batches_at_once(backbones: Sequence[ShippedBackbone]) -> int:
+    """How many batches these backbones compute at a time: several where each core computes passes of its own."""
+    return BATCHES_AT_ONCE if all(backbone.per_core for backbone in backbones) else 1

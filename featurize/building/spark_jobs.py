@@ -1,7 +1,7 @@
 """The Spark side of a build: a plan on storage, a task for each of its shards, and the rows that the tasks return."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,16 +25,14 @@ def run_plan(
     *,
     rows: pa.Table,
     make_worker: Callable[[ReportTo | None], Worker],
-    schema: str,
     what: str = "images",
     shards: Sequence[tuple[int, int]] | None = None,
-) -> list[Any]:
+) -> list[dict[str, Any]]:
     """Cuts `rows` of a listing into shards, writes the plan and has Spark give each shard to a task.
 
     Args:
         plan_url: URL to which the plan is written and from which workers read it.
         make_worker: makes the worker, given the address to which it reports its progress.
-        schema: schema of the rows that the worker returns.
         what: the unit in which progress is shown, as in ``images``.
         shards: the first row of each shard, and the row after its last; None: they are planned here.
 
@@ -46,8 +44,27 @@ def run_plan(
         shards = plan_shards(rows, slots=concurrent_tasks(spark))
     write_plan(plan_url, rows, shards)
     stage("starting workers")
-    with image_progress(spark.sparkContext, [stop - start for start, stop in shards], what=what) as report_to:
-        return collect(spark.range(0, len(shards), 1, len(shards)).mapInArrow(make_worker(report_to), schema))
+    with (
+        image_progress(spark.sparkContext, [stop - start for start, stop in shards], what=what) as report_to,
+        job_errors(),
+    ):
+        return run_tasks(spark, make_worker(report_to), tasks=len(shards))
+
+
+def run_tasks(spark: SparkSession, worker: Worker, *, tasks: int) -> list[dict[str, Any]]:
+    """Gives each number below `tasks` to a task of its own, and returns the rows that `worker` makes of it.
+
+    It does without Spark SQL, as Java needs two seconds of processor time for the first query of a session.
+
+    Raises:
+        Py4JJavaError: a task failed.
+    """
+
+    def work(numbers: Iterable[int]) -> Iterator[dict[str, Any]]:
+        for made in worker([pa.RecordBatch.from_arrays([pa.array(list(numbers), pa.int64())], names=["id"])]):
+            yield from made.to_pylist()
+
+    return spark.sparkContext.parallelize(range(tasks), tasks).mapPartitions(work).collect()
 
 
 def collect(frame: DataFrame) -> list[Any]:

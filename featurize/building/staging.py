@@ -175,20 +175,20 @@ def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
         raise
 
 
-def keep_networks(url: str, files: Mapping[str, Path], *, others_stay: bool = False) -> None:
-    """Puts files into the folder `networks` of a table, unless they are there, and removes others that Firn put there.
+def keep_networks(url: str, files: Mapping[str, Path], *, beside_others: bool = False) -> None:
+    """Puts files into the folder `networks` of a table, unless they are there.
 
     Args:
         files: local files by their names, which their content determines.
-        others_stay: whether those of other columns are left alone.
+        beside_others: whether other files that Firn put there stay.
     """
     folder = storage.join_url(url, NETWORKS)
     there = {file.rsplit("/", 1)[1]: file for file in storage.list_files(folder)}
     for name, local in files.items():
         if name not in there:
             storage.upload(local, storage.join_url(folder, name))
-    for name, file in there.items():
-        if not others_stay and name not in files and is_ours(f"{NETWORKS}/{name}"):
+    for name, file in () if beside_others else there.items():
+        if name not in files and is_ours(f"{NETWORKS}/{name}"):
             storage.remove(file)
 
 

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones.tensorflow_log import standard_error
 from featurize.building.session import concurrent_tasks, is_submitted, session_builder, stop_session
+from featurize.building.spark_jobs import run_tasks
 from featurize.building.worker import Worker, use_task_resources
 from featurize.engines.engine import NAMES, Engine, import_engine
 from featurize.progress import stage
@@ -115,7 +116,7 @@ def _warm_up(session: SparkSession, engine: Engine) -> None:
     # Without interrupts, of which Java would write a trace: Spark ends the worker of a cancelled task after 2 s.
     session.sparkContext.setJobGroup(_WARM_UP, f"workers import {NAMES[engine]}")
     slots = concurrent_tasks(session)
-    session.range(0, slots, 1, slots).mapInArrow(_importer(engine), "id long").collect()
+    run_tasks(session, _importer(engine), tasks=slots)
 
 
 def _importer(engine: Engine) -> Worker:

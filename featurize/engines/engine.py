@@ -1,5 +1,6 @@
 """Which programs can compute a network here, and how one is loaded from an ONNX file."""
 
+import os
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.engines.pieces import in_pieces, passes_at_once
 from featurize.engines.precision import Forward, Precision, has_bfloat16
 from featurize.errors import JobError, UsageError, first_line
 
@@ -20,6 +22,9 @@ _DISTRIBUTIONS = {
     "openvino": ("openvino",),
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
 }
+_SPARED_PASSES = 8
+"""Passes of padding after which a network for batches of any size pays."""
+_Pass = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def installed_engines() -> tuple[Engine, ...]:
@@ -88,6 +93,7 @@ def load_onnx(
     precision: Precision = "float32",
     threads: int | None = None,
     batch_size: int | None = None,
+    per_core: int | None = None,
 ) -> Forward:
     """Loads an ONNX network with one input for images, ``uint8 (n, height, width, 3)``, into OpenVINO or ONNX Runtime.
 
@@ -98,9 +104,11 @@ def load_onnx(
             "int8" is a property of the file.
         threads: cores for one pass; None: all that this process may use.
         batch_size: the usual number of images, for which OpenVINO compiles the network with fixed shapes.
+        per_core: images in a pass that a core computes alone, see `pieces`; None: all cores compute one pass together.
 
     Returns:
-        A function from images to the network's output, ``float32 (n, feature_dim)``; call it from one thread at a time.
+        A function from images to the network's output, ``float32 (n, feature_dim)``; call it from one thread at a time, or with
+        `per_core` from any number.
 
     Raises:
         JobError: the engine cannot load the file.
@@ -109,17 +117,20 @@ def load_onnx(
     require_engine(engine)
     load = _load_openvino if engine == "openvino" else _load_onnxruntime
     try:
-        return load(Path(path), precision, threads, batch_size)
+        return load(Path(path), precision, threads, batch_size, per_core)
     except (RuntimeError, ValueError) as error:  # the bases of both libraries' own errors
         raise JobError(f"{NAMES[engine]} cannot load {Path(path).name}: {first_line(error)}") from error
 
 
-def _load_onnxruntime(path: Path, precision: Precision, threads: int | None, batch_size: int | None) -> Forward:
+def _load_onnxruntime(
+    path: Path, precision: Precision, threads: int | None, batch_size: int | None, per_core: int | None
+) -> Forward:
     import onnxruntime
 
+    at_once = passes_at_once(threads or _cores()) if per_core else 1
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what it would print, it raises as well
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = (threads or _cores()) // at_once if per_core else threads or 0
     options.inter_op_num_threads = 1
     # Threads that wait by spinning take the cores from the decoders.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -134,7 +145,7 @@ def _load_onnxruntime(path: Path, precision: Precision, threads: int | None, bat
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(session.run(None, {name: images})[0])
 
-    return run
+    return in_pieces([run] * at_once, per_core) if per_core else run
 
 
 def _providers(onnxruntime: Any) -> list[str]:
@@ -143,37 +154,77 @@ def _providers(onnxruntime: Any) -> list[str]:
     return [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in usable]
 
 
-def _load_openvino(path: Path, precision: Precision, threads: int | None, batch_size: int | None) -> Forward:
+def _load_openvino(
+    path: Path, precision: Precision, threads: int | None, batch_size: int | None, per_core: int | None
+) -> Forward:
     import openvino
 
     core = openvino.Core()
+    at_once = passes_at_once(threads or _cores()) if per_core else 1
     options: dict[str, Any] = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
-        "NUM_STREAMS": 1,
+        "NUM_STREAMS": at_once,
         "ENABLE_CPU_PINNING": False,  # several workers would be pinned to the same cores
     }
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
 
-    def compile_for(images: int | None) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    def compile_for(images: int | None) -> list[_Pass]:
         model = core.read_model(path)
         if images is not None:
             shape = model.inputs[0].get_partial_shape()
             model.reshape({0: openvino.PartialShape([images, *list(shape)[1:]])})
-        request = core.compile_model(model, "CPU", options).create_infer_request()
+        compiled = core.compile_model(model, "CPU", options)
+        return [_pass_of(compiled.create_infer_request()) for _ in range(at_once)]
 
-        def infer(batch: NDArray[np.uint8]) -> NDArray[np.float32]:
-            request.infer({0: np.ascontiguousarray(batch)}, share_inputs=True)
-            return np.array(request.get_output_tensor(0).data)
+    if per_core:
+        return in_pieces([_padded(each, per_core) for each in compile_for(per_core)], per_core)
+    if batch_size is None:
+        return compile_for(None)[0]
+    return _usual_or_any(compile_for(batch_size)[0], batch_size, lambda: compile_for(None)[0])
 
-        return infer
 
-    compiled = {batch_size: compile_for(batch_size)}  # by number of images; None: any
+def _pass_of(request: Any) -> _Pass:
+    def infer(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        request.infer({0: np.ascontiguousarray(images)}, share_inputs=True)
+        return np.array(request.get_output_tensor(0).data)
+
+    return infer
+
+
+def _padded(infer: _Pass, size: int) -> _Pass:
+    """A pass over up to `size` images by one that takes exactly `size`."""
 
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        size = batch_size if len(images) == batch_size else None
-        if size not in compiled:
-            compiled[size] = compile_for(size)
-        return compiled[size](images)
+        if len(images) == size:
+            return infer(images)
+        padded = np.zeros((size, *images.shape[1:]), images.dtype)
+        padded[: len(images)] = images
+        return infer(padded)[: len(images)]
 
     return run
+
+
+def _usual_or_any(usual: _Pass, size: int, make_any: Callable[[], _Pass]) -> _Pass:
+    """A pass over any number of images by one that takes exactly `size`, and one that takes any number, made when it pays.
+
+    Making it takes as long as some passes, and as much memory as the first. A short batch at the end of a shard is rather padded.
+    """
+    padded, others = _padded(usual, size), list[_Pass]()
+    spared = 0
+
+    def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        nonlocal spared
+        spared += size - len(images)
+        if len(images) == size or (len(images) < size and not others and spared <= _SPARED_PASSES * size):
+            return padded(images)
+        if not others:
+            others.append(make_any())
+        return others[0](images)
+
+    return run
+
+
+def _cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0))

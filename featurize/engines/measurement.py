@@ -18,10 +18,11 @@ class Measurement:
     Attributes:
         engine: what computed.
         precision: of its products.
-        batch_size: images in a pass, the fastest of those tried.
+        batch_size: images that are computed together, the fastest of those tried.
         images_per_s: with this batch size; 0 if it could not be measured.
         cosine: mean over 16 drawn images of the cosine between its features and the reference in float32.
         error: why it cannot be used; None if it can.
+        per_core: images in a pass that one core computes alone, if that was faster; None: all cores compute one pass together.
     """
 
     engine: Engine
@@ -30,6 +31,7 @@ class Measurement:
     images_per_s: float
     cosine: float
     error: str | None = None
+    per_core: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The measurement as a JSON-ready dict."""

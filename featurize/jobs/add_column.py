@@ -23,17 +23,14 @@ from featurize import storage
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building import staging
 from featurize.building.build import BuildResult
-from featurize.building.shipped_backbone import shipping_folder
 from featurize.building.spark_jobs import run_plan
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import Run
 from featurize.digests import settings_digest
 from featurize.errors import JobError, UsageError, first_line
 from featurize.jobs.column_task import ColumnTask, make_column_worker
-from featurize.jobs.engine_choice import EngineChoice
-from featurize.jobs.feature_columns import PreparedColumns, as_decided, prepare_columns
-from featurize.jobs.quantized import kept_files, prepare_quantized
-from featurize.jobs.run import backbone_in, manifest_details, ship_columns
+from featurize.jobs.feature_columns import PreparedColumns, as_decided
+from featurize.jobs.run import backbone_in, manifest_details, networks_to_keep, prepare_asked, ship_columns
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.feature_columns import ONLY, AskedColumn, asked_columns
@@ -111,10 +108,7 @@ def add_columns(
         return BuildResult(there, skipped=there.row_count, seconds=perf_counter() - started)
     source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)
     _check_source(recipe, source, there, url)
-    decided = [as_decided(column, _decided(there, column), url) for column in wanted]
-    folder, timeout_s = shipping_folder().name, recipe.images.decode_timeout_s
-    quantize = partial(prepare_quantized, spark, source=source, folder=folder, decode_timeout_s=timeout_s)
-    prepared = prepare_columns(decided, folder, quantize=quantize, decide=EngineChoice(spark))
+    prepared = prepare_asked(spark, recipe, source, [as_decided(one, _decided(there, one), url) for one in wanted])
     if where is not None:
         _check_unchanged(prepared, there, url)
     for backbone in prepared.backbones:
@@ -123,7 +117,6 @@ def add_columns(
     with claim_output(url) as claim:
         if read_published_features(url) != there:
             raise JobError(f"{url} was changed by another job just now. Run it again.")
-        staging.keep_networks(url, kept_files(prepared.backbones), others_stay=True)
         job = _plan(session, recipe, source, there, prepared, where=where, url=url)
         manifest, made, computed = _make(session, job, recipe, source, prepared, claim)
     stage("")
@@ -178,16 +171,17 @@ def _plain_column(there: FeaturesManifest, url: str) -> FeatureColumn:
 
 
 def _decided(there: FeaturesManifest, column: AskedColumn) -> Mapping[str, Any] | None:
-    """The backbone in the set that decides engine and precision: of this column, or of another layer of the same network.
-
-    In int8 every column has a network of its own, and decides nothing for others.
-    """
+    """The backbone in the set that decides engine and precision: of this column, or of another layer of the same network."""
     own = backbone_in(there.settings, column.name)
-    same = (one.backbone for one in there.columns if one.settings.get("name") == column.settings.name)
-    beside = there.backbone if there.recipe.get("backbone", {}).get("name") == column.settings.name else None
-    other = next(same, beside)
-    is_int8 = other is not None and "int8" in (other["precision"], column.settings.precision)
-    return own or (None if is_int8 else other)
+    if own is not None:
+        return own
+    made = [(one.settings, one.backbone) for one in there.columns] or [
+        (there.recipe.get("backbone", {}), there.backbone)
+    ]
+    same = (backbone for settings, backbone in made if settings.get("name") == column.settings.name)
+    return next(
+        (backbone for backbone in same if "int8" not in (backbone["precision"], column.settings.precision)), None
+    )
 
 
 def _check_source(recipe: FeaturizeRecipe, source: ImageSource, there: FeaturesManifest, url: str) -> None:
@@ -278,6 +272,7 @@ def _make(
     rows = _listed(source.listing, [path for _, paths in todo for path in paths], job.url)
     claim.verify()
     taken = list(known.values())
+    staging.keep_networks(job.url, networks_to_keep(prepared), beside_others=True)
     staging.write_state(job.url, settings=job.manifest.settings, run=run.name, records=taken, purpose=job.purpose)
     staging.remove_others(job.url, taken, published=staging.file_paths(job.there.shards))
     made = _run(spark, run, job, prepared, todo, rows)
@@ -325,7 +320,6 @@ def _run(
             staging.plan_url(job.url, run.name),
             rows=rows,
             make_worker=partial(make_column_worker, run, task),
-            schema="record string",
             shards=list(pairwise(ends)),
         )
     return [ShardRecord.model_validate_json(row["record"]) for row in answers]

@@ -16,7 +16,6 @@ from featurize.building import staging
 from featurize.building.image_reports import ReportTo, ShardReport, make_report, reporting
 from featurize.building.plan import read_planned
 from featurize.building.shard_files import ParquetFile
-from featurize.building.shipped_backbone import full_batches
 from featurize.building.worker import (
     READS_BESIDE,
     Loaded,
@@ -141,8 +140,8 @@ class _ShardColumns:
                 f"{changed.image.path} has changed since its row was made. Bring the set up to date with `featurize run` first."
             )
         features, parts = self._task.features, list[dict[str, pa.Array]]()
-        for batch, pixels in full_batches(iter(images), features.batch_size, lambda image: image.pixels):
-            parts.append(features.compute([image.value for image in batch], pixels, self._timings))
+        for batch, computed in features.compute_all(iter(images), self._timings):
+            parts.append(computed)
             self._done += len(batch)
         return {
             column.name: pa.concat_arrays([part[column.name] for part in parts]) for column in features.columns if parts

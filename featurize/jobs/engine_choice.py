@@ -12,8 +12,9 @@ from pyspark.sql import SparkSession
 
 from featurize.backbones import kept
 from featurize.backbones.backbone import Decision, OpenedBackbone, decide_unmeasured
-from featurize.backbones.measure import NO_BFLOAT16, list_candidates, measure_engines
+from featurize.backbones.measure import NO_BFLOAT16, list_candidates, measure_engines, ways_of
 from featurize.building.session import is_local
+from featurize.building.spark_jobs import run_tasks
 from featurize.building.starting_session import StartingSession, ready_session
 from featurize.building.worker import worker_threads
 from featurize.digests import settings_digest
@@ -61,6 +62,7 @@ class EngineChoice:
                 "processor": processor,
                 "threads": threads,
                 "versions": {engine: version_of(engine) for engine in usable},
+                "ways": [list(way) for way in ways_of("openvino", threads)],
                 "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
             }
         )
@@ -89,7 +91,7 @@ class EngineChoice:
                     [pa.array([json.dumps([one.as_dict() for one in measured])])], ["text"]
                 )
 
-        rows = session.range(0, 1, 1, 1).mapInArrow(work, "text string").collect()
+        rows = run_tasks(session, work, tasks=1)
         return tuple(Measurement(**one) for row in rows for one in json.loads(row["text"]))
 
 
@@ -116,7 +118,7 @@ def worker_processor(session: SparkSession) -> tuple[str, int]:
                 [pa.array([_processor()]), pa.array([worker_threads()])], ["name", "threads"]
             )
 
-    row = session.range(0, 1, 1, 1).mapInArrow(work, "name string, threads long").collect()[0]
+    row = run_tasks(session, work, tasks=1)[0]
     return str(row["name"]), int(row["threads"])
 
 
@@ -156,7 +158,8 @@ def decide(measured: tuple[Measurement, ...], settings: BackboneSettings) -> Dec
     cosine = compared[0].cosine if compared else None
     others = [one for one in measured if one not in allowed] if settings.precision == "int8" else []
     shown = tuple(one for one in (*ordered, *others) if one.error != NO_BFLOAT16)
-    return Decision(best.engine, best.precision, settings.batch_size or best.batch_size, cosine, shown)
+    size = settings.batch_size or best.batch_size
+    return Decision(best.engine, best.precision, size, cosine, shown, best.per_core)
 
 
 def _fault(one: Measurement) -> str:

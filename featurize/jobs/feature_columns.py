@@ -1,5 +1,5 @@
 """The columns of a feature set: which network computes each, and which of its values. Layers of one network are computed in one
-pass, by the network that joins them, and cut apart again; in int8 each column has a network of its own.
+pass, by the network that joins them, and cut apart again.
 """
 
 import math
@@ -24,7 +24,6 @@ from featurize.recipes.feature_columns import AskedColumn
 from featurize.tables.manifests import FeatureColumn
 
 _NOT_OF_THE_NETWORK = {"layer", "layers", "column"}
-Quantize = Callable[[BackboneSettings], PreparedBackbone]
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,7 @@ class PreparedColumn:
             "weights_file_sha256": backbone.report.file_sha256 if backbone.report is not None else None,
             "bfloat16_cosine": backbone.bfloat16_cosine,
             "batch_size": backbone.batch_size,
+            **({"per_core": backbone.per_core} if backbone.per_core else {}),
             "engines": [one.as_dict() for one in backbone.measured],
             **({} if backbone.quantization is None else {"quantization": backbone.quantization}),
         }
@@ -83,15 +83,19 @@ class PreparedColumns:
 
 
 def prepare_columns(
-    asked: Sequence[AskedColumn], folder: str | Path, *, quantize: Quantize, decide: Decide | None = None
+    asked: Sequence[AskedColumn],
+    folder: str | Path,
+    *,
+    decide: Decide | None = None,
+    quantize: Callable[[BackboneSettings], PreparedBackbone],
 ) -> PreparedColumns:
     """Prepares the backbones of some columns; those that differ in nothing but the layer are one network.
 
     Args:
         asked: what to prepare.
         folder: a local folder for the networks.
-        quantize: prepares the backbone of a column in int8, its file in `folder`.
         decide: as for `prepare_backbone`.
+        quantize: prepares a backbone in int8.
 
     Raises:
         UsageError: as `prepare_backbone`; or two columns are the same.
@@ -116,35 +120,34 @@ def prepare_columns(
 
 
 def networks_of(asked: Sequence[AskedColumn]) -> list[tuple[BackboneSettings, list[AskedColumn]]]:
-    """The networks that compute some columns, each with its columns.
+    """The networks that compute some columns, each with its columns; in int8 each column has its own network.
 
     Raises:
         UsageError: of several columns of one network, one has no layer.
     """
     groups: dict[str, list[AskedColumn]] = {}
     for column in asked:
-        network = column.settings.model_dump(exclude=_NOT_OF_THE_NETWORK)
-        own = column.name if column.settings.precision == "int8" else None
-        groups.setdefault(settings_digest([network, own]), []).append(column)
+        joined = set() if column.settings.precision == "int8" else _NOT_OF_THE_NETWORK
+        groups.setdefault(settings_digest(column.settings.model_dump(exclude=joined)), []).append(column)
     return [(_joined(group), group) for group in groups.values()]
 
 
 def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None, url: str) -> AskedColumn:
-    """A column with the engine and the precision of its rows that exist, where the recipe leaves them open.
+    """A column with what the rows that exist have decided, where the recipe leaves it open.
 
-    In int8, it has the network that made these rows.
+    Engine and precision are open where they are "auto", the network where it is to be in int8.
 
     Args:
         asked: the column.
         decided: the backbone in the settings of the rows that exist; None: there are none.
-        url: of the set.
+        url: URL of the feature set.
 
     Raises:
         UsageError: int8 is asked for, and the rows are in another precision.
     """
-    settings = asked.settings
     if decided is None:
         return asked
+    settings = asked.settings
     known = {"engine": "tensorflow", **decided}  # the engine of old sets, which do not name it
     if settings.precision == "int8" != known["precision"]:
         raise UsageError(
@@ -152,7 +155,7 @@ def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None, url: str) 
         )
     changes = {key: known[key] for key in ("engine", "precision") if getattr(settings, key) == "auto"}
     is_open = settings.precision in ("auto", "int8") and settings.quantized is None
-    if is_open and "quantized_sha256" in known:
+    if is_open and known["precision"] == "int8":
         changes["quantized"] = kept_network(url, known["quantized_sha256"])
     return replace(asked, settings=settings.model_copy(update=changes))
 

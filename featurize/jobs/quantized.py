@@ -43,9 +43,9 @@ _MOST_VALUES = 1 << 26  # of features in float32 that are held to judge: 256 MB
 def prepare_quantized(
     spark: SparkSession | StartingSession,
     settings: BackboneSettings,
-    *,
     source: ImageSource,
     folder: str | Path,
+    *,
     decode_timeout_s: float,
 ) -> PreparedBackbone:
     """The backbone in int8 that `settings` describe, its file in `folder`: that of `quantized`, or one made for `source`.
@@ -83,15 +83,13 @@ def prepare_quantized(
     return replace(prepared, quantization={"calibration_images": calibrated, "judged": verdict.as_dict()})
 
 
-def kept_files(backbones: Iterable[PreparedBackbone]) -> dict[str, Path]:
-    """What a feature set keeps of its backbones, by name: networks in int8, which cannot be made again, and their judgements."""
-    files: dict[str, Path] = {}
-    for backbone in backbones:
-        if backbone.spec.precision == "int8" and backbone.path is not None:
-            document = backbone.path.with_suffix(".json")
-            document.write_text(json.dumps(backbone.quantization), encoding="utf-8")
-            files |= {f"{backbone.sha256}.onnx": backbone.path, f"{backbone.sha256}.json": document}
-    return files
+def kept_files(backbone: PreparedBackbone) -> dict[str, Path]:
+    """What a feature set keeps of its backbone, by name: the network in int8, which cannot be made again, and its judgement."""
+    if backbone.spec.precision != "int8" or backbone.path is None:
+        return {}
+    document = backbone.path.with_suffix(".json")
+    document.write_text(json.dumps(backbone.quantization), encoding="utf-8")
+    return {f"{backbone.sha256}.onnx": backbone.path, f"{backbone.sha256}.json": document}
 
 
 def _quantize(base: Any, sample: ImageSample, folder: Path) -> tuple[QuantizedBackbone, int]:

@@ -1,7 +1,6 @@
 """The feature set: one row per image, made by one or several frozen backbones."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,7 @@ def featurize(
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."
         )
-    folder, timeout_s = shipping_folder().name, recipe.images.decode_timeout_s
-    quantize = partial(prepare_quantized, spark, source=source, folder=folder, decode_timeout_s=timeout_s)
-    prepared = prepare_columns(_decided_before(recipe), folder, quantize=quantize, decide=EngineChoice(spark))
+    prepared = prepare_asked(spark, recipe, source, _decided_before(recipe))
     for backbone in prepared.backbones:
         on_backbone(backbone)
     session = ready_session(spark)
@@ -61,8 +58,8 @@ def featurize(
         details=manifest_details(recipe, source, prepared.as_manifest()),
         task=make_task(session, recipe, source, prepared),
         max_reject_fraction=recipe.images.max_reject_fraction,
-        decode_timeout_s=timeout_s,
-        networks=kept_files(prepared.backbones),
+        decode_timeout_s=recipe.images.decode_timeout_s,
+        networks=networks_to_keep(prepared),
     )
     return result, prepared
 
@@ -75,11 +72,24 @@ def _decided_before(recipe: FeaturizeRecipe) -> list[AskedColumn]:
         raise UsageError(
             f"{recipe.features.url} has no column {missing[0]}, which the recipe names. `featurize add-column` computes it."
         )
-    url = recipe.features.url
-    decided = [as_decided(column, backbone_in(there, column.name), url) for column in recipe.columns]
+    decided = [as_decided(column, backbone_in(there, column.name), recipe.features.url) for column in recipe.columns]
     return sorted(
         decided, key=lambda one: known.index(one.name) if known else 0
     )  # the files keep their order of columns
+
+
+def prepare_asked(
+    spark: SparkSession | StartingSession, recipe: FeaturizeRecipe, source: ImageSource, asked: Sequence[AskedColumn]
+) -> PreparedColumns:
+    """The backbones of some columns, ready to be sent to workers."""
+    folder = shipping_folder().name
+    timeout_s = recipe.images.decode_timeout_s
+    return prepare_columns(
+        asked,
+        folder,
+        decide=EngineChoice(spark),
+        quantize=lambda settings: prepare_quantized(spark, settings, source, folder, decode_timeout_s=timeout_s),
+    )
 
 
 def backbone_in(settings: Mapping[str, Any], column: str) -> Mapping[str, Any] | None:
@@ -115,6 +125,11 @@ def manifest_details(
         "recipe": recipe.model_dump(exclude_none=True),
         "lineage": source.lineage,
     }
+
+
+def networks_to_keep(prepared: PreparedColumns) -> dict[str, Path]:
+    """The files that the feature set keeps of its networks, by name."""
+    return {name: path for backbone in prepared.backbones for name, path in kept_files(backbone).items()}
 
 
 def ship_columns(spark: SparkSession, prepared: PreparedColumns) -> ColumnsOfFeatures:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from featurize.building.shard_files import ShardWriter
-from featurize.building.shipped_backbone import Decoded, ShippedBackbone, full_batches
+from featurize.building.shipped_backbone import Decoded, ShippedBackbone, batches_at_once, compute_batches
 from featurize.building.worker import Loaded
 from featurize.decoding.decoder_process import Decoder
 from featurize.jobs.feature_columns import PreparedColumn
@@ -88,6 +88,17 @@ class ColumnsOfFeatures:
         pixels = tuple(backbone.decode(content, decoder).pixels for backbone in others)
         return DecodedSizes(decoded.pixels, decoded.width, decoded.height, pixels)
 
+    def compute_all(
+        self, loaded: Iterator[Loaded[DecodedSizes]], timings: Timings
+    ) -> Iterator[tuple[list[Loaded[DecodedSizes]], dict[str, pa.Array]]]:
+        """The columns of all images, batch by batch; the last one may be short."""
+
+        def compute(batch: list[Loaded[DecodedSizes]], pixels: NDArray[np.uint8]) -> dict[str, pa.Array]:
+            return self.compute([image.value for image in batch], pixels, timings)
+
+        at_once = batches_at_once(self.backbones)
+        return compute_batches(loaded, self.batch_size, lambda image: image.pixels, compute, at_once=at_once)
+
     def compute(
         self, decoded: Sequence[DecodedSizes], pixels: NDArray[np.uint8], timings: Timings
     ) -> dict[str, pa.Array]:
@@ -154,8 +165,7 @@ class FeaturizeTask:
 
     def consume(self, loaded: Iterator[Loaded[DecodedSizes]], writer: ShardWriter, timings: Timings) -> None:
         """Runs full batches through the networks (the last one may be short) and writes the features."""
-        for batch, pixels in full_batches(loaded, self.features.batch_size, lambda image: image.pixels):
-            features = self.features.compute([image.value for image in batch], pixels, timings)
+        for batch, features in self.features.compute_all(loaded, timings):
             with timings.measure("write"):
                 self._write(writer, batch, features)
 

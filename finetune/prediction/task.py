@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.building.shard_files import ShardWriter
-from featurize.building.shipped_backbone import full_batches
+from featurize.building.shipped_backbone import compute_batches
 from featurize.building.worker import Loaded
 from featurize.decoding.decode import DecodeError
 from featurize.decoding.decoder_process import Decoder
@@ -53,10 +53,16 @@ class PredictTask:
 
     def consume(self, loaded: Iterator[Loaded[NDArray[Any]]], writer: ShardWriter, timings: Timings) -> None:
         """Runs full batches through the model (the last one may be short) and writes the answers."""
-        for batch, arrays in full_batches(loaded, self.model.backbone.batch_size, lambda array: array):
+
+        def compute(
+            _: list[Loaded[NDArray[Any]]], arrays: NDArray[Any]
+        ) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
             predict = self.model.projecting_predictor(timings)
             with timings.measure("forward"):
-                probabilities, projections = predict(arrays)
+                return predict(arrays)
+
+        batches = compute_batches(loaded, self.model.backbone.batch_size, lambda array: array, compute)
+        for batch, (probabilities, projections) in batches:
             with timings.measure("write"):
                 _write(self.model, writer, batch, probabilities, projections)
 

@@ -156,6 +156,7 @@ def test_the_rate_is_that_of_the_last_half_minute_and_tells_the_time_left() -> N
         ({"forward": 8.0, "wait": 1.0, "read": 5.0, "decode": 5.0}, "network"),
         ({"forward": 1.0, "wait": 8.0, "read": 2.0, "decode": 9.0}, "decode"),
         ({"forward": 1.0, "wait": 8.0, "read": 9.0, "decode": 2.0}, "storage"),
+        ({"forward": 6.0, "wait": 9.0, "read": 2.0, "decode": 9.0}, "decode"),  # the network computes beside
         ({"write": 8.0, "wait": 1.0, "decode": 2.0}, "storage"),
         ({}, None),
     ],
@@ -302,14 +303,14 @@ def test_where_no_report_comes_tasks_that_have_ended_tell(spark: SparkSession, v
 
 @pytest.mark.spark
 def test_a_job_that_fails_is_told_as_before_and_is_not_at_its_end(spark: SparkSession, view: Recorder) -> None:
-    from featurize.building.spark_jobs import collect
+    from featurize.building.spark_jobs import job_errors, run_tasks
 
     def fail(_: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         raise ValueError("no such thing")
         yield
 
-    with pytest.raises(JobError, match="no such thing"), image_progress(spark.sparkContext, [5]):
-        collect(spark.range(0, 1, 1, 1).mapInArrow(fail, "id long"))
+    with pytest.raises(JobError, match="no such thing"), image_progress(spark.sparkContext, [5]), job_errors():
+        run_tasks(spark, fail, tasks=1)
     assert set(view.done) == {0}
     assert not [thread for thread in threading.enumerate() if thread.name == "firn-progress"]
 

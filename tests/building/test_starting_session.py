@@ -18,6 +18,7 @@ import json, os, signal, sys, threading
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 from featurize.building.session import make_session
+from featurize.building.spark_jobs import run_tasks
 from featurize.building.starting_session import start_session
 
 def look(batches):
@@ -35,7 +36,7 @@ with start_session("firn tests", warm_up="tensorflow") as starting:
     for thread in threading.enumerate():  # the driver is faster here than workers import Keras
         if thread.name == "firn-session":
             thread.join()
-    worker = json.loads(session.range(0, 1, 1, 1).mapInArrow(look, "found string").collect()[0].found)
+    worker = json.loads(run_tasks(session, look, tasks=1)[0]["found"])
 ended = SparkContext._active_spark_context is None
 print(json.dumps([active, same, worker, ended, signal.getsignal(signal.SIGINT) is before]))
 """

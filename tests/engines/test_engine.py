@@ -1,5 +1,6 @@
 """Engines: the same features from each of them, from one file."""
 
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,29 @@ def test_batches_of_every_size_give_the_features_of_each_image(exported: tuple[P
         starts = np.cumsum((0, *sizes))
         parts = [forward(images[start:end]) for start, end in pairwise(starts)]
         np.testing.assert_allclose(np.concatenate(parts), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+@pytest.mark.parametrize(("threads", "per_core"), [(1, 2), (2, 2), (3, 1), (2, 8)])
+def test_cores_that_compute_alone_give_the_features_of_each_image(
+    exported: tuple[Path, Any], engine: Engine, threads: int, per_core: int
+) -> None:
+    path, expected = exported
+    forward = load_onnx(path, engine, threads=threads, batch_size=4, per_core=per_core)
+    images = noise(5, 20, 20)
+    with ThreadPoolExecutor(2) as callers:
+        found = list(callers.map(forward, [images, images[:4], images[1:2]]))
+    for features, rows in zip(found, (expected, expected[:4], expected[1:2]), strict=True):
+        assert (str(features.dtype), features.shape) == ("float32", rows.shape)
+        np.testing.assert_allclose(features, rows, rtol=1e-4, atol=1e-5)
+
+
+def test_short_batches_are_padded_until_a_network_for_any_size_pays(exported: tuple[Path, Any]) -> None:
+    path, expected = exported
+    forward = load_onnx(path, "openvino", batch_size=4)
+    for _ in range(12):  # each spares three images of four
+        np.testing.assert_allclose(forward(noise(5, 20, 20)[:1]), expected[:1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(forward(noise(5, 20, 20)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_features_stay_as_they_were_when_the_next_batch_is_computed(exported: tuple[Path, Any]) -> None:

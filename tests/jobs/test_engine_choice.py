@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 from featurize.backbones import measure
 from featurize.backbones.backbone import prepare_backbone
 from featurize.backbones.keras_backbone import KerasBackbone
-from featurize.backbones.measure import Candidate, measure_engines
+from featurize.backbones.measure import Candidate, measure_engines, ways_of
 from featurize.backbones.spec import BackboneSpec
 from featurize.digests import sha256_file
 from featurize.engines.engine import ENGINES
@@ -23,6 +23,7 @@ from featurize.engines.measurement import Measurement, fastest_first
 from featurize.errors import JobError, UsageError
 from featurize.jobs.engine_choice import EngineChoice, decide, likely_engine, worker_processor
 from featurize.jobs.run import featurize
+from featurize.recipes.backbone_section import BackboneSettings
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import read_features_manifest
 
@@ -43,6 +44,21 @@ def measurement(engine: Any, rate: float, **changes: Any) -> Measurement:
     return Measurement(
         **{"engine": engine, "precision": "float32", "batch_size": 8, "images_per_s": rate, "cosine": 1.0, **changes}
     )
+
+
+def test_where_cores_are_faster_alone_they_compute_alone_also_in_batches_that_the_recipe_sets() -> None:
+    measured = (measurement("openvino", 300.0, batch_size=32, per_core=4), measurement("tensorflow", 100.0))
+    asked = BackboneSettings(name="VGG16")
+    decided = decide(measured, asked)
+    assert (decided.engine, decided.batch_size, decided.per_core) == ("openvino", 32, 4)
+    decided = decide(measured, asked.model_copy(update={"batch_size": 64}))
+    assert (decided.batch_size, decided.per_core) == (64, 4)
+
+
+def test_every_engine_is_tried_with_all_cores_together_first_and_tensorflow_only_so() -> None:
+    assert ways_of("tensorflow", 2) == [(8, None), (32, None)]
+    assert ways_of("openvino", 2) == [(8, None), (32, None), (32, 4), (32, 16)]
+    assert ways_of("onnxruntime", 12) == [(8, None), (32, None), (48, 4), (192, 16)]
 
 
 def test_the_fastest_engine_with_the_same_features_is_taken_and_named(
@@ -103,6 +119,7 @@ def test_workers_import_no_tensorflow_where_another_engine_computes(photos: Path
 import json, sys
 import featurize
 from featurize.building.session import make_session
+from featurize.building.spark_jobs import run_tasks
 
 session = make_session("engines")
 def loaded(batches):
@@ -116,7 +133,7 @@ for engine in ("onnxruntime", "tensorflow"):
         "features": {{"url": {str(tmp_path)!r} + "/" + engine}},
     }}
     featurize.run(recipe, spark=session)
-    rows = session.range(0, 1, 1, 1).mapInArrow(loaded, "there boolean").collect()
+    rows = run_tasks(session, loaded, tasks=1)
     print(json.dumps(rows[0]["there"]))
 session.stop()
 """
