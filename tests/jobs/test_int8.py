@@ -193,7 +193,7 @@ def test_measuring_never_chooses_int8_by_itself(
         return found
 
     monkeypatch.setattr(EngineChoice, "_measure", noted)
-    monkeypatch.setattr(jobs_run, "prepare_quantized", None)
+    monkeypatch.setattr(jobs_run, "prepare_quantized", lambda *args, **options: pytest.fail("int8 was not asked for"))
     changes = {"engine": "auto", "precision": "auto"}
     assert run(spark, many_photos, tmp_path / "set", small_backbone, **changes).backbone["precision"] != "int8"
     assert tried
@@ -264,3 +264,28 @@ def test_a_model_gives_images_the_labels_of_their_features_and_cannot_be_unfroze
     asked = ModelSettings(name="unfrozen", url="-", head=str(tmp_path / "model"), unfreeze_from="conv")
     with pytest.raises(UsageError, match="a network in int8 cannot be trained further"):
         find_head(asked, read_features_manifest(str(made)))
+
+
+def test_columns_in_int8_have_a_network_each_and_more_can_be_added(
+    spark: SparkSession, many_photos: Path, small_backbone: Path, tmp_path: Path
+) -> None:
+    asked = recipe(many_photos, tmp_path / "set", small_backbone, **INT8).model_dump(exclude_none=True)
+    del asked["backbone"]["layer"]
+    asked["backbone"]["layers"] = ["mean"]
+    before = firn.run(asked, spark=spark).to_pandas().set_index("path").sort_index()
+    (there,) = (tmp_path / "set" / "networks").glob("*.onnx")
+    asked["backbone"]["layers"] = ["mean", "pool:mean"]
+    asked["backbone"]["precision"] = "int8"
+    added = firn.add_column(asked, spark=spark)
+    assert added.manifest.column_names == ["features_mean", "features_pool_mean"]
+    networks = sorted(path.stem for path in (tmp_path / "set" / "networks").glob("*.onnx"))
+    assert networks == sorted(one.backbone["quantized_sha256"] for one in added.manifest.columns)
+    assert there.stem in networks
+    assert len(networks) == 2
+    after = added.to_pandas().set_index("path").sort_index()
+    np.testing.assert_array_equal(np.stack(before["features_mean"].tolist()), np.stack(after["features_mean"].tolist()))
+    kept = files_of(tmp_path / "set")
+    again = firn.run(asked, spark=spark)
+    assert again.build is not None
+    assert again.build.added == 0
+    assert files_of(tmp_path / "set") == kept
