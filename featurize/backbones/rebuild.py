@@ -1,6 +1,7 @@
 """Rebuilds the backbone that made a feature set, identically: for a model trained on the set, or for one more image."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,4 +71,4 @@ def prepare_again(
         raise UsageError(
             f"the backbone {settings.name} has changed since it made the features of {whose}: its {differing} differ."
         )
-    return prepared
+    return replace(prepared, per_core=spec.get("per_core"))

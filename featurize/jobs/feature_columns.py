@@ -123,12 +123,15 @@ def networks_of(asked: Sequence[AskedColumn]) -> list[tuple[BackboneSettings, li
     """The networks that compute some columns, each with its columns; in int8 each column has its own network.
 
     Raises:
-        UsageError: of several columns of one network, one has no layer.
+        UsageError: of several columns of one network, one has no layer, or two have the same.
     """
     groups: dict[str, list[AskedColumn]] = {}
     for column in asked:
         joined = set() if column.settings.precision == "int8" else _NOT_OF_THE_NETWORK
-        groups.setdefault(settings_digest(column.settings.model_dump(exclude=joined)), []).append(column)
+        group = groups.setdefault(settings_digest(column.settings.model_dump(exclude=joined)), [])
+        if same := next((one for one in group if one.settings == column.settings), None):
+            raise UsageError(f"the columns {same.name} and {column.name} would be the same features.")
+        group.append(column)
     return [(_joined(group), group) for group in groups.values()]
 
 

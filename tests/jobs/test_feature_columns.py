@@ -142,3 +142,13 @@ def test_readers_must_say_which_column(spark: SparkSession, photos: Path, small_
 def test_columns_that_cannot_be_are_refused_by_name(sections: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         read_recipe(whole(Path("photos"), Path("set"), **sections))
+
+
+@pytest.mark.parametrize("precision", ["float32", "int8"])
+def test_columns_that_would_be_the_same_are_refused(
+    spark: SparkSession, photos: Path, small_backbone: Path, tmp_path: Path, precision: str
+) -> None:
+    section = network(small_backbone, layer="mean", precision=precision, engine="onnxruntime")
+    sections = [{**section, "column": "features_a"}, {**section, "column": "features_b"}]
+    with pytest.raises(UsageError, match="features_a and features_b would be the same features"):
+        featurize.run(whole(photos, tmp_path / "set", backbones=sections), spark=spark)
