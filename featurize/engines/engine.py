@@ -139,7 +139,10 @@ def _load_onnxruntime(
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(session.run(None, {name: images})[0])
 
-    return in_pieces([run] * at_once, per_core) if per_core else run
+    if not per_core:
+        return run
+    run(np.zeros((1, *session.get_inputs()[0].shape[1:]), np.uint8))  # a first call alone, as for OpenVINO
+    return in_pieces([run] * at_once, per_core)
 
 
 def _providers(onnxruntime: Any) -> list[str]:
@@ -163,6 +166,10 @@ def _load_openvino(
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
 
+    def image_size() -> tuple[int, int]:
+        shape = core.read_model(path).inputs[0].get_partial_shape()
+        return shape[1].get_length(), shape[2].get_length()
+
     def compile_for(images: int | None) -> list[_Pass]:
         model = core.read_model(path)
         if images is not None:
@@ -172,7 +179,10 @@ def _load_openvino(
         return [_pass_of(compiled.create_infer_request()) for _ in range(at_once)]
 
     if per_core:
-        return in_pieces([_padded(each, per_core) for each in compile_for(per_core)], per_core)
+        passes, (height, width) = compile_for(per_core), image_size()
+        for each in passes:  # one by one: what OpenVINO does in a first call only, it may not do in two threads at once
+            each(np.zeros((per_core, height, width, 3), np.uint8))
+        return in_pieces([_padded(each, per_core) for each in passes], per_core)
     if batch_size is None:
         return compile_for(None)[0]
     return _usual_or_any(compile_for(batch_size)[0], batch_size, lambda: compile_for(None)[0])
