@@ -145,7 +145,10 @@ def _load_onnxruntime(
     def run(images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return np.asarray(session.run(None, {name: images})[0])
 
-    return in_pieces([run] * at_once, per_core) if per_core else run
+    if not per_core:
+        return run
+    run(np.zeros((1, *session.get_inputs()[0].shape[1:]), np.uint8))  # a first call alone, as for OpenVINO
+    return in_pieces([run] * at_once, per_core)
 
 
 def _providers(onnxruntime: Any) -> list[str]:
@@ -169,19 +172,19 @@ def _load_openvino(
     if threads is not None:
         options["INFERENCE_NUM_THREADS"] = threads
 
-    def compile_for(images: int | None) -> list[_Pass]:
+    def compile_for(images: int | None) -> list[Any]:
         model = core.read_model(path)
         if images is not None:
             shape = model.inputs[0].get_partial_shape()
             model.reshape({0: openvino.PartialShape([images, *list(shape)[1:]])})
         compiled = core.compile_model(model, "CPU", options)
-        return [_pass_of(compiled.create_infer_request()) for _ in range(at_once)]
+        return [compiled.create_infer_request() for _ in range(at_once)]
 
     if per_core:
-        return in_pieces([_padded(each, per_core) for each in compile_for(per_core)], per_core)
+        return in_pieces([_own_pass(request) for request in compile_for(per_core)], per_core)
     if batch_size is None:
-        return compile_for(None)[0]
-    return _usual_or_any(compile_for(batch_size)[0], batch_size, lambda: compile_for(None)[0])
+        return _pass_of(compile_for(None)[0])
+    return _usual_or_any(_pass_of(compile_for(batch_size)[0]), batch_size, lambda: _pass_of(compile_for(None)[0]))
 
 
 def _pass_of(request: Any) -> _Pass:
@@ -190,6 +193,26 @@ def _pass_of(request: Any) -> _Pass:
         return np.array(request.get_output_tensor(0).data)
 
     return infer
+
+
+def _own_pass(request: Any) -> _Pass:
+    """A pass over up to as many images as the network was compiled for, which may go on beside others.
+
+    Its input is made, and a first pass computed, here: where OpenVINO did so in two threads at once, both could wait for ever.
+    """
+    import openvino
+
+    images = np.zeros(tuple(request.get_input_tensor(0).shape), np.uint8)
+    request.set_input_tensor(0, openvino.Tensor(images, shared_memory=True))
+    request.infer()
+    output = request.get_output_tensor(0)
+
+    def run(piece: NDArray[np.uint8]) -> NDArray[np.float32]:
+        images[: len(piece)] = piece
+        request.infer(share_outputs=True)
+        return np.array(output.data[: len(piece)])
+
+    return run
 
 
 def _padded(infer: _Pass, size: int) -> _Pass:

@@ -1,5 +1,7 @@
 """Engines: the same features from each of them, from one file."""
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -86,6 +88,24 @@ def test_cores_that_compute_alone_give_the_features_of_each_image(
     for features, rows in zip(found, (expected, expected[:4], expected[1:2]), strict=True):
         assert (str(features.dtype), features.shape) == ("float32", rows.shape)
         np.testing.assert_allclose(features, rows, rtol=1e-4, atol=1e-5)
+
+
+_FIRST_CALLS_AT_ONCE = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from featurize.engines.engine import load_onnx
+forward = load_onnx(sys.argv[1], sys.argv[2], threads=4, per_core=1)
+with ThreadPoolExecutor(4) as threads:
+    print(sum(len(made) for made in threads.map(forward, [np.zeros((9, 20, 20, 3), np.uint8)] * 20)))
+"""
+
+
+@pytest.mark.parametrize("engine", OTHERS)
+def test_the_first_calls_of_a_process_may_come_at_once(exported: tuple[Path, Any], engine: Engine) -> None:
+    command = [sys.executable, "-c", _FIRST_CALLS_AT_ONCE, str(exported[0]), engine]
+    for _ in range(2):
+        assert subprocess.run(command, capture_output=True, check=True, timeout=120, text=True).stdout == "180\n"
 
 
 def test_short_batches_are_padded_until_a_network_for_any_size_pays(exported: tuple[Path, Any]) -> None:
