@@ -3,7 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +42,7 @@ class EngineChoice:
     """Decides for `prepare_backbone`: the engine that was fastest on the workers' processor among those with the same features.
 
     Args:
-        spark: the session of the job, which may still be starting; it is waited for only if there is something to measure.
+        spark: the session of the job, which may still be starting; it is waited for once a network is open.
     """
 
     def __init__(self, spark: SparkSession | StartingSession) -> None:
@@ -54,21 +55,13 @@ class EngineChoice:
             JobError: no engine computes it.
         """
         usable = opened.engines()
-        if settings.engine != "auto" or len(usable) == 1:
-            return decide_unmeasured(opened, settings)
+        is_open = settings.engine == "auto" and len(usable) > 1
+        unmeasured = None if is_open else decide_unmeasured(opened, settings)
         session = ready_session(self._spark)
-        processor, threads = worker_processor(session)
-        key = settings_digest(
-            {
-                "backbone": opened.spec.preparation_id,
-                "processor": processor,
-                "threads": threads,
-                "versions": {engine: version_of(engine) for engine in usable},
-                "ways": [list(way) for way in ways_of("openvino", threads)],
-                "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
-            }
-        )
+        key = _key_of(opened, usable, session)
         found = kept.find_document(_MEASURED, key)
+        if unmeasured is not None:
+            return _as_measured(unmeasured, [Measurement(**one) for one in found or ()], settings)
         if found is None:
             stage(f"measuring {', '.join(NAMES[engine] for engine in usable)} for {opened.spec.name}, once")
             measured = self._measure(session, opened)
@@ -95,6 +88,30 @@ class EngineChoice:
 
         rows = run_tasks(session, work, tasks=1)
         return tuple(Measurement(**one) for row in rows for one in json.loads(row["text"]))
+
+
+def _key_of(opened: OpenedBackbone, usable: Sequence[Engine], session: SparkSession) -> str:
+    """Digest of all that the speed of a backbone depends on."""
+    processor, threads = worker_processor(session)
+    return settings_digest(
+        {
+            "backbone": opened.spec.preparation_id,
+            "processor": processor,
+            "threads": threads,
+            "versions": {engine: version_of(engine) for engine in usable},
+            "ways": [list(way) for way in ways_of("openvino", threads)],
+            "environment": {name: os.environ.get(name) for name in _ENVIRONMENT},
+        }
+    )
+
+
+def _as_measured(decision: Decision, measured: Sequence[Measurement], settings: BackboneSettings) -> Decision:
+    """A decision that the recipe or rows that exist have made, computed in the way that was fastest if that is known here."""
+    same = (one for one in measured if (one.engine, one.precision) == (decision.engine, decision.precision))
+    fastest = next((one for one in same if one.error is None), None)
+    if fastest is None:
+        return decision
+    return replace(decision, batch_size=settings.batch_size or fastest.batch_size, per_core=fastest.per_core)
 
 
 def likely_engine(settings: BackboneSettings) -> Engine | None:

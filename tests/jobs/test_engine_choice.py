@@ -112,6 +112,21 @@ def test_rows_that_exist_decide_what_computes_further_ones(
         run(spark, photos, tmp_path / "set", small_backbone, engine="openvino")
 
 
+def test_an_engine_that_is_named_computes_in_the_way_that_was_measured(
+    spark: SparkSession, small_backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = settings(small_backbone, layer="mean", preprocessing="none", engine="onnxruntime")
+    opened = KerasBackbone(asked, tmp_path)
+    choose = EngineChoice(spark)
+    assert choose(opened, asked).per_core is None
+    figures = [measurement("openvino", 90), measurement("onnxruntime", 80, batch_size=40, per_core=4)]
+    monkeypatch.setattr(EngineChoice, "_measure", lambda *_: tuple(figures))
+    assert choose(opened, asked.model_copy(update={"engine": "auto"})).engine == "openvino"
+    known = choose(opened, asked)
+    assert (known.engine, known.batch_size, known.per_core) == ("onnxruntime", 40, 4)
+    assert choose(opened, asked.model_copy(update={"batch_size": 7})).batch_size == 7
+
+
 def test_workers_import_no_tensorflow_where_another_engine_computes(photos: Path, tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(
