@@ -38,8 +38,8 @@ def load_hub_network(url: str) -> "tuple[keras.Model, str]":
         from safetensors import SafetensorError
     except ImportError as error:
         raise UsageError(
-            f"`backbone.name`: the weights of {url} are in safetensors, which keras-hub reads. Install it without its "
-            f"dependencies: uv pip install --no-deps keras-hub sentencepiece safetensors ({first_line(error)})."
+            f"`backbone.name`: the weights of {url} are in safetensors, which keras-hub reads. Install keras-hub, sentencepiece "
+            f"and safetensors, without their dependencies ({first_line(error)})."
         ) from error
     with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
         digest = _download(url, Path(temporary))

@@ -16,6 +16,7 @@ PROGRAM = """
 import json, os, sys
 import pyarrow as pa
 from pyspark.sql import SparkSession
+from featurize.building.spark_jobs import run_tasks
 from helpers.tables.building import recipe
 from featurize.jobs.run import featurize
 from pathlib import Path
@@ -30,7 +31,7 @@ def look(batches):
         yield pa.RecordBatch.from_pydict({"seen": [os.environ.get("CUDA_VISIBLE_DEVICES")]})
 
 
-seen = [row["seen"] for row in spark.range(0, 1, 1, 1).mapInArrow(look, "seen string").collect()]
+seen = [row["seen"] for row in run_tasks(spark, look, tasks=1)]
 print(json.dumps({"rows": result.added, "seen": seen}))
 """
 
