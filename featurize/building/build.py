@@ -136,7 +136,7 @@ def build_table(
             is_partial=is_partial,
         )
         if existing is not None and not work.todo.num_rows and not work.taken_over:
-            _remove_all_but(url, published)
+            staging.remove_all_but(url, published)
             return BuildResult(existing, skipped=work.skipped, removed=work.removed, seconds=perf_counter() - started)
         if networks is not None:
             staging.keep_networks(url, networks)
@@ -155,7 +155,7 @@ def build_table(
         )
         claim.verify()
         write_manifest(url, manifest)
-        _remove_all_but(url, manifest.shards)
+        staging.remove_all_but(url, manifest.shards)
     stage("")
     return _result(manifest, work, made=made, seconds=perf_counter() - started, slots=concurrent_tasks(spark))
 
@@ -173,12 +173,6 @@ def _begin(
     claim.verify()
     staging.write_state(run.url, settings=settings, run=run.name, records=work.taken_over)
     staging.remove_others(run.url, work.taken_over, published=staging.file_paths(published))
-
-
-def _remove_all_but(url: str, published: Sequence[ShardRecord]) -> None:
-    """Removes the staging folder, and all files of shards that are not in the manifest."""
-    staging.remove_others(url, [], published=staging.file_paths(published))
-    staging.remove_staging(url)
 
 
 def _make_shards(

@@ -62,7 +62,7 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
     if _has_unpublished(url, manifest.shards):
         raise JobError(f"{url}: an unfinished run would be lost. Start it again and let it finish first.")
     claim.verify()
-    _remove_all_but(url, manifest.shards)
+    staging.remove_all_but(url, manifest.shards)
     groups = list(_groups(manifest.shards, least_images, kept))
     if len(groups) < len(manifest.shards):
         run = uuid4().hex[:8]
@@ -74,7 +74,7 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
         staging.place_files(url, [shard for shard, group in zip(merged, groups, strict=True) if len(group) > 1])
         claim.verify()
         write_manifest(url, manifest.model_copy(update={"shards": merged}))
-        _remove_all_but(url, merged)
+        staging.remove_all_but(url, merged)
     return Compacted(len(manifest.shards), len(groups), manifest.row_count)
 
 
@@ -159,8 +159,3 @@ def _copy(url: str, rows: int, schema: pa.Schema, write: Callable[[pa.RecordBatc
         raise JobError(f"{url} is listed in the manifest and cannot be read: {first_line(error)}") from error
     if copied != rows:
         raise JobError(f"{url} has {copied} rows; the manifest says {rows}.")
-
-
-def _remove_all_but(url: str, published: Sequence[ShardRecord]) -> None:
-    staging.remove_others(url, [], published=staging.file_paths(published))
-    staging.remove_staging(url)

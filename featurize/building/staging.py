@@ -197,6 +197,12 @@ def remove_staging(url: str) -> None:
     storage.remove(storage.join_url(url, STAGING))
 
 
+def remove_all_but(url: str, published: Sequence[ShardRecord]) -> None:
+    """Removes the staging folder, and all files of shards that are not in the manifest."""
+    remove_others(url, [], published=file_paths(published))
+    remove_staging(url)
+
+
 def remove_others(url: str, keep: Sequence[ShardRecord], *, published: set[str]) -> None:
     """Removes all that earlier runs left, except the state, the files of `keep` and the `published` ones."""
     kept = file_paths(keep)

@@ -101,11 +101,16 @@ def make_worker(run: Run, task: ShardTask[Any], report_to: ReportTo | None = Non
     Args:
         report_to: where it reports its progress; None: nowhere.
     """
+    return make_record_worker(partial(make_shard, run, task, report_to=report_to))
+
+
+def make_record_worker(make_record: Callable[[int], ShardRecord]) -> Worker:
+    """The function that Spark runs on each partition: it takes numbers of shards and returns what `make_record` makes of each."""
 
     def work_on_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for shard in batch.column(0).to_pylist():
-                record = make_shard(run, task, shard, report_to=report_to)
+                record = make_record(shard)
                 yield pa.RecordBatch.from_arrays([pa.array([record.model_dump_json()])], schema=_RECORD_SCHEMA)
 
     return work_on_shards

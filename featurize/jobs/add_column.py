@@ -290,8 +290,7 @@ def _make(
     manifest = job.manifest.model_copy(update=history)
     claim.verify()
     write_manifest(job.url, manifest)
-    staging.remove_others(job.url, [], published=staging.file_paths(manifest.shards))
-    staging.remove_staging(job.url)
+    staging.remove_all_but(job.url, manifest.shards)
     return manifest, made, rows.num_rows
 
 

@@ -22,6 +22,7 @@ from featurize.building.worker import (
     Run,
     Worker,
     decoder_pool,
+    make_record_worker,
     part_name,
     task_attempt,
     worker_threads,
@@ -35,8 +36,6 @@ from featurize.sources.listing import Fetch, ImageReadError, PlannedImage
 from featurize.tables.manifests import DataFile, ShardRecord
 from featurize.tables.row_groups import open_parquet
 from featurize.timings import Timings
-
-_RECORD_SCHEMA = pa.schema([("record", pa.string())])
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,7 @@ class ColumnTask:
 
 def make_column_worker(run: Run, task: ColumnTask, report_to: ReportTo | None = None) -> Worker:
     """The function that Spark runs on each partition: it takes numbers of shards and returns their new records."""
-
-    def work_on_shards(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for shard in batch.column(0).to_pylist():
-                record = _ShardColumns(run, task, shard).make(report_to)
-                yield pa.RecordBatch.from_arrays([pa.array([record.model_dump_json()])], schema=_RECORD_SCHEMA)
-
-    return work_on_shards
+    return make_record_worker(lambda shard: _ShardColumns(run, task, shard).make(report_to))
 
 
 class _ShardColumns:

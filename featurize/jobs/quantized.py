@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,8 @@ def _judge(sample: ImageSample, reference: Forward, rounded: Forward, spec: Back
 
 
 def _batches(items: Iterable[tuple[str, Pixels]]) -> Iterator[tuple[Sequence[str], Pixels]]:
-    batch: list[tuple[str, Pixels]] = []
-    for item in items:
-        batch.append(item)
-        if len(batch) == _BATCH:
-            yield [label for label, _ in batch], np.stack([pixels for _, pixels in batch])
-            batch = []
-    if batch:
+    left = iter(items)
+    while batch := list(islice(left, _BATCH)):
         yield [label for label, _ in batch], np.stack([pixels for _, pixels in batch])
 
 
