@@ -79,21 +79,44 @@ def join_url(url: str, *parts: str) -> str:
     return posixpath.join(absolute_url(url), *parts)
 
 
+def is_local(url: str) -> bool:
+    """Whether `url` is on this machine's file systems."""
+    return absolute_url(url).startswith("file://")
+
+
 def is_within(url: str, folder: str) -> bool:
     """Whether an absolute URL is a folder's own, or lies below it."""
     return f"{url}/".startswith(f"{folder}/")
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file or folder at `url`."""
-    filesystem, path = open_filesystem(url)
-    return bool(filesystem.exists(path))
+    """Whether there is a file or folder at `url`.
+
+    Raises:
+        OSError: The storage does not say: only "no such file" and "not a folder" mean that nothing is there.
+    """
+    return _kind(url) is not None
 
 
 def is_folder(url: str) -> bool:
-    """Whether there is a folder at `url`."""
+    """Whether there is a folder at `url`.
+
+    Raises:
+        OSError: As `exists`.
+    """
+    return _kind(url) == "directory"
+
+
+def _kind(url: str) -> str | None:
+    """What is at `url`, "file", "directory" or "other"; None where nothing is."""
     filesystem, path = open_filesystem(url)
-    return bool(filesystem.isdir(path))
+    try:
+        if absolute_url(url).startswith("file://"):
+            mode = os.stat(path).st_mode  # noqa: PTH116 - names the path in its error
+            return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+        return str(filesystem.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def list_files(url: str) -> list[str]:
@@ -116,11 +139,15 @@ def list_folders(url: str) -> list[str]:
 
 
 class WalkedFile(NamedTuple):
-    """A file in a folder: its path below the folder, its size in bytes, and when it was last modified."""
+    """A file in a folder: its path below the folder, its size in bytes, and when it was last modified, as the storage counts."""
 
     inner: str
     size: int
     modified: int
+
+    def modified_ms(self, url: str) -> int:
+        """When the file was last modified, in milliseconds since 1970; `url` says on which storage."""
+        return self.modified // 1_000_000 if is_local(url) else self.modified
 
 
 def walk_files(url: str) -> Iterator[WalkedFile]:
@@ -133,7 +160,7 @@ def walk_files(url: str) -> Iterator[WalkedFile]:
     """
     filesystem, path = open_filesystem(url)
     if absolute_url(url).startswith("file://"):
-        for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
+        for folder, folders, names in os.walk(path, onerror=raise_error, followlinks=True):
             folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
             for name in names:
                 full = os.path.join(folder, name)  # noqa: PTH118 - Path objects would double the time of the walk
@@ -171,29 +198,17 @@ def _leads_back(folder: Path) -> bool:
 def _status(path: str) -> os.stat_result | None:
     """Status of a local file; of the link itself where it leads nowhere or in a circle; None where there is no such file now."""
     for look in (os.stat, os.lstat):
-        with suppress(OSError):
+        try:
             status = look(path)
             return status if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode) else None
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
     return None
 
 
-@contextmanager
-def no_empty_folder(url: str) -> Iterator[None]:
-    """Removes the folder at `url` if, after a `with` block, there is no file in it: a failed job leaves nothing behind."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # if the storage fails, nothing is removed
-            remove_if_empty(url)
-
-
-def remove_if_empty(url: str) -> None:
-    """Removes the folder at `url` if there is no file in it, at any depth."""
-    if not list_files(url):
-        remove(url)
-
-
-def _raise(error: OSError) -> None:
+def raise_error(error: OSError) -> None:
+    """Raises `error`: for functions that walk folders, and would pass over those that cannot be listed."""
     raise error
 
 
@@ -247,7 +262,7 @@ def write_file(url: str, write: Callable[[IO[bytes]], object]) -> None:
         url: URL of the file.
         write: Writes the content to the open file that it is given. It is called again, for a new file, where HDFS fails.
     """
-    temporary = _write_temporary(url, write)
+    temporary = write_temporary(url, write)
     try:
         replace(temporary, url)
     except BaseException:
@@ -261,7 +276,7 @@ def write_bytes(url: str, content: bytes) -> None:
     write_file(url, lambda file: file.write(content))
 
 
-def _write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
+def write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
     """Writes the content for `url` to a temporary file beside it.
 
     On HDFS a write fails with its DataNode, and the NameNode offers that one for some seconds more.
@@ -329,38 +344,21 @@ def replace(source: str, target: str) -> None:
     target_path = open_filesystem(target)[1]
     if absolute_url(target).startswith("file://"):
         Path(source_path).replace(target_path)
+        sync_folder(posixpath.dirname(target_path))
         return
     filesystem.mv(source_path, target_path, overwrite=True)
 
 
-def create_exclusively(url: str, content: bytes) -> bool:
-    """Creates the file at `url` with `content` if there is none. Returns whether this call made it.
-
-    It appears with its content: an exclusive open would first show an empty file, for ever if its writer dies.
-    """
-    temporary = _write_temporary(url, lambda file: file.write(content))
-    filesystem, path = open_filesystem(url)
-    temporary_path = open_filesystem(temporary)[1]
+def sync_folder(path: str) -> None:
+    """Has the names in a local folder on disk: what is renamed before a commit must not be lost after it."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if absolute_url(url).startswith("file://"):
-            _link_exclusively(temporary_path, path, content)
-        else:
-            filesystem.mv(temporary_path, path, overwrite=False)
-    except FileExistsError:
-        return False
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+            raise
     finally:
-        remove(temporary)
-    return True
-
-
-def _link_exclusively(temporary: str, path: str, content: bytes) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # the file system has no hard links
-        with open(path, "xb") as file:
-            file.write(content)
+        os.close(folder)
 
 
 def move(source: str, target: str) -> None:
@@ -369,10 +367,12 @@ def move(source: str, target: str) -> None:
     target_path = open_filesystem(target)[1]
     filesystem.makedirs(posixpath.dirname(target_path), exist_ok=True)
     filesystem.mv(source_path, target_path, recursive=True)
+    if is_local(target):
+        sync_folder(posixpath.dirname(target_path))
 
 
 def remove(url: str) -> None:
     """Removes the file or folder at `url`, if it is there."""
     filesystem, path = open_filesystem(url)
-    if filesystem.exists(path):
+    if _kind(url) is not None:
         filesystem.rm(path, recursive=True)

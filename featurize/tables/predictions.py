@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from featurize import storage
 from featurize.errors import UsageError
 from featurize.tables.documents import read_document
-from featurize.tables.manifests import PredictionsManifest, read_manifest
+from featurize.tables.manifests import PredictionsManifest
+from featurize.tables.publication import read_manifest
 
 PLAIN_COLUMNS = ("image_id", "path", "probability", "projection")
 """The prediction columns whose values hardly repeat."""
