@@ -1,10 +1,11 @@
 # make demo   sets everything up and runs the main job on drawn scenes
 # make test   sets everything up and passes the tests
 # make check  style, types, and the links of the documentation
+# make faults every fault of the file system at every call of every job, some minutes
 # make rounds exactness, resume and kill tests, ROUNDS times in a row (10)
 # make dist   dist/firn-<version>.zip, all of Firn's own code, for spark-submit --py-files; and the same as a wheel
 # make site   the documentation as a site, in build/site
-.PHONY: setup demo test check rounds dist site clean
+.PHONY: setup demo test check faults rounds dist site clean
 PYTEST_ARGS ?=
 ROUNDS ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -23,6 +24,9 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	@$(MAKE) --no-print-directory site
+
+faults: setup
+	FIRN_ALL_FAULTS=1 .venv/bin/python -m pytest -q tests/building/test_fault_loop.py $(PYTEST_ARGS)
 
 rounds: setup
 	@for round in $$(seq $(ROUNDS)); do \

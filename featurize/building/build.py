@@ -148,8 +148,8 @@ def build_table(
         claim.verify()
         staging.place_files(url, new)
         manifest = manifest_type(
-            **_contents(existing, work.published, new, settings=settings, classes=source.classes),
-            **_history(existing, made.records, perf_counter() - started),
+            **describe_content(existing, work.published, new, settings=settings, classes=source.classes),
+            **describe_history(existing, made.records, perf_counter() - started),
             **details,
         )
         claim.verify()
@@ -216,7 +216,7 @@ def _check_rejects(
     )
 
 
-def _contents(
+def describe_content(
     existing: Manifest | None,
     kept: Sequence[ShardRecord],
     new: Sequence[ShardRecord],
@@ -245,7 +245,7 @@ def _contents(
     }
 
 
-def _history(existing: Manifest | None, made: Sequence[ShardRecord], seconds: float) -> dict[str, Any]:
+def describe_history(existing: Manifest | None, made: Sequence[ShardRecord], seconds: float) -> dict[str, Any]:
     """The fields of a manifest that describe the runs that made the table; their times are added up."""
     before = [existing.timings] if existing is not None else []
     now = utc_now()

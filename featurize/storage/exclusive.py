@@ -46,7 +46,8 @@ def create_exclusively(url: str, content: bytes) -> bool:
     except FileExistsError:
         return False
     finally:
-        remove(temporary)
+        with suppress(OSError):  # what was to be done is done, or has failed
+            remove(temporary)
     return True
 
 

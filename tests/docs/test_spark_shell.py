@@ -8,9 +8,12 @@ from pathlib import Path
 import pyspark
 import pytest
 from helpers.project import ROOT
+from helpers.services.fetching import fetched
 from helpers.tables.sql_sets import write_features
 
 HOME = Path(str(pyspark.__file__)).parent
+EXTENSION = "spark.sql.extensions=io.delta.sql.DeltaSparkSessionExtension"
+CATALOG = "spark.sql.catalog.spark_catalog=org.apache.spark.sql.delta.catalog.DeltaCatalog"
 LOOK = """
 println("ROWS " + features.count + " " + features.columns.mkString(","))
 features.groupBy("split").count.orderBy("split").collect.foreach(row => println("SPLIT " + row.mkString(" ")))
@@ -23,8 +26,13 @@ def test_a_scala_shell_reads_a_feature_set_in_one_line(tmp_path: Path) -> None:
     document = (ROOT / "docs" / "analysts.md").read_text()
     (program,) = re.findall(r"```scala\n(.*?)```", document, re.DOTALL)
     write_features(tmp_path / "runs/flowers/features", rows=60)  # with files beside it that do not count
+    settings = ("spark.ui.enabled=false", EXTENSION, CATALOG, "spark.databricks.delta.snapshotPartitions=1")
+    jars = ",".join(map(str, fetched("delta_jars.py")))
     ended = subprocess.run(
-        [str(HOME / "bin" / "spark-shell"), "--master", "local[1]", "--conf", "spark.ui.enabled=false"],
+        [
+            *(str(HOME / "bin" / "spark-shell"), "--master", "local[1]", "--jars", jars),
+            *(part for setting in settings for part in ("--conf", setting)),
+        ],
         input=program + LOOK,
         cwd=tmp_path,
         capture_output=True,
