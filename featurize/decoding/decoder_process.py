@@ -2,9 +2,12 @@
 
 A decoder is a fresh Python process that imports `decoding.decode` and little else. It reads requests from a socket and answers
 each with pixels, a description or a reason. The kernel enforces its limits: an alarm ends it where it hangs, and it cannot use
-more memory than the largest image needs.
+more memory than the largest image needs. Before it reads its first byte it shuts itself in (see `confinement`): an image that
+takes it over finds no environment, no network, no files and no other programs.
 """
 
+import functools
+import logging
 import os
 import queue
 import resource
@@ -20,9 +23,12 @@ from typing import Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.decoding.confinement import confine
 from featurize.decoding.decode import DecodeError, Fit, ImageInfo, Interpolation, decode_sized, inspect_image
 from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import JobError, first_line
+
+_logger = logging.getLogger(__name__)
 
 MAX_MEMORY_BYTES: Final = 3 << 30
 """Memory limit for decoding, in bytes: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
@@ -36,7 +42,9 @@ _ANSWER = struct.Struct(
 )  # kind of answer, width and height of the image in its file, number of bytes that follow
 _WANT_PIXELS, _WANT_INFO = 1, 2
 _PIXELS, _INFO, _REASON = 1, 2, 3
-_READY = b"ready"
+_READY = struct.Struct("<5sH")  # what a decoder says first: a word, and the length of what it could not shut off
+_READY_WORD = b"ready"
+_PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
 _TRIES = 2  # a decoder that was killed from outside succeeds the second time; a harmful image kills it again
 _SERVE = (
     "import sys; from featurize.decoding.decoder_process import serve; "
@@ -105,7 +113,9 @@ class Decoder:
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # What Python needs to start, and nothing else: no password or token that this process has.
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["OPENBLAS_NUM_THREADS"] = "1"  # it is not needed here, and every thread would reserve memory
         self._socket = ours
         limits = [str(self._timeout_s), str(self._max_memory_bytes)]
@@ -119,7 +129,8 @@ class Decoder:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                 )
-            _receive(ours, len(_READY))
+            _, length = _READY.unpack(_receive(ours, _READY.size))
+            _say_unconfined(_receive(ours, length).decode())
         except OSError as error:
             pipe = self._process.stderr if self._process is not None else None
             complaint = pipe.read().decode(errors="replace") if pipe is not None else ""
@@ -144,6 +155,12 @@ class Decoder:
         return (
             f"decoding crashed its process: {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
         )
+
+
+@functools.cache  # once in each process, whatever number of decoders it starts
+def _say_unconfined(missing: str) -> None:
+    if missing:
+        _logger.warning("decoders of images are less shut in than they should be: %s.", missing)
 
 
 class DecoderPool:
@@ -187,9 +204,10 @@ def serve(descriptor: int, timeout_s: float, max_memory_bytes: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory(max_memory_bytes)
     connection = socket.socket(fileno=descriptor)
-    connection.sendall(_READY)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # hides C libraries' messages about damaged files; the reason repeats them
+    missing = confine().encode()
+    connection.sendall(_READY.pack(_READY_WORD, len(missing)) + missing)
     while True:
         try:
             want, height, width, channels, *packed, length = _REQUEST.unpack(_receive(connection, _REQUEST.size))
