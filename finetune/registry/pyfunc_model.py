@@ -23,6 +23,7 @@ from featurize.backbones.backbone import load_backbone
 from featurize.backbones.spec import BackboneSpec
 from featurize.decoding.decode import DecodeError
 from featurize.decoding.decoder_process import DecoderPool
+from featurize.engines.keras_memory import check_keras_memory
 from featurize.engines.precision import Forward
 from finetune.models.folder import load_model
 from finetune.networks.forward import predict_probabilities
@@ -149,6 +150,8 @@ def _load_pyfunc(path: str) -> Classifier:
         document = json.loads(card_file.read_text(encoding="utf-8"))
         spec = BackboneSpec.from_dict(document["spec"])
         file = folder / BACKBONE_FOLDER / backbone_file(spec)
+        if file.suffix == ".keras" and file.exists():
+            check_keras_memory(file)
         forward = load_backbone(spec, file if file.exists() else None, sha256=document["sha256"])
     size = int(np.prod(card.features.feature_shape))
     return Classifier(classes=card.classes, network=network, spec=spec, forward=forward, feature_dim=size)
