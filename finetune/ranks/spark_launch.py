@@ -20,7 +20,7 @@ from finetune.ranks.background import run_in_background
 from finetune.ranks.spark_job import RankJob, Task
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark import SparkConf, SparkContext
 
 Result = TypeVar("Result")
 _CLOSES_NETWORK = ("spark.authenticate", "spark.network.crypto.enabled")
@@ -136,7 +136,7 @@ class SparkLaunch(Generic[Result]):
         interfaces = self._driver.get_common_interfaces()
         tasks_of_hosts = self._tasks_of_hosts()
         if len({host_hash(), *tasks_of_hosts}) > 1:
-            warn_of_open_network(self._context)
+            warn_of_open_network(self._context.getConf())
         hosts = parse_hosts(",".join(f"{host}:{len(tasks)}" for host, tasks in tasks_of_hosts.items()))
         slots = get_host_assignments(hosts, self._settings.num_proc)
         port = self._rendezvous.start_for(self._addresses_of_tasks())
@@ -191,9 +191,8 @@ def _make_task(driver: dict[str, list[tuple[str, int]]], key: bytes, settings: A
     return run
 
 
-def warn_of_open_network(context: "SparkContext") -> None:
+def warn_of_open_network(conf: "SparkConf") -> None:
     """Says that others on the network can read or disturb the ranks, where Spark does not keep their key from them."""
-    conf = context.getConf()
     missing = [name for name in _CLOSES_NETWORK if conf.get(name, "false").lower() != "true"]
     if missing:
         warn(
