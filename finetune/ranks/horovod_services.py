@@ -94,6 +94,8 @@ class _Joined:
 class _QuietServer(ThreadingTCPServer):
     """Drops a wrong request without a word, and those that are too many at a time."""
 
+    request_queue_size = 128
+
     def __init__(self, *arguments: Any) -> None:
         self.arriving = threading.BoundedSemaphore(MOST_REQUESTS)
         super().__init__(*arguments)

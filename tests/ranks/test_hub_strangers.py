@@ -1,6 +1,5 @@
 """What reaches a hub and is no rank, or no honest one: it harms nothing but its own connection."""
 
-import json
 import queue
 import socket
 import struct
@@ -106,18 +105,17 @@ def test_what_is_changed_on_the_way_is_not_believed(hub: Hub) -> None:
     watched = Peer(between.address, 0, key=hub.key)
     watched.hears("hub")
     between.changes = True
-    watched.say(leave=None, says_it=False)
+    watched.say(doing="epoch 1", reports=12)  # arrives as 13
     assert "rank 0 (process 100 on host-b) is gone" in other.hears("verdict")["verdict"]
 
 
 def test_a_frame_that_comes_twice_ends_its_connection(hub: Hub) -> None:
-    other, twice = Peer(hub, 1), Peer(hub, 0)
-    twice.hears("hub")
-    content = json.dumps({"doing": "epoch 1", "reports": 1}).encode()
-    twice.say(doing="epoch 1", reports=1)
-    sealed = struct.pack("!I", len(content)) + bytes(16) + content
-    twice.connection.sendall(sealed)
-    assert other.hears("verdict")["verdict"].startswith("rank 0 ")
+    other, between = Peer(hub, 1), Between(hub)
+    watched = Peer(between.address, 0, key=hub.key)
+    watched.hears("hub")
+    between.repeats = True
+    watched.say(told={"loss": 1.0})
+    assert "rank 0 (process 100 on host-b), last" not in other.hears("verdict")["verdict"]
 
 
 def test_a_length_without_a_limit_is_refused_before_anything_is_kept(hub: Hub) -> None:

@@ -3,6 +3,7 @@
 import select
 import socket
 import threading
+import time
 from typing import Any
 
 from finetune.ranks.hub import Hub
@@ -36,12 +37,14 @@ class Peer:
 
     def hears(self, key: str) -> dict[str, Any]:
         """The next message that has the key."""
-        while True:
+        deadline = time.monotonic() + LONG_S
+        while time.monotonic() < deadline:
             while self._heard:
                 message = self._heard.pop(0)
                 if key in message:
                     return message
             self.listen(f"before a {key}")
+        raise AssertionError(f"the hub says no {key}")
 
     def hears_beat(self) -> None:
         """Waits for the next sign of life of the hub."""
@@ -91,11 +94,13 @@ class Between:
 
     Attributes:
         to_hub: what the rank has said, and `from_hub` the hub.
-        changes: whether it changes one bit of what it passes on to the hub.
+        changes: whether it changes one bit of what it passes on to the hub, in the last but one byte.
+        repeats: whether it passes everything on to the hub twice.
     """
 
     def __init__(self, hub: Hub) -> None:
-        self.to_hub, self.from_hub, self.changes = bytearray(), bytearray(), False
+        self.to_hub, self.from_hub = bytearray(), bytearray()
+        self.changes = self.repeats = False
         self._listener = socket.create_server((LOOPBACK, 0))
         self.address = Address(*self._listener.getsockname())
         self._hub = hub.address(LOOPBACK)
@@ -111,7 +116,8 @@ class Between:
                         return
                     if source is rank:
                         self.to_hub += data
-                        data[-1] ^= self.changes
+                        data[-2] ^= self.changes
+                        data *= 1 + self.repeats
                     else:
                         self.from_hub += data
                     (hub if source is rank else rank).sendall(data)
