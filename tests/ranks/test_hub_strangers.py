@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
-from helpers.services.hub_peers import LONG_S, LOOPBACK, Between, Peer, is_closed, stranger_at
+from helpers.services.hub_peers import LONG_S, LOOPBACK, Between, Peer, heard_until_closed, is_closed, stranger_at
 from helpers.services.processes import wait_until
 
 from featurize.errors import JobError
@@ -84,11 +84,11 @@ def test_a_recorded_connection_is_worth_nothing_again(hub: Hub) -> None:
     honest.hears("hub")
     recorded = bytes(between.to_hub)
     with stranger_at(hub, recorded) as again:
-        assert is_closed(again)
+        assert len(heard_until_closed(again)) <= 64  # the hub's number and proof, and not that it is in
     with stranger_at(hub, recorded[:HELLO_BYTES]) as again:
-        assert len(again.recv(1000)) == 64  # another number, for which the recorded proof is wrong
+        assert len(again.recv(1000)) == 64
         again.sendall(recorded[HELLO_BYTES:])
-        assert is_closed(again)
+        assert heard_until_closed(again) == b""
     assert_lives(hub, honest)
 
 
@@ -143,7 +143,6 @@ def test_who_knows_the_key_and_is_no_rank_is_sent_away(hub: Hub, message: dict[s
     with socket.create_connection(hub.address(LOOPBACK), timeout=LONG_S) as connection:
         frames = enter(connection, hub.key)
         frames.send(message)
-        connection.settimeout(LONG_S)
         assert is_closed(connection)
     assert_lives(hub, rank)
 
@@ -152,7 +151,6 @@ def test_a_second_rank_of_the_same_number_does_not_take_its_place(hub: Hub) -> N
     first = Peer(hub, 0)
     first.hears("hub")
     second = Peer(hub, 0)
-    second.connection.settimeout(LONG_S)
     assert is_closed(second.connection)
     assert_lives(hub, first)
 
@@ -207,7 +205,7 @@ def test_a_silent_stranger_is_sent_away_in_time(hub: Hub, monkeypatch: pytest.Mo
 # The rank's side
 
 
-@pytest.mark.parametrize("answer", [bytes(64), b"\xff" * 64])
+@pytest.mark.parametrize("answer", [bytes(64), b"\xff" * 64], ids=["zeros", "ones"])
 def test_a_rank_obeys_no_hub_that_does_not_know_the_key(answer: bytes) -> None:
     with socket.create_server((LOOPBACK, 0)) as listener:
         answer_one(listener, answer)

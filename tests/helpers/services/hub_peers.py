@@ -68,13 +68,22 @@ def stranger_at(hub: Hub, content: bytes = b"") -> socket.socket:
     return connection
 
 
-def is_closed(connection: socket.socket) -> bool:
-    """Waits until the other end closes a connection; what it says before is passed over."""
+def heard_until_closed(connection: socket.socket) -> bytes:
+    """All that the other end says before it closes a connection."""
+    heard, deadline = b"", time.monotonic() + LONG_S
+    connection.settimeout(LONG_S)
     try:
-        while connection.recv(1 << 16):
-            pass
+        while data := connection.recv(1 << 16):
+            heard += data
+            assert time.monotonic() < deadline, "the connection is not closed"
     except ConnectionResetError:
         pass
+    return heard
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Waits until the other end closes a connection; what it says before is passed over."""
+    heard_until_closed(connection)
     return True
 
 
