@@ -13,6 +13,7 @@ from helpers.services.processes import wait_until
 
 from featurize.errors import JobError
 from finetune.ranks import hub as hub_module
+from finetune.ranks import hub_messages
 from finetune.ranks.hub import Hub
 from finetune.ranks.hub_messages import HELLO_BYTES, MAX_FRAME_BYTES, Address, enter
 from finetune.ranks.rank_watch import Watch
@@ -26,8 +27,9 @@ def told() -> Told:
 
 
 @pytest.fixture
-def hub(told: Told) -> Iterator[Hub]:
-    """The hub of two ranks."""
+def hub(told: Told, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """The hub of two ranks, which says more often than others that it lives."""
+    monkeypatch.setattr(hub_messages, "_BEAT_S", 0.1)
     options = {"name": "the hub", "timeout_s": LONG_S, "host": LOOPBACK}
     with Hub(2, on_verdict=lambda message, says_it: None, on_told=told.append, **options) as hub:  # type: ignore[arg-type]
         yield hub
