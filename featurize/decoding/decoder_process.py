@@ -45,11 +45,21 @@ _PIXELS, _INFO, _REASON = 1, 2, 3
 _READY = struct.Struct("<5sH")  # what a decoder says first: a word, and the length of what it could not shut off
 _READY_WORD = b"ready"
 _PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+_MOST_TEXT_BYTES: Final = 1 << 26  # of a description; one with EXIF text of all tags has far less
+_MOST_REASON_BYTES: Final = 4096
+_GRACE_S = 10.0  # beyond twice the time for an image, after which a decoder that has switched off its alarm is ended
 _TRIES = 2  # a decoder that was killed from outside succeeds the second time; a harmful image kills it again
 _SERVE = (
     "import sys; from featurize.decoding.decoder_process import serve; "
     "serve(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
 )
+
+
+_UNTRUE = "decoding gave no answer that can be believed"
+
+
+class _UntrueError(Exception):
+    """An answer that no decoder gives, as long as no image has taken it over."""
 
 
 class Decoder:
@@ -80,17 +90,17 @@ class Decoder:
             JobError: No decoder can be started.
         """
         request = _REQUEST.pack(_WANT_PIXELS, height, width, channels, *_packed(fit), len(content))
-        kind, size, payload = self._ask(request, content)
-        if kind == _REASON:
-            raise DecodeError(payload.decode())
+        size, payload = self._ask(request, content, _PIXELS, n_bytes=height * width * channels)
         return np.frombuffer(payload, np.uint8).reshape(height, width, channels), size
 
     def inspect(self, content: bytes) -> ImageInfo:
         """Describes an image with `decode.inspect_image` in the decoder process; raises the errors of `decode`."""
-        kind, _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, *_NO_FIT, len(content)), content)
-        if kind == _REASON:
-            raise DecodeError(payload.decode())
-        return ImageInfo.from_json(payload.decode())
+        _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, *_NO_FIT, len(content)), content, _INFO)
+        try:
+            return ImageInfo.from_json(payload.decode())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self.close()
+            raise DecodeError(_UNTRUE) from error
 
     def close(self) -> None:
         """Ends the process."""
@@ -98,7 +108,14 @@ class Decoder:
             self._process.kill()
             self._bury()
 
-    def _ask(self, request: bytes, content: bytes) -> tuple[int, tuple[int, int], bytearray]:
+    def _ask(
+        self, request: bytes, content: bytes, answer: int, *, n_bytes: int | None = None
+    ) -> tuple[tuple[int, int], bytearray]:
+        """The size of the image in its file, and the answer: of the kind `answer`, and of `n_bytes` if that is given.
+
+        Raises:
+            DecodeError: the decoder answers with a reason, or with something else, or has died twice.
+        """
         reason = ""
         for _ in range(_TRIES):
             connection = self._socket or self._start()
@@ -106,10 +123,27 @@ class Decoder:
                 connection.sendall(request)
                 connection.sendall(content)
                 kind, width, height, length = _ANSWER.unpack(_receive(connection, _ANSWER.size))
-                return kind, (width, height), _receive(connection, length)
+                is_text = kind == _REASON or n_bytes is None
+                if kind not in (answer, _REASON) or (length > _MOST_TEXT_BYTES if is_text else length != n_bytes):
+                    raise _UntrueError
+                payload = _receive(connection, length)
+                if kind != _REASON:
+                    return (width, height), payload
+            except TimeoutError:  # by its own alarm it would have ended before
+                self.close()
+                reason = self._too_long
+            except _UntrueError:
+                self.close()
+                reason = _UNTRUE
             except OSError:  # the other process has ended
                 reason = self._bury()
+            else:
+                raise DecodeError(payload[:_MOST_REASON_BYTES].decode(errors="replace"))
         raise DecodeError(reason)
+
+    @property
+    def _too_long(self) -> str:
+        return f"decoding took longer than {self._timeout_s:g} s"
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
@@ -131,6 +165,7 @@ class Decoder:
                 )
             _, length = _READY.unpack(_receive(ours, _READY.size))
             _say_unconfined(_receive(ours, length).decode())
+            ours.settimeout(2 * self._timeout_s + _GRACE_S)
         except OSError as error:
             pipe = self._process.stderr if self._process is not None else None
             complaint = pipe.read().decode(errors="replace") if pipe is not None else ""
@@ -151,7 +186,7 @@ class Decoder:
         if process.stderr is not None:
             process.stderr.close()
         if status == -signal.SIGALRM:
-            return f"decoding took longer than {self._timeout_s:g} s"
+            return self._too_long
         return (
             f"decoding crashed its process: {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
         )

@@ -168,6 +168,56 @@ def test_abort_is_named_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder.close()
 
 
+# What it tells the process that has started it
+
+
+SAYS = "os.write(int(sys.argv[1]), struct.pack('<BIIQ', {kind}, 1, 1, {length}) + {content!r}) and time.sleep(1)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "content"),
+    [
+        (2, 1 << 62, b""),  # more memory than there is
+        (3, 1 << 62, b""),
+        (1, 12, bytes(12)),  # pixels, where a description is wanted
+        (9, 0, b""),
+        (2, 2, b"[]"),
+        (2, 2, b"{}"),
+        (2, 100_000, b"[" * 100_000),
+        (2, 4, b"\xff" * 4),
+        (2, 16, b'{"metadata": {}}'),
+    ],
+)
+def test_an_untrue_answer_is_a_reject_and_nothing_worse(
+    monkeypatch: pytest.MonkeyPatch, kind: int, length: int, content: bytes
+) -> None:
+    monkeypatch.setattr(decoder_process, "_SERVE", "import struct, time\n" + TAKEN_OVER + decoder_process._SERVE)
+    decoder = Decoder()
+    with pytest.raises(DecodeError, match=r"^decoding gave no answer that can be believed$"):
+        decoder.inspect(SAYS.format(kind=kind, length=length, content=content).encode())
+    assert decoder.pid is None
+    decoder.close()
+
+
+def test_pixels_of_another_size_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = "decoder_process.decode_sized = lambda *_, **__: (np.zeros((2, 2, 3), np.uint8), (2, 2))\n"
+    monkeypatch.setattr(decoder_process, "_SERVE", "import numpy as np\n" + TAKEN_OVER + few + decoder_process._SERVE)
+    decoder = Decoder()
+    with pytest.raises(DecodeError, match="no answer that can be believed"):
+        decoder.decode(FILES["png"], height=4, width=4, channels=3)
+    decoder.close()
+
+
+def test_one_that_has_switched_off_its_alarm_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoder_process, "_SERVE", "import time\n" + TAKEN_OVER + decoder_process._SERVE)
+    monkeypatch.setattr(decoder_process, "_GRACE_S", 0.5)
+    decoder = Decoder(timeout_s=0.5)
+    with pytest.raises(DecodeError, match=r"^decoding took longer than 0\.5 s$"):
+        decoder.inspect(b"[signal.setitimer(signal.ITIMER_REAL, 0), time.sleep(1000)]")
+    assert decoder.pid is None
+    decoder.close()
+
+
 # Where the kernel has less
 
 
