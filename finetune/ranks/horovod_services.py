@@ -50,7 +50,9 @@ def listening_address(wanted: str, *, is_local: bool) -> str:
         return LOOPBACK
     with suppress(OSError):
         address = socket.gethostbyname(wanted)
-        if address in _own_addresses():
+        # A name may lead to loopback on its own machine only, which tells other machines nothing.
+        is_reachable = not address.startswith("127.") or wanted in (address, "localhost")
+        if address in _own_addresses() and is_reachable:
             return address
     return ANY_ADDRESS
 

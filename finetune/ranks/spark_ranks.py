@@ -14,6 +14,7 @@ from featurize.errors import FirnError, JobError, first_line
 from finetune.ranks.background import run_in_background
 from finetune.ranks.horovod_ranks import HUB_VARIABLE, PEER_GONE, TIMEOUT_S
 from finetune.ranks.hub import STANDSTILL_S, Hub
+from finetune.ranks.hub_address import LOOPBACK
 from finetune.ranks.hub_messages import Address, hub_key, process_name
 from finetune.ranks.signals import stop_on_signals
 from finetune.ranks.spark_job import check_slots
@@ -100,7 +101,7 @@ class SparkRanks:
         """
         from pyspark import InheritableThread
 
-        from finetune.ranks.horovod_services import ANY_ADDRESS, listening_address
+        from finetune.ranks.horovod_services import listening_address
 
         check_slots(self._session, self._num_ranks)
         context = self._session.sparkContext
@@ -118,7 +119,7 @@ class SparkRanks:
             key=hub_key(key),
         )
         with hub, stop_on_signals(signal.SIGTERM, on_signal=hub.pass_on_signal):
-            address = hub.address(known_as if host == ANY_ADDRESS else host)
+            address = hub.address(host if host == LOOPBACK else known_as)
             start_s = int(os.environ.get("HOROVOD_SPARK_START_TIMEOUT", _START_TIMEOUT_S))
             launch = SparkLaunch(
                 context, self._num_ranks, make_work(address), start_timeout_s=start_s, host=host, key=key

@@ -168,6 +168,7 @@ def test_the_meeting_place_of_ranks_hears_their_machines_only(capfd: pytest.Capt
         ("192.0.2.1", True, LOOPBACK),
         (LOOPBACK, False, LOOPBACK),
         ("localhost", False, LOOPBACK),
+        ("127.1", False, ANY_ADDRESS),  # as a name that is loopback here, and another machine elsewhere
         ("192.0.2.1", False, ANY_ADDRESS),
         ("0.0.0.0", False, ANY_ADDRESS),
         ("no-such-host.invalid", False, ANY_ADDRESS),
