@@ -23,6 +23,7 @@ from featurize.backbones.preparation import asked_size, check_size
 from featurize.backbones.spec import BackboneSpec, Preprocessing
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import sha256_file
+from featurize.engines.keras_memory import check_keras_memory
 from featurize.engines.parts import Part, count_prefix_tokens, parse_layer
 from featurize.engines.precision import Forward, has_bfloat16
 from featurize.engines.tensorflow_log import without_notes
@@ -211,6 +212,7 @@ def _load_keras_file(settings: BackboneSettings) -> tuple["keras.Model", Preproc
         if settings.weights_sha256 not in (None, digest):
             raise UsageError(f"`backbone.weights_sha256`: {settings.name} has SHA-256 {digest}.")
         try:
+            check_keras_memory(local)
             network = saving.load_model(local, compile=False, safe_mode=True)
         except (ValueError, OSError, TypeError, KeyError) as error:
             raise UsageError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from featurize import storage
 from featurize.digests import sha256_file
+from featurize.engines.keras_memory import check_keras_memory
 from featurize.errors import JobError, UsageError, first_line
 from featurize.recipes.backbone_section import BackboneSettings
 
@@ -118,6 +119,7 @@ def _load(network: "keras.Model", path: Path) -> "keras.Model":
     if path.suffix == ".keras":
         from keras import saving
 
+        check_keras_memory(path)
         network.set_weights(saving.load_model(path, compile=False, safe_mode=True).get_weights())
     else:
         network.load_weights(path)

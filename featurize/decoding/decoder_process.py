@@ -2,9 +2,12 @@
 
 A decoder is a fresh Python process that imports `decoding.decode` and little else. It reads requests from a socket and answers
 each with pixels, a description or a reason. The kernel enforces its limits: an alarm ends it where it hangs, and it cannot use
-more memory than the largest image needs.
+more memory than the largest image needs. Before it reads its first byte it shuts itself in (see `confinement`): an image that
+takes it over finds no environment, no network, no files and no other programs.
 """
 
+import functools
+import logging
 import os
 import queue
 import resource
@@ -20,9 +23,12 @@ from typing import Final, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from featurize.decoding.confinement import confine
 from featurize.decoding.decode import DecodeError, Fit, ImageInfo, Interpolation, decode_sized, inspect_image
 from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import JobError, first_line
+
+_logger = logging.getLogger(__name__)
 
 MAX_MEMORY_BYTES: Final = 3 << 30
 """Memory limit for decoding, in bytes: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
@@ -36,12 +42,24 @@ _ANSWER = struct.Struct(
 )  # kind of answer, width and height of the image in its file, number of bytes that follow
 _WANT_PIXELS, _WANT_INFO = 1, 2
 _PIXELS, _INFO, _REASON = 1, 2, 3
-_READY = b"ready"
+_READY = struct.Struct("<5sH")  # what a decoder says first: a word, and the length of what it could not shut off
+_READY_WORD = b"ready"
+_PASSED_ON = ("LD_LIBRARY_PATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+_MOST_TEXT_BYTES: Final = 1 << 26  # of a description; one with EXIF text of all tags has far less
+_MOST_REASON_BYTES: Final = 4096
+_GRACE_S = 10.0  # beyond twice the time for an image, after which a decoder that has switched off its alarm is ended
 _TRIES = 2  # a decoder that was killed from outside succeeds the second time; a harmful image kills it again
 _SERVE = (
     "import sys; from featurize.decoding.decoder_process import serve; "
     "serve(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))"
 )
+
+
+_UNTRUE = "decoding gave no answer that can be believed"
+
+
+class _UntrueError(Exception):
+    """An answer that no decoder gives, as long as no image has taken it over."""
 
 
 class Decoder:
@@ -72,17 +90,17 @@ class Decoder:
             JobError: No decoder can be started.
         """
         request = _REQUEST.pack(_WANT_PIXELS, height, width, channels, *_packed(fit), len(content))
-        kind, size, payload = self._ask(request, content)
-        if kind == _REASON:
-            raise DecodeError(payload.decode())
+        size, payload = self._ask(request, content, _PIXELS, n_bytes=height * width * channels)
         return np.frombuffer(payload, np.uint8).reshape(height, width, channels), size
 
     def inspect(self, content: bytes) -> ImageInfo:
         """Describes an image with `decode.inspect_image` in the decoder process; raises the errors of `decode`."""
-        kind, _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, *_NO_FIT, len(content)), content)
-        if kind == _REASON:
-            raise DecodeError(payload.decode())
-        return ImageInfo.from_json(payload.decode())
+        _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, *_NO_FIT, len(content)), content, _INFO)
+        try:
+            return ImageInfo.from_json(payload.decode())
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            self.close()
+            raise DecodeError(_UNTRUE) from error
 
     def close(self) -> None:
         """Ends the process."""
@@ -90,7 +108,14 @@ class Decoder:
             self._process.kill()
             self._bury()
 
-    def _ask(self, request: bytes, content: bytes) -> tuple[int, tuple[int, int], bytearray]:
+    def _ask(
+        self, request: bytes, content: bytes, answer: int, *, n_bytes: int | None = None
+    ) -> tuple[tuple[int, int], bytearray]:
+        """The size of the image in its file, and the answer: of the kind `answer`, and of `n_bytes` if that is given.
+
+        Raises:
+            DecodeError: the decoder answers with a reason, or with something else, or has died twice.
+        """
         reason = ""
         for _ in range(_TRIES):
             connection = self._socket or self._start()
@@ -98,14 +123,33 @@ class Decoder:
                 connection.sendall(request)
                 connection.sendall(content)
                 kind, width, height, length = _ANSWER.unpack(_receive(connection, _ANSWER.size))
-                return kind, (width, height), _receive(connection, length)
+                is_text = kind == _REASON or n_bytes is None
+                if kind not in (answer, _REASON) or (length > _MOST_TEXT_BYTES if is_text else length != n_bytes):
+                    raise _UntrueError
+                payload = _receive(connection, length)
+                if kind != _REASON:
+                    return (width, height), payload
+            except TimeoutError:  # by its own alarm it would have ended before
+                self.close()
+                reason = self._too_long
+            except _UntrueError:
+                self.close()
+                reason = _UNTRUE
             except OSError:  # the other process has ended
                 reason = self._bury()
+            else:
+                raise DecodeError(payload[:_MOST_REASON_BYTES].decode(errors="replace"))
         raise DecodeError(reason)
+
+    @property
+    def _too_long(self) -> str:
+        return f"decoding took longer than {self._timeout_s:g} s"
 
     def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair()
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        # What Python needs to start, and nothing else: no password or token that this process has.
+        environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         environment["OPENBLAS_NUM_THREADS"] = "1"  # it is not needed here, and every thread would reserve memory
         self._socket = ours
         limits = [str(self._timeout_s), str(self._max_memory_bytes)]
@@ -119,7 +163,9 @@ class Decoder:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                 )
-            _receive(ours, len(_READY))
+            _, length = _READY.unpack(_receive(ours, _READY.size))
+            _say_unconfined(_receive(ours, length).decode())
+            ours.settimeout(2 * self._timeout_s + _GRACE_S)
         except OSError as error:
             pipe = self._process.stderr if self._process is not None else None
             complaint = pipe.read().decode(errors="replace") if pipe is not None else ""
@@ -140,10 +186,16 @@ class Decoder:
         if process.stderr is not None:
             process.stderr.close()
         if status == -signal.SIGALRM:
-            return f"decoding took longer than {self._timeout_s:g} s"
+            return self._too_long
         return (
             f"decoding crashed its process: {signal.Signals(-status).name if status < 0 else f'exit status {status}'}"
         )
+
+
+@functools.cache  # once in each process, whatever number of decoders it starts
+def _say_unconfined(missing: str) -> None:
+    if missing:
+        _logger.warning("decoders of images are less shut in than they should be: %s.", missing)
 
 
 class DecoderPool:
@@ -187,9 +239,10 @@ def serve(descriptor: int, timeout_s: float, max_memory_bytes: int) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     _limit_memory(max_memory_bytes)
     connection = socket.socket(fileno=descriptor)
-    connection.sendall(_READY)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)  # hides C libraries' messages about damaged files; the reason repeats them
+    missing = confine().encode()
+    connection.sendall(_READY.pack(_READY_WORD, len(missing)) + missing)
     while True:
         try:
             want, height, width, channels, *packed, length = _REQUEST.unpack(_receive(connection, _REQUEST.size))

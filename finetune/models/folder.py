@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.digests import sha256_file
+from featurize.engines.keras_memory import check_keras_memory
 from featurize.errors import JobError, UsageError, first_line
 from featurize.tables.documents import read_document
 from featurize.tables.manifests import FeaturesManifest
@@ -167,11 +168,12 @@ def load_network(path: str | Path, *, origin: str) -> "keras.Model":
         origin: The file's origin, for the message.
 
     Raises:
-        JobError: It is damaged.
+        JobError: It is damaged, or asks for more memory than this machine has.
     """
     from keras import saving
 
     try:
+        check_keras_memory(path)
         return saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, KeyError, OSError, BadZipFile) as error:
         raise JobError(f"{origin} cannot be loaded: {first_line(error)}") from error

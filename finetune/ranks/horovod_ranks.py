@@ -12,8 +12,8 @@ from featurize.console import warn
 from featurize.errors import FirnError, JobError, SharedError, first_line
 from finetune.ranks.communicator import Communicator, SingleRank
 from finetune.ranks.hub import STANDSTILL_S
-from finetune.ranks.hub_address import find_hub, own_host, publish_hub
-from finetune.ranks.hub_messages import Address, process_name
+from finetune.ranks.hub_address import LOOPBACK, KeyOfRanks, find_hub, own_host
+from finetune.ranks.hub_messages import Address, hub_key, process_name
 from finetune.ranks.hub_process import HubProcess
 from finetune.ranks.rank_watch import Watch
 from finetune.ranks.shared_memory import CollectiveError, Place, SharedMemory
@@ -149,15 +149,17 @@ def _watched(timeout_s: float, standstill_s: float) -> Iterator[Watch]:
     """The watch of this rank, and for rank 0 of horovodrun the hub."""
     rank, hub = int(os.environ["HOROVOD_RANK"]), None
     if HUB_VARIABLE in os.environ:
-        address = Address.parse(os.environ[HUB_VARIABLE])
+        address, key = Address.parse(os.environ[HUB_VARIABLE]), hub_key(_key_on_spark())
     elif rank == 0:
-        host = own_host()
-        hub = HubProcess(int(os.environ["HOROVOD_SIZE"]), timeout_s=timeout_s, standstill_s=standstill_s, host=host)
+        shared = KeyOfRanks(on_one_host=_are_on_one_host())
+        key, host = shared.key, LOOPBACK if _are_on_one_host() else own_host()
+        size = int(os.environ["HOROVOD_SIZE"])
+        hub = HubProcess(size, timeout_s=timeout_s, standstill_s=standstill_s, host=host, key=key)
         address = hub.address
-        publish_hub(address)
+        shared.publish(address)
     else:
-        address = find_hub(rank, timeout_s=timeout_s)
-    watch = Watch(rank, address, timeout_s=timeout_s)
+        address, key = find_hub(rank, timeout_s=timeout_s)
+    watch = Watch(rank, address, key=key, timeout_s=timeout_s)
     try:
         yield watch
     except SharedError:  # all ranks end by it
@@ -193,10 +195,21 @@ def _set_gloo_timeout(timeout_s: float) -> None:
     os.environ[name] = str(max(int(os.environ.get(name, "0")), round(timeout_s + _GLOO_LATER_S)))
 
 
-def _may_share_memory() -> bool:
+def _key_on_spark() -> bytes:
+    """The secret of this job that Spark has brought to the task of this rank, and the task to its process."""
+    from horovod.runner.common.util import codec, secret
+
+    key: bytes = codec.loads_base64(os.environ[secret.HOROVOD_SECRET_KEY])
+    return key
+
+
+def _are_on_one_host() -> bool:
     """Whether all ranks are on this host, as its launcher says."""
-    sizes = (os.environ.get("HOROVOD_SIZE"), os.environ.get("HOROVOD_LOCAL_SIZE"))
-    return sizes[0] == sizes[1] and os.environ.get(_SHARED_MEMORY, "1") != "0"
+    return os.environ.get("HOROVOD_SIZE") == os.environ.get("HOROVOD_LOCAL_SIZE")
+
+
+def _may_share_memory() -> bool:
+    return _are_on_one_host() and os.environ.get(_SHARED_MEMORY, "1") != "0"
 
 
 def _share_memory() -> SharedMemory | None:

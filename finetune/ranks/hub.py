@@ -5,7 +5,7 @@ the hub each second that the process runs; a long step or a wait in a collective
 The hub is a thread of the driver on Spark, and a process beside rank 0 under horovodrun. It is watched in turn by every watch.
 """
 
-import hmac
+import logging
 import secrets
 import selectors
 import socket
@@ -16,12 +16,17 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import Any
 
-from finetune.ranks.hub_messages import Address, Lines, beat_interval
+from featurize.errors import first_line
+from finetune.ranks.hub_messages import MAX_TEXT, Address, Frames, Stranger, beat_interval
+
+_logger = logging.getLogger(__name__)
 
 _SETTLE_S = 5.0  # after a collective failed, until the cause, such as a dead rank, should be known
 _LEAVE_S = 10.0  # for a rank that failed by itself to report its error
 STANDSTILL_S = 600.0  # that a rank may read or write while the others wait for it
 _NONE_STARTED = 3  # times the timeout: from the launch until the first rank must be heard of
+_MOST_STRANGERS = 64  # connections that have not proved yet that they are ranks, or twice the ranks if that is more
+_PATIENCE_S, _HASTE_S = 10.0, 1.0  # that a stranger has for the proof: usually, and when all places are taken
 
 
 @dataclass
@@ -38,7 +43,7 @@ class _Rank:
     """
 
     name: str
-    lines: Lines
+    frames: Frames
     heard: float
     doing: str = ""
     reports: int = 0
@@ -50,7 +55,7 @@ class _Rank:
 
     @property
     def ended(self) -> bool:
-        return self.lines.ended or (self.left and self.fault is None)
+        return self.frames.ended or (self.left and self.fault is None)
 
     @property
     def where(self) -> str:
@@ -66,7 +71,8 @@ class Hub:
         timeout_s: seconds after which a rank that is not heard of counts as stalled.
         on_verdict: called on the hub's thread with the message that names the rank at fault, and with whether the rank
             itself shows that message to the user; if it then does not, called again.
-        host: the interface to listen on; default: all.
+        host: the address to listen on: loopback where all ranks are on this machine.
+        key: the secret by which hub and ranks know each other; default: a new one.
         standstill_s: seconds after which ranks that live but report nothing new count as stuck.
         on_told: called on the hub's thread with the numbers that a rank tells.
     """
@@ -78,14 +84,17 @@ class Hub:
         name: str,
         timeout_s: float,
         on_verdict: Callable[[str, bool], None],
-        host: str = "",
+        host: str,
+        key: bytes | None = None,
         standstill_s: float = STANDSTILL_S,
         on_told: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         self.verdict: str | None = None
         self._size, self._name, self._timeout_s, self._on_verdict = size, name, timeout_s, on_verdict
         self._standstill_s, self._last_report, self._on_told = standstill_s, monotonic(), on_told
-        self._token = secrets.token_hex(16)
+        self.key = secrets.token_bytes(32) if key is None else key
+        self._strangers: list[Stranger] = []  # the oldest first
+        self._most_strangers = max(_MOST_STRANGERS, 2 * size)
         self._listener = socket.create_server((host, 0), backlog=max(128, size))
         self._listener.setblocking(False)
         self._ranks: dict[int, _Rank] = {}
@@ -102,7 +111,7 @@ class Hub:
 
     def address(self, host: str) -> Address:
         """The address of the hub for ranks that reach this machine as `host`."""
-        return Address(host, self._listener.getsockname()[1], self._token)
+        return Address(host, self._listener.getsockname()[1])
 
     def expect_ranks(self) -> None:
         """Tells the hub that the ranks are being started now."""
@@ -132,10 +141,8 @@ class Hub:
         next_beat = monotonic()
         while not self._closing.is_set():
             for key, _ in self._selector.select(timeout=beat_s / 4):
-                if key.fileobj is self._listener:
-                    self._accept()
-                else:
-                    self._read(key.data)
+                self._serve(key)
+            self._send_strangers_away(monotonic())
             if monotonic() >= next_beat:
                 next_beat = monotonic() + beat_s
                 self._broadcast({})
@@ -143,60 +150,116 @@ class Hub:
             if self._ranks and all(rank.ended for rank in self._ranks.values()):
                 self._all_ended.set()
         self._broadcast({"bye": True})
+        self._listener.close()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
 
+    def _serve(self, key: selectors.SelectorKey) -> None:
+        """Does what one connection asks for. Whatever goes wrong in it ends that connection and nothing else."""
+        try:
+            if key.data is None:
+                self._accept()
+            elif isinstance(key.data, Stranger):
+                self._hear(key.data)
+            else:
+                self._read(key.data)
+        except Exception as error:
+            _logger.debug("the hub closes a connection: %s", first_line(error))
+            if isinstance(key.data, Stranger):
+                self._send_away(key.data)
+            elif isinstance(key.data, Frames):
+                key.data.ended = True
+                self._bury(key.data)
+
     def _accept(self) -> None:
+        """Lets strangers in, as many as there are places. The others wait outside, where they cost nothing."""
         with suppress(OSError):
-            accepted, _ = self._listener.accept()
-            lines = Lines(accepted)
-            self._selector.register(accepted, selectors.EVENT_READ, lines)
+            while len(self._strangers) < self._most_strangers:
+                accepted, _ = self._listener.accept()
+                self._strangers.append(Stranger(accepted, self.key, monotonic()))
+                self._selector.register(accepted, selectors.EVENT_READ, self._strangers[-1])
+        if len(self._strangers) >= self._most_strangers:
+            self._selector.unregister(self._listener)
 
-    def _read(self, lines: Lines) -> None:
-        for message in lines.receive():
-            if lines.rank is None and not self._admit(lines, message):
-                lines.ended = True
-            if lines.rank is not None:
-                self._take(self._ranks[lines.rank], message)
-        if lines.ended:
-            self._selector.unregister(lines.socket)
-            lines.socket.close()
-            rank = self._ranks.get(-1 if lines.rank is None else lines.rank)
-            if rank is not None and not rank.left and self._gone is None:
-                self._gone = rank
+    def _send_strangers_away(self, now: float) -> None:
+        """Closes the connections of those that have not proved in time that they are ranks, and lets others in."""
+        is_full = self._listener not in self._selector.get_map()
+        patience_s = _HASTE_S if is_full else _PATIENCE_S
+        for stranger in [each for each in self._strangers if now - each.since > patience_s]:
+            self._send_away(stranger)
+        if is_full and len(self._strangers) < self._most_strangers:
+            self._selector.register(self._listener, selectors.EVENT_READ)
 
-    def _admit(self, lines: Lines, message: dict[str, Any]) -> bool:
-        """Accepts a connection as that of a rank, if its first message has the token."""
-        if not hmac.compare_digest(str(message.get("token")), self._token):
-            return False
-        lines.rank = int(message["rank"])
+    def _send_away(self, stranger: Stranger) -> None:
+        self._strangers.remove(stranger)
+        self._selector.unregister(stranger.socket)
+        stranger.socket.close()
+
+    def _hear(self, stranger: Stranger) -> None:
+        frames = stranger.hear()
+        if frames is not None:
+            self._strangers.remove(stranger)
+            self._selector.modify(frames.socket, selectors.EVENT_READ, frames)
+
+    def _read(self, frames: Frames) -> None:
+        for message in frames.receive():
+            if frames.rank is None:
+                self._admit(frames, message)
+            self._take(self._ranks[-1 if frames.rank is None else frames.rank], message)
+        if frames.ended:
+            self._bury(frames)
+
+    def _bury(self, frames: Frames) -> None:
+        """Closes a connection that has ended; if it was that of a rank which did not leave, the rank is gone."""
+        self._selector.unregister(frames.socket)
+        frames.socket.close()
+        rank = self._ranks.get(-1 if frames.rank is None else frames.rank)
+        if rank is not None and not rank.left and self._gone is None:
+            self._gone = rank
+
+    def _admit(self, frames: Frames, message: dict[str, Any]) -> None:
+        """Takes a connection as that of a rank, by its first message.
+
+        Raises:
+            ValueError: there is no such rank, or it is there already.
+        """
+        number = int(message["rank"])
+        name = f"rank {number} (process {int(message['pid'])} on {message['host']})"
+        if not 0 <= number < self._size or (number in self._ranks and not self._ranks[number].frames.ended):
+            raise ValueError(f"{name} is not expected")
         now = monotonic()
         self._first_heard = self._first_heard or now
-        name = f"rank {lines.rank} (process {message['pid']} on {message['host']})"
-        self._ranks[lines.rank] = _Rank(name, lines, now)
-        lines.send({"hub": self._name})
+        frames.rank, self._ranks[number] = number, _Rank(name, frames, now)
+        frames.send({"hub": self._name})
         if self.verdict is not None:
-            lines.send({"verdict": self.verdict, "final": self._blamed is None})
-        return True
+            frames.send({"verdict": self.verdict, "final": self._blamed is None})
 
     def _take(self, rank: _Rank, message: dict[str, Any]) -> None:
         rank.heard = monotonic()
         if "told" in message and self._on_told is not None:
-            self._on_told(message["told"])
-        if message.get("reports", 0) > rank.reports:
-            rank.doing, rank.reports, self._last_report = message["doing"], message["reports"], rank.heard
+            self._tell_user({str(name): float(value) for name, value in message["told"].items()})
+        if int(message.get("reports", 0)) > rank.reports:
+            rank.doing, rank.reports, self._last_report = str(message["doing"]), int(message["reports"]), rank.heard
         if "broken" in message:
-            rank.broken, rank.broken_at = message["broken"], rank.heard
+            rank.broken, rank.broken_at = str(message["broken"]), rank.heard
         if "leave" in message:
-            rank.left, rank.fault, rank.says_it = True, message["leave"], message["says_it"]
+            fault, says_it = message["leave"], bool(message["says_it"])
+            rank.left, rank.fault, rank.says_it = True, None if fault is None else str(fault), says_it
+
+    def _tell_user(self, facts: dict[str, float]) -> None:
+        try:
+            if self._on_told is not None:
+                self._on_told(facts)
+        except Exception as error:  # of who shows them: no rank's fault
+            _logger.warning("what a rank tells cannot be shown: %s", first_line(error))
 
     def _judge(self) -> None:
         now = monotonic()
         if self.verdict is None:
             found = self._find_fault(now)
             if found is not None:
-                self.verdict, self._blamed = found
+                self.verdict, self._blamed = found[0][:MAX_TEXT], found[1]
                 self._verdict_at = now
                 self._on_verdict(self.verdict, self._blamed is not None and self._blamed.says_it)
                 self._broadcast({"verdict": self.verdict, "final": self._blamed is None})
@@ -204,7 +267,7 @@ class Hub:
             late = now - self._verdict_at > _LEAVE_S
             if late and self._blamed.says_it:
                 self._on_verdict(self.verdict, False)
-            if late or self._blamed.lines.ended:
+            if late or self._blamed.frames.ended:
                 self._blamed = None
                 self._broadcast({"verdict": self.verdict, "final": True})
 
@@ -260,8 +323,8 @@ class Hub:
 
     def _broadcast(self, message: dict[str, Any]) -> None:
         for number in sorted(self._ranks, reverse=True):  # rank 0 last: it may end the process of the hub
-            if not self._ranks[number].lines.ended:
-                self._ranks[number].lines.send(message)
+            if not self._ranks[number].frames.ended:
+                self._ranks[number].frames.send(message)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 from featurize.errors import JobError
 from finetune.ranks.hub import Hub
@@ -22,13 +23,14 @@ class HubProcess:
         size: the number of ranks.
         timeout_s: seconds after which a rank that is not heard of counts as stalled.
         standstill_s: seconds after which ranks that live but report nothing new count as stuck.
-        host: the interface to listen on.
+        host: the address to listen on.
+        key: the secret by which hub and ranks know each other.
 
     Raises:
         JobError: it does not start.
     """
 
-    def __init__(self, size: int, *, timeout_s: float, standstill_s: float, host: str) -> None:
+    def __init__(self, size: int, *, timeout_s: float, standstill_s: float, host: str, key: bytes) -> None:
         # By `-c` with this process's path: Firn may be in a zip, or in the working directory only.
         code = f"import sys; sys.path[:] = {sys.path!r}; from finetune.ranks.hub_process import serve; serve()"
         command = [sys.executable, "-c", code, str(size), str(timeout_s), str(standstill_s), host]
@@ -36,12 +38,20 @@ class HubProcess:
         with os.fdopen(ours) as answer:
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=its)
             os.close(its)
+            with suppress(BrokenPipeError):  # it has ended: there is no answer
+                self._tell(key.hex())
             line = answer.readline()
         if not line:
             raise JobError(
                 f"the process that watches over the ranks did not start: exit status {self._process.wait()}."
             )
         self.address = Address.parse(line)
+
+    def _tell(self, line: str) -> None:
+        """Sends it a line through the pipe: others see the arguments of a process, but not what it reads."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(f"{line}\n".encode())
+            self._process.stdin.flush()
 
     def close(self) -> None:
         """Lets the hub end, with the other ranks or soon after; from then on they are not watched."""
@@ -58,6 +68,7 @@ def serve() -> None:
     size, timeout_s, standstill_s, host = sys.argv[1:]
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # meant for rank 0, whose end this process reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    key = bytes.fromhex(sys.stdin.readline())
     with Hub(
         int(size),
         name=process_name("the process that watches over the ranks"),
@@ -65,6 +76,7 @@ def serve() -> None:
         standstill_s=float(standstill_s),
         on_verdict=_say_unless_said,
         host=host,
+        key=key,
     ) as hub:
         print(hub.address(host), flush=True)
         sys.stdin.read()  # until rank 0 closes it or is gone

@@ -9,19 +9,21 @@ a rank without Gloo says so itself.
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from featurize.console import warn
 from featurize.errors import JobError
 from finetune.ranks.background import run_in_background
-from finetune.ranks.spark_job import RankJob
+from finetune.ranks.spark_job import RankJob, Task
 
 if TYPE_CHECKING:
-    from pyspark import SparkContext
+    from pyspark import SparkConf, SparkContext
 
 Result = TypeVar("Result")
+_CLOSES_NETWORK = ("spark.authenticate", "spark.network.crypto.enabled")
 
 
 class NotStartedError(JobError):
@@ -40,31 +42,34 @@ class SparkLaunch(Generic[Result]):
         num_ranks: the number of ranks.
         work: the function of each rank.
         start_timeout_s: seconds in which Spark must start all tasks.
+        host: the address that the services of the driver listen on.
+        key: the secret of this job, which Spark takes to the tasks.
     """
 
     def __init__(
-        self, context: "SparkContext", num_ranks: int, work: Callable[[], Result], *, start_timeout_s: int
+        self,
+        context: "SparkContext",
+        num_ranks: int,
+        work: Callable[[], Result],
+        *,
+        start_timeout_s: int,
+        host: str,
+        key: bytes,
     ) -> None:
-        from horovod.runner.common.util import secret
         from horovod.runner.common.util.settings import Settings
         from horovod.runner.common.util.timeout import Timeout
-        from horovod.runner.http.http_server import RendezvousServer
-        from horovod.spark import runner
-        from horovod.spark.driver.driver_service import SparkDriverService
 
+        from finetune.ranks.horovod_services import DriverService, Rendezvous
+
+        self._context, self._key = context, key
         self._executable = context.pythonExec  # the executors' Python: the driver's own path may not exist there
-        self._key = secret.make_secret_key()
         timeout = Timeout(start_timeout_s, message="Timed out waiting for {activity}.")
         self._settings = Settings(
             num_proc=num_ranks, key=self._key, start_timeout=timeout, run_func_mode=True, verbose=0
         )
-        self._driver = SparkDriverService(num_ranks, num_ranks, work, (), {}, self._key, None)
-        self._driver._server.daemon_threads = (
-            True  # a client that is stopped in the middle of a request does not keep this process from ending
-        )
-        self._rendezvous = RendezvousServer()
-        mapper = runner._make_mapper(self._driver.addresses(), self._settings, True, False)
-        self._job = RankJob(context, num_ranks, mapper)
+        self._driver = DriverService(host, num_ranks, work, key)
+        self._rendezvous = Rendezvous(host)
+        self._job = RankJob(context, num_ranks, _make_task(self._driver.addresses(), key, self._settings))
         self._job_ended: Future[list[Any]] = Future()
         self._clients: list[Any] = []
 
@@ -126,13 +131,15 @@ class SparkLaunch(Generic[Result]):
         from horovod.runner import gloo_run
         from horovod.runner.common.util import codec
         from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
+        from horovod.spark.common.util import host_hash
 
         interfaces = self._driver.get_common_interfaces()
         tasks_of_hosts = self._tasks_of_hosts()
+        if len({host_hash(), *tasks_of_hosts}) > 1:
+            warn_of_open_network(self._context.getConf())
         hosts = parse_hosts(",".join(f"{host}:{len(tasks)}" for host, tasks in tasks_of_hosts.items()))
         slots = get_host_assignments(hosts, self._settings.num_proc)
-        port = self._rendezvous.start()
-        self._rendezvous._httpd.daemon_threads = True
+        port = self._rendezvous.start_for(self._addresses_of_tasks())
         self._rendezvous.init(slots)
         settings = copy.copy(self._settings)
         settings.key = None  # not on a command line; ranks get it from their tasks
@@ -154,6 +161,10 @@ class SparkLaunch(Generic[Result]):
         tasks = self._driver.task_host_hash_indices()
         return {host: tasks[host] for host in sorted(tasks, key=lambda host: (0 not in tasks[host], host))}
 
+    def _addresses_of_tasks(self) -> set[str]:
+        every = [self._driver.all_task_addresses(index) for index in self._driver.task_indices()]
+        return {address for task in every for interface in task.values() for address, _ in interface}
+
     def _run_rank(self, index: int, command: str) -> int | None:
         """Runs the command of a rank in task `index`, with its output on standard error, and returns its exit status."""
         from horovod.runner.common.service.task_service import StreamCommandStdErrRequest, StreamCommandStdOutRequest
@@ -167,6 +178,28 @@ class SparkLaunch(Generic[Result]):
         client.run_command(command, {}, capture_stdout=True, capture_stderr=True)
         status: int | None = client.wait_for_command_exit_code()
         return status
+
+
+def _make_task(driver: dict[str, list[tuple[str, int]]], key: bytes, settings: Any) -> Task:
+    """The function of each task; Horovod's settings leave out their key when they are pickled, so it goes beside them."""
+
+    def run(index: int, _: Iterable[int]) -> Iterator[Any]:
+        from finetune.ranks.horovod_services import serve_rank
+
+        yield serve_rank(index, driver, key, settings)
+
+    return run
+
+
+def warn_of_open_network(conf: "SparkConf") -> None:
+    """Says that others on the network can read or disturb the ranks, where Spark does not keep their key from them."""
+    missing = [name for name in _CLOSES_NETWORK if conf.get(name, "false").lower() != "true"]
+    if missing:
+        warn(
+            f"the ranks are on several hosts and {' and '.join(f'`{name}`' for name in missing)} "
+            f"{'is' if len(missing) == 1 else 'are'} not set: whoever reaches their network can read the key of this training "
+            "and what its ranks exchange, and can end it. See `On a cluster` in the documentation."
+        )
 
 
 def _abort_unread(client: Any, streamed: "Future[Any]") -> None:

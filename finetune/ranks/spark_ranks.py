@@ -1,6 +1,7 @@
 """The driver's part of ranks that are tasks of a Spark job: starts them, hears from them, and ends those that are left."""
 
 import os
+import secrets
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -8,12 +9,13 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from featurize.building.session import concurrent_tasks, count_running_tasks, open_session
+from featurize.building.session import concurrent_tasks, count_running_tasks, is_local, open_session
 from featurize.errors import FirnError, JobError, first_line
 from finetune.ranks.background import run_in_background
 from finetune.ranks.horovod_ranks import HUB_VARIABLE, PEER_GONE, TIMEOUT_S
 from finetune.ranks.hub import STANDSTILL_S, Hub
-from finetune.ranks.hub_messages import Address, process_name
+from finetune.ranks.hub_address import LOOPBACK
+from finetune.ranks.hub_messages import Address, hub_key, process_name
 from finetune.ranks.signals import stop_on_signals
 from finetune.ranks.spark_job import check_slots
 from finetune.ranks.spark_launch import NotStartedError, SparkLaunch
@@ -99,8 +101,13 @@ class SparkRanks:
         """
         from pyspark import InheritableThread
 
+        from finetune.ranks.horovod_services import listening_address
+
         check_slots(self._session, self._num_ranks)
         context = self._session.sparkContext
+        known_as = context.getConf().get("spark.driver.host", "")
+        bound = context.getConf().get("spark.driver.bindAddress") or known_as
+        host, key = listening_address(bound, is_local=is_local(self._session)), secrets.token_bytes(32)
         hub = Hub(
             self._num_ranks,
             name=process_name("the driver"),
@@ -108,11 +115,15 @@ class SparkRanks:
             standstill_s=self._standstill_s,
             on_verdict=lambda message, rank_says_it: self._to_see.set(),
             on_told=self._on_told,
+            host=host,
+            key=hub_key(key),
         )
         with hub, stop_on_signals(signal.SIGTERM, on_signal=hub.pass_on_signal):
-            address = hub.address(context.getConf().get("spark.driver.host", ""))
+            address = hub.address(host if host == LOOPBACK else known_as)
             start_s = int(os.environ.get("HOROVOD_SPARK_START_TIMEOUT", _START_TIMEOUT_S))
-            launch = SparkLaunch(context, self._num_ranks, make_work(address), start_timeout_s=start_s)
+            launch = SparkLaunch(
+                context, self._num_ranks, make_work(address), start_timeout_s=start_s, host=host, key=key
+            )
             # It inherits what the caller's thread has set, such as its scheduler pool and its job group: who cancels that group
             # cancels the job of the ranks too.
             launched = run_in_background(

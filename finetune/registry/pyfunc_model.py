@@ -1,7 +1,7 @@
 """A trained model as MLflow loads it: images in, labels and probabilities out. `registry.pyfunc_saving` writes what it reads.
 
-It decodes with `decoding.decode`, computes features with `backbones.backbone` and predicts as `finetune evaluate` does. MLflow
-calls `_load_pyfunc` by its name; nothing is unpickled.
+It decodes in `decoding.decoder_process`, computes features with `backbones.backbone` and predicts as `finetune evaluate` does.
+MLflow calls `_load_pyfunc` by its name; nothing is unpickled.
 """
 
 import base64
@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from featurize.backbones.backbone import load_backbone
 from featurize.backbones.spec import BackboneSpec
-from featurize.decoding.decode import DecodeError, decode_image
+from featurize.decoding.decode import DecodeError
+from featurize.decoding.decoder_process import DecoderPool
+from featurize.engines.keras_memory import check_keras_memory
 from featurize.engines.precision import Forward
 from finetune.models.folder import load_model
 from finetune.networks.forward import predict_probabilities
@@ -45,6 +47,7 @@ class Classifier:
         spec: How images are decoded; None where there is no backbone and the model takes only features.
         forward: The function from images to the inputs of `network`; for `pixels` it changes nothing.
         feature_dim: Number of values in a row of features.
+        decoders: The processes that decode, which an image may crash. They start with the first images.
     """
 
     classes: list[str]
@@ -52,6 +55,7 @@ class Classifier:
     spec: BackboneSpec | None
     forward: Forward | None
     feature_dim: int
+    decoders: DecoderPool = field(default_factory=lambda: DecoderPool(_THREADS), repr=False, compare=False)
 
     def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Labels and probabilities for images or features.
@@ -67,6 +71,7 @@ class Classifier:
 
         Raises:
             MlflowException: There is no such column, or features have another length. A server answers with status 400.
+            JobError: No decoder process can be started.
         """
         frame = model_input if isinstance(model_input, pd.DataFrame) else pd.DataFrame(model_input)
         name, values = _column_of(frame)
@@ -105,8 +110,10 @@ class Classifier:
         if self.spec is None:
             return DecodeError("there is no backbone")
         try:
-            spec = self.spec
-            return decode_image(read(image), height=spec.height, width=spec.width, channels=spec.channels, fit=spec.fit)
+            spec, content = self.spec, read(image)
+            with self.decoders.lend() as decoder:
+                size = {"height": spec.height, "width": spec.width, "channels": spec.channels}
+                return decoder.decode(content, **size, fit=spec.fit)[0]
         except DecodeError as error:
             return error
 
@@ -143,6 +150,8 @@ def _load_pyfunc(path: str) -> Classifier:
         document = json.loads(card_file.read_text(encoding="utf-8"))
         spec = BackboneSpec.from_dict(document["spec"])
         file = folder / BACKBONE_FOLDER / backbone_file(spec)
+        if file.suffix == ".keras" and file.exists():
+            check_keras_memory(file)
         forward = load_backbone(spec, file if file.exists() else None, sha256=document["sha256"])
     size = int(np.prod(card.features.feature_shape))
     return Classifier(classes=card.classes, network=network, spec=spec, forward=forward, feature_dim=size)

@@ -61,6 +61,12 @@ class Job:
     def left(self) -> list[psutil.Process]:
         return [process for process in self._seen.values() if process.is_running() and process.status() != "zombie"]
 
+    def listens_at(self) -> set[str]:
+        """The addresses at which its processes accept connections, Python's and Java's."""
+        processes = [psutil.Process(self.launcher.pid), *self._seen.values()]
+        sockets = [one for process in processes if process.is_running() for one in process.net_connections("inet")]
+        return {one.laddr.ip.removeprefix("::ffff:") for one in sockets if one.status == psutil.CONN_LISTEN}
+
     def stop(self) -> None:
         self.launcher.kill()
         kill_processes(self.left())
@@ -171,6 +177,7 @@ def test_horovodrun_a_rank_lives_and_does_not_come(jobs: list[Job], tmp_path: Pa
 def test_spark_a_rank_is_killed_or_stopped(jobs: list[Job], tmp_path: Path, number: int, ending: str) -> None:
     job = on_spark(jobs, tmp_path, "none", 1)
     job.wait_for("ready", range(2))
+    assert job.listens_at() == {"127.0.0.1"}
     os.kill(job.pid(1), number)
     message = the_error(job.wait_for_end())
     wanted = rf"rank 1 \(process {job.pid(1)} on {HOST}\), last in epoch 3, step \d+ {re.escape(ending)}"

@@ -1,51 +1,24 @@
 """Tests of ranks.hub and ranks.rank_watch, over real connections; what happens to whole jobs is in integration."""
 
-import json
 import queue
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from helpers.services.hub_peers import LONG_S, LOOPBACK, Peer, let_in
 from helpers.services.processes import wait_until
 
 from featurize.errors import JobError
 from finetune.ranks.hub import Hub
-from finetune.ranks.hub_address import find_hub, own_host, publish_hub
 from finetune.ranks.hub_messages import Address, beat_interval
 from finetune.ranks.hub_process import HubProcess
 from finetune.ranks.rank_watch import Watch
 
-LOOPBACK = "127.0.0.1"
 TIMEOUT_S = 1.0
-LONG_S = 60.0
+KEY = b"k" * 32
 Verdicts = queue.Queue[tuple[str, bool]]
-
-
-class Peer:
-    """A rank that says what it is told to and no more; it has the pid 100 + its number."""
-
-    def __init__(self, address: Address, rank: int, *, token: str | None = None) -> None:
-        self.connection = socket.create_connection(address[:2], timeout=LONG_S)
-        self.lines = self.connection.makefile("rw")
-        self.say(token=token or address.token, rank=rank, pid=100 + rank, host="host-b")
-
-    def say(self, **message: object) -> None:
-        self.lines.write(json.dumps(message) + "\n")
-        self.lines.flush()
-
-    def hears(self, key: str) -> dict[str, object]:
-        """The next message that has the key."""
-        while True:
-            line = self.lines.readline()
-            assert line, f"the hub closed the connection before a {key}"
-            message: dict[str, object] = json.loads(line)
-            if key in message:
-                return message
-
-    def close(self) -> None:
-        self.lines.close()
-        self.connection.close()
 
 
 @pytest.fixture
@@ -82,12 +55,12 @@ def make_hub(verdicts: Verdicts) -> Iterator[MakeHub]:
 def watch(hub: Hub, rank: int, *, timeout_s: float = LONG_S) -> tuple[Watch, "queue.Queue[str | None]"]:
     """A watch, and where it puts the message with which it would end this process."""
     ends: queue.Queue[str | None] = queue.Queue()
-    return Watch(rank, hub.address(LOOPBACK), timeout_s=timeout_s, end=ends.put), ends
+    return Watch(rank, hub.address(LOOPBACK), key=hub.key, timeout_s=timeout_s, end=ends.put), ends
 
 
 def test_a_rank_whose_connection_ends_is_gone_and_the_others_are_ended(make_hub: MakeHub, verdicts: Verdicts) -> None:
     hub = make_hub(3)
-    lost = Peer(hub.address(LOOPBACK), 2)
+    lost = Peer(hub, 2)
     lost.hears("hub")
     others = [watch(hub, rank) for rank in range(2)]
     lost.say(doing="epoch 3, step 17", reports=1)
@@ -107,7 +80,7 @@ def test_a_rank_that_is_silent_is_stalled_and_one_that_beats_for_as_long_is_not(
     hub = make_hub(2, TIMEOUT_S)
     busy, ends = watch(hub, 0, timeout_s=TIMEOUT_S)
     busy.report("epoch 1, step 1")
-    silent = Peer(hub.address(LOOPBACK), 1)
+    silent = Peer(hub, 1)
     started = time.monotonic()
     message, _ = verdicts.get(timeout=LONG_S)
     assert message == "rank 1 (process 101 on host-b) has not been heard of for 1 s: stalled."
@@ -145,7 +118,7 @@ def test_ranks_that_leave_in_order_leave_no_verdict(make_hub: MakeHub, verdicts:
 
 def test_a_rank_that_says_its_own_error_is_given_the_time_for_it(make_hub: MakeHub, verdicts: Verdicts) -> None:
     hub = make_hub(2)
-    failing, other = Peer(hub.address(LOOPBACK), 1), Peer(hub.address(LOOPBACK), 0)
+    failing, other = Peer(hub, 1), Peer(hub, 0)
     other.hears("hub")
     failing.say(leave="the loss is nan.", says_it=True)
     assert verdicts.get(timeout=LONG_S) == ("the loss is nan.", True)
@@ -157,7 +130,7 @@ def test_a_rank_that_says_its_own_error_is_given_the_time_for_it(make_hub: MakeH
 def test_a_failed_collective_waits_for_its_cause(make_hub: MakeHub, verdicts: Verdicts) -> None:
     """Rank 0 hears from Horovod of a failure before the hub hears that rank 1 is gone."""
     hub = make_hub(2)
-    first, lost = Peer(hub.address(LOOPBACK), 0), Peer(hub.address(LOOPBACK), 1)
+    first, lost = Peer(hub, 0), Peer(hub, 1)
     first.say(broken="Horovod has been shut down.")
     lost.close()
     assert verdicts.get(timeout=LONG_S)[0].startswith("rank 1 (process 101 on host-b) is gone")
@@ -183,7 +156,7 @@ def test_a_failed_collective_without_a_lost_rank(
 ) -> None:
     hub = make_hub(2)
     waiting, ends = watch(hub, 0)
-    other = Peer(hub.address(LOOPBACK), 1)
+    other = Peer(hub, 1)
     other.say(**last_words)
     waiting.collective_failed("timed out")
     assert ends.get(timeout=LONG_S) is None
@@ -205,46 +178,33 @@ def test_ranks_that_live_and_do_not_get_on_are_stuck(make_hub: MakeHub, verdicts
     assert ends.get(timeout=LONG_S) is None
 
 
-def test_who_does_not_know_the_word_is_no_rank(make_hub: MakeHub, verdicts: Verdicts) -> None:
-    hub = make_hub(1)
-    stranger = Peer(hub.address(LOOPBACK), 0, token="guess")
-    assert stranger.lines.read() == ""
-    noise = socket.create_connection(hub.address(LOOPBACK)[:2], timeout=LONG_S)
-    noise.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    assert noise.recv(100) == b""
-    known = Peer(hub.address(LOOPBACK), 0)
-    assert known.hears("hub") == {"hub": "the hub"}
-    known.say(leave=None, says_it=False)
-    hub.wait_for_ends(LONG_S)
-    assert hub.verdict is None
-
-
 @pytest.mark.parametrize(
     ("dies", "what"), [(True, "is gone: killed or crashed."), (False, "has not been heard of for 1 s: stalled.")]
 )
 def test_a_rank_does_not_outlive_the_hub(dies: bool, what: str) -> None:
     with socket.create_server((LOOPBACK, 0)) as listener:
         ends: queue.Queue[str | None] = queue.Queue()
-        Watch(1, Address(LOOPBACK, listener.getsockname()[1], "word"), timeout_s=TIMEOUT_S, end=ends.put)
-        accepted, _ = listener.accept()
-        accepted.sendall(b'{"hub": "the driver (process 7 on host-a)"}\n')
-        accepted.recv(1000)
+        with ThreadPoolExecutor(1) as thread:
+            letting_in = thread.submit(let_in, listener, KEY)
+            Watch(1, Address(*listener.getsockname()), key=KEY, timeout_s=TIMEOUT_S, end=ends.put)
+            hub = letting_in.result()
+        hub.send({"hub": "the driver (process 7 on host-a)"})
         if dies:
-            accepted.close()
+            hub.socket.close()
         assert ends.get(timeout=LONG_S) == f"the driver (process 7 on host-a) {what}"
-        accepted.close()
+        hub.socket.close()
 
 
 def test_a_hub_that_does_not_answer_is_named() -> None:
     with socket.create_server((LOOPBACK, 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(JobError, match=rf"rank 3 cannot reach the hub at {LOOPBACK}:{port}"):
-        Watch(3, Address(LOOPBACK, port, "word"), timeout_s=TIMEOUT_S)
+        Watch(3, Address(LOOPBACK, port), key=KEY, timeout_s=TIMEOUT_S)
 
 
 def test_signals_are_passed_on(make_hub: MakeHub) -> None:
     hub = make_hub(1)
-    peer = Peer(hub.address(LOOPBACK), 0)
+    peer = Peer(hub, 0)
     peer.hears("hub")
     hub.pass_on_signal(15)
     assert peer.hears("signal") == {"signal": 15}
@@ -255,27 +215,9 @@ def test_there_are_many_beats_in_a_timeout(timeout_s: float, beat_s: float) -> N
     assert beat_interval(timeout_s) == beat_s
 
 
-def test_ranks_meet_at_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    from horovod.runner.http.http_server import RendezvousServer
-
-    server = RendezvousServer()
-    monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_ADDR", LOOPBACK)
-    monkeypatch.setenv("HOROVOD_GLOO_RENDEZVOUS_PORT", str(server.start()))
-    server.init([])
-    monkeypatch.setenv("http_proxy", f"http://{LOOPBACK}:1")
-    assert own_host() == LOOPBACK
-    with pytest.raises(JobError, match=r"rank 0 has not started: nothing was heard of it for 0\.5 s"):
-        find_hub(1, timeout_s=0.5)
-    publish_hub(Address("host-a", 4242, "word"))
-    assert find_hub(1, timeout_s=LONG_S) == Address("host-a", 4242, "word")
-    server.stop()
-    with pytest.raises(JobError, match="rank 0 has not started"):
-        find_hub(1, timeout_s=0.5)
-
-
 def test_the_process_of_the_hub_says_who_is_gone_and_ends(capfd: pytest.CaptureFixture[str]) -> None:
-    hub = HubProcess(2, timeout_s=LONG_S, standstill_s=LONG_S, host=LOOPBACK)
-    staying, lost = Peer(hub.address, 0), Peer(hub.address, 1)
+    hub = HubProcess(2, timeout_s=LONG_S, standstill_s=LONG_S, host=LOOPBACK, key=KEY)
+    staying, lost = Peer(hub, 0, key=KEY), Peer(hub, 1, key=KEY)
     staying.hears("hub")
     lost.close()
     assert staying.hears("verdict")["final"]
@@ -287,8 +229,8 @@ def test_the_process_of_the_hub_says_who_is_gone_and_ends(capfd: pytest.CaptureF
 
 
 def test_the_process_of_the_hub_ends_with_its_parent(capfd: pytest.CaptureFixture[str]) -> None:
-    hub = HubProcess(1, timeout_s=LONG_S, standstill_s=LONG_S, host=LOOPBACK)
-    only = Peer(hub.address, 0)
+    hub = HubProcess(1, timeout_s=LONG_S, standstill_s=LONG_S, host=LOOPBACK, key=KEY)
+    only = Peer(hub, 0, key=KEY)
     only.hears("hub")
     only.say(leave=None, says_it=False)
     hub.close()

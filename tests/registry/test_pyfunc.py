@@ -1,6 +1,7 @@
 """Tests of the logged model as MLflow's: a real server, a real Spark, and the probabilities that Firn itself computes."""
 
 import base64
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.images.poison import scan_bomb
 from helpers.models.logged_models import (
     client_of,
     free_port,
@@ -23,6 +25,7 @@ from mlflow.exceptions import MlflowException
 from numpy.typing import NDArray
 from pyspark.sql import SparkSession
 
+from featurize.decoding.decoder_process import DecoderPool
 from featurize.jobs.run import featurize
 from featurize.recipes.recipe import RegistrySettings
 from finetune.models.folder import load_model
@@ -115,6 +118,17 @@ def test_features_do_as_well_as_images_for_a_head(logged: dict[str, Logged]) -> 
     head = logged["head"]
     head.assert_right(head.load().predict(pd.DataFrame({"features": list(head.features.astype(float))})))
     head.assert_right(head.load().predict(pd.DataFrame({"features": [row.tolist() for row in head.features]})))
+
+
+def test_an_image_on_which_decoding_hangs_costs_its_own_row(logged: dict[str, Logged]) -> None:
+    """It is decoded in another process, which the kernel ends."""
+    classifier = logged["head"].load()._model_impl
+    model = replace(classifier, decoders=DecoderPool(2, timeout_s=1.0))
+    answer = model.predict(pd.DataFrame({"image": [logged["head"].contents[0], scan_bomb(5000, 4000)]}))
+    logged["head"].assert_right(answer[:1], slice(1))
+    assert list(answer["error"]) == ["", "decoding took longer than 1 s"]
+    assert classifier.decoders is not model.decoders
+    model.decoders.close()
 
 
 def test_an_image_that_cannot_be_read_gets_a_row_of_its_own(logged: dict[str, Logged]) -> None:
