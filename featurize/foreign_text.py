@@ -5,6 +5,7 @@ has one function here, and everything that prints or writes such text goes throu
 """
 
 import csv
+import io
 import re
 from collections.abc import Iterable
 from typing import IO, Any
@@ -13,9 +14,14 @@ from typing import IO, Any
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+_LINE_END = "\r\n"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _HIDDEN = "***"
 _USER_INFO = re.compile(r"//([^\s/?#'\"<>@:]*):([^\s/?#'\"<>]*)@")
+_DATABASE = re.compile(
+    r"((?:postgres|mysql|mariadb|mssql|oracle|mongodb|redis|amqp)[\w+]*)://([^\s/?#'\"<>@:]*):([^\s'\"<>]*)@",
+    re.IGNORECASE,
+)
 _PASSWORD_WITH_SLASHES = re.compile(r"(?<=\w)://([^\s/?#'\"<>@:]*):(?!\d+(?:[/?#]|$))([^\s'\"<>@]*)@")
 _TOKEN_AS_USER = re.compile(r"(https?)://([^\s/?#'\"<>@:]{16,})@", re.IGNORECASE)
 _PARAMETER = re.compile(
@@ -44,10 +50,25 @@ def without_secrets(text: str) -> str:
     Known are ``user:password@host``, a token in place of a user, and parameters such as ``?token=``, ``&X-Amz-Signature=``.
     """
     if "@" in text:
+        text = _DATABASE.sub(rf"\1://\2:{_HIDDEN}@", text)
         text = _USER_INFO.sub(rf"//\1:{_HIDDEN}@", text)
         text = _PASSWORD_WITH_SLASHES.sub(rf"://\1:{_HIDDEN}@", text)
         text = _TOKEN_AS_USER.sub(rf"\1://{_HIDDEN}@", text)
     return _PARAMETER.sub(rf"\1={_HIDDEN}", text) if "=" in text else text
+
+
+def without_secrets_in(document: Any) -> Any:
+    """A JSON document with `without_secrets` of each text in it."""
+    if isinstance(document, dict):
+        return {key: without_secrets_in(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [without_secrets_in(value) for value in document]
+    return without_secrets(document) if isinstance(document, str) else document
+
+
+def printable_json(text: str) -> str:
+    """A line of JSON that says the same, and that a terminal shows as it is."""
+    return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def shown(text: str) -> str:
@@ -62,11 +83,15 @@ class CsvWriter:
     """
 
     def __init__(self, file: IO[str]) -> None:
-        self._writer = csv.writer(file, lineterminator="\n")
+        self._file, self._line = file, io.StringIO()
+        self._writer = csv.writer(self._line, lineterminator=_LINE_END)  # what ends a line is quoted within a cell
 
     def write_row(self, cells: Iterable[Any]) -> None:
         """Writes a row."""
         self._writer.writerow([_safe_cell(cell) for cell in cells])
+        self._file.write(self._line.getvalue().removesuffix(_LINE_END) + "\n")
+        self._line.seek(0)
+        self._line.truncate()
 
     def write_rows(self, rows: Iterable[Iterable[Any]]) -> None:
         """Writes rows."""
