@@ -104,7 +104,7 @@ def test_a_host_and_a_port_are_the_same_to_the_letter_and_paths_by_whole_parts()
         "hdfs://name:9000/photos/%2e%2e/etc/a",
         "hdfs://name:9000/photos2/a",
     ]
-    outside += ["hdfs://name:9000\\@evil/photos/a", "hdfs://name:90000/photos/a", "hdfs://name:9000.evil/photos/a"]
+    outside += ["hdfs://name\\@evil/photos/a", "hdfs://name:90000/photos/a", "hdfs://name:9000.evil/photos/a"]
     outside += ["hdfs://na%6de:9000/photos/a", "hdfs://name:9000/", "hdfs://x@name:9000/photos/a", "/photos/a"]
     assert faults(allowed, inside) == [None] * len(inside)
     assert faults(allowed, ["hdfs://name:9000@evil:9000/photos/a"]) == ["no URL"]
