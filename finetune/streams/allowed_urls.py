@@ -4,6 +4,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple, Self
 from urllib.parse import unquote
 
@@ -41,12 +42,10 @@ class AllowedUrls:
     """Some folders or files, each with all that lies below it; host and port of HDFS must be the same to the letter.
 
     Attributes:
-        named: The places as they were named.
-        real: The same, with the links of local ones resolved.
+        named: The places as they were named; of a local one that is a link, each host has what it leads to there.
     """
 
     named: tuple[_Place, ...]
-    real: tuple[_Place, ...]
 
     @classmethod
     def of(cls, prefixes: Sequence[str]) -> Self:
@@ -57,8 +56,7 @@ class AllowedUrls:
         """
         if not prefixes or not all(prefixes):
             raise UsageError("`allow_urls` must name the folders whose files the messages may name, by path or URL.")
-        urls = [storage.absolute_url(prefix) for prefix in prefixes]
-        return cls(tuple(map(_Place.of, urls)), tuple(_Place.of(_resolved(url)) for url in urls))
+        return cls(tuple(_Place.of(storage.absolute_url(prefix)) for prefix in prefixes))
 
     def fault(self, url: str) -> str | None:
         """Why the file at an absolute URL must not be read; None: it may be.
@@ -66,15 +64,23 @@ class AllowedUrls:
         Nothing is connected to, and links are looked at only where the URL as it is written lies in an allowed place. A URL that
         would lead outside if someone decoded it is refused too.
         """
-        if not all(_is_in((*self.named, *self.real), form) for form in _forms(url)):
+        real = _real_places(self.named)
+        if not all(_is_in((*self.named, *real), form) for form in _forms(url)):
             return OUTSIDE
-        if url.startswith(_FILE) and not _is_in(self.real, _resolved(url)):
+        if url.startswith(_FILE) and not _is_in(real, _resolved(url)):
             return LEADS_OUTSIDE
         return None
 
     def holds_file(self, path: str) -> bool:
         """Whether a local path without links lies in an allowed place."""
-        return _is_in(self.real, _FILE + path)
+        return _is_in(_real_places(self.named), _FILE + path)
+
+
+@cache
+def _real_places(named: tuple[_Place, ...]) -> tuple[_Place, ...]:
+    """Places with the links of local ones resolved on this host."""
+    urls = [f"{scheme}://{host}/{'/'.join(parts)}" for scheme, host, parts in named]
+    return tuple(_Place.of(_resolved(url)) for url in urls)
 
 
 def _is_in(places: Iterable[_Place], url: str) -> bool:

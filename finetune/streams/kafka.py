@@ -159,7 +159,7 @@ class KafkaImages:
         named = [read_url(row["value"]) or str(row["path"]) for row in rows]
         waiting = unread.waiting()
         urls = dict.fromkeys((*named, *waiting))
-        allowed = self.allowed or AllowedUrls((), ())
+        allowed = self.allowed or AllowedUrls(())
         answers = look_up([url for url in urls if url not in waiting or is_due(waiting[url])], allowed)
         known = {url: facts for url, facts in answers.items() if isinstance(facts, Facts)}
         sizes, stamps = zip(*known.values(), strict=True) if known else ((), ())

@@ -154,7 +154,7 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     dead = f"hdfs://{LOOPBACK}:{free_ports(1)[0]}"
     odd += ["/" + 1000 * "x", "hdfs://nowhere/a.png", "hdfs://host:port/a.png", str(place.photos)]
     (place.photos / "link.png").symlink_to("/etc/hostname")
-    foreign = ["file:///etc/hostname", f"{place.photos}/../../../../etc/hostname", f"{place.photos}/link.png"]
+    foreign = ["file:///etc/hostname", f"{place.folder}/../secret.png", f"{place.photos}/link.png"]
     foreign += ["hdfs://evil:9000/a.png", f"{dead}1/a.png"]
     allowed = [str(place.folder), "hdfs://nowhere", "hdfs://host:port/", "/" + 1000 * "x", f"{dead}/photos"]
     options = place.folder / "options"
@@ -172,7 +172,10 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     unnamed = {path for path, reason in reasons.items() if "neither an absolute path nor a URL" in reason}
     assert unnamed == {f"{place.topic}/{at}" for at in ("0/6", "0/7", "0/9", "1/0")}
     outside = {path for path, reason in reasons.items() if OUTSIDE in reason}
-    assert outside == {"file:///etc/hostname", f"file://{place.photos}/link.png", *foreign[3:]}
+    assert outside == {
+        *("file:///etc/hostname", f"file://{place.folder.parent}/secret.png", f"file://{place.photos}/link.png"),
+        *foreign[3:],
+    }
     assert set(reasons) - named - unnamed - outside == {f"file://{place.photos}/red/torn.png"}
     waiting = json.loads(Path(place.checkpoint, "firn", WAITING_NAME).read_text())["urls"]
     assert [(one["url"], one["tries"]) for one in waiting] == [(f"{dead}/photos/a.png", 1)]

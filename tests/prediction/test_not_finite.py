@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 import finetune
 from finetune.models.folder import ModelCard, load_model, save_model
 from finetune.networks.forward import FEATURES_NOT_FINITE, NOT_FINITE, is_finite
+from finetune.prediction.threshold import _best, find_threshold
 from finetune.prediction.transformer import ImageClassifier
 from finetune.prediction.udf import register
 from finetune.registry.pyfunc_model import Classifier
@@ -119,3 +120,13 @@ def test_a_row_is_finite_where_all_of_it_is() -> None:
     assert list(is_finite(rows)) == [True, False, False, False]
     assert is_finite(np.empty((0, 3))).shape == (0,)
     assert list(is_finite(np.zeros((2, 3, 4), np.uint8))) == [True, True]
+
+
+def test_a_threshold_is_found_among_the_images_that_get_an_answer() -> None:
+    probabilities = np.array([[0.9, 0.1], [np.nan, np.nan], [0.2, 0.8], [np.inf, 0]], np.float32)
+    best, right = _best(probabilities, np.array([0, 0, 0, 0], np.int32))
+    np.testing.assert_allclose(best, [0.9, 0.8], rtol=1e-6)
+    assert list(right) == [True, False]
+    threshold = find_threshold(best, right, precision=1.0)
+    assert threshold is not None
+    assert 0.8 < threshold < 0.9

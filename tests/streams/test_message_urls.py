@@ -115,6 +115,7 @@ def test_nothing_is_connected_to_and_no_file_looked_at_that_is_not_allowed(
     place: Path, no_connections: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allowed, seen = AllowedUrls.of([f"{place}/allowed"]), list[str]()
+    assert allowed.fault(f"file://{place}/allowed/image") is None  # what the place leads to is known
     for look in (message_urls._ask, storage.find_file, storage.open_filesystem, allowed_urls._resolved):
         module = {"_ask": message_urls, "_resolved": allowed_urls}.get(look.__name__, storage)
         monkeypatch.setattr(module, look.__name__, seen.append)
