@@ -4,17 +4,31 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
+from rich.markup import escape as escape_markup
+
+from featurize.console import make_console
+from featurize.foreign_text import printable, printable_lines
 
 _WIDTH = 120  # characters
 _CELL = "padding: 2px 12px 2px 0; vertical-align: top; text-align: "
+
+
+def as_cell(text: str) -> str:
+    """Text of any origin as one line of a cell of a Rich table."""
+    return escape_markup(printable(text))
+
+
+def as_lines(text: str) -> str:
+    """Text of any origin in several lines, for Rich."""
+    return escape_markup(printable_lines(text))
 
 
 def plain_text(part: RenderableType) -> str:
     """What `rich` would print to a terminal without colours, at most 120 characters wide."""
     file = io.StringIO()
     # In a notebook rich would otherwise display the part itself, too.
-    Console(file=file, width=_WIDTH, color_system=None, highlight=False, force_jupyter=False).print(part)
+    make_console(file=file, width=_WIDTH, color_system=None, highlight=False, force_jupyter=False).print(part)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featurize.console import console, say
+from featurize.foreign_text import shown
 from featurize.image_progress import ImageProgress, clock
 
 FIRST_LINE_S, LINE_PERIOD_S = 15.0, 30.0
@@ -74,7 +75,7 @@ class TerminalView:
 
     def stage(self, text: str) -> None:
         """Shows the stage in place of the one before."""
-        self._stage = Spinner("dots", text=Text(text)) if text else None
+        self._stage = Spinner("dots", text=Text(shown(text))) if text else None
         self._images = None
         self._redraw()
 
@@ -169,7 +170,7 @@ class NotebookView:
 
     def stage(self, text: str) -> None:
         """Shows the stage in place of the one before."""
-        self._stage, self._images = text, None
+        self._stage, self._images = shown(text), None
         self._display()
 
     def show_images(self, progress: ImageProgress) -> None:

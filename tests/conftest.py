@@ -1,6 +1,7 @@
 """What the tests share: one Spark session, small folders of drawn pictures, a backbone that only averages."""
 
 import atexit
+import logging
 import os
 import shutil
 import subprocess
@@ -32,6 +33,17 @@ if "FIRN_CACHE" not in os.environ:  # one folder for all processes of the tests
 _skipped: list[str] = []
 hypothesis.settings.register_profile("untimed", deadline=None)  # speed is measured in benchmarks/
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """A command that a test calls in this process shows its logs; afterwards they go where those of a library go."""
+    yield
+    for name in ("featurize", "finetune"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+        logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

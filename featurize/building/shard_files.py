@@ -5,8 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.digests import multiset_digest
@@ -16,16 +19,23 @@ from featurize.tables.schemas import INDEX_SCHEMA, REJECTS_SCHEMA
 from featurize.timings import Timings
 
 _SMALL_ROWS_PER_GROUP = 1 << 16
+_TEXT_BYTES = 16  # of a text in a list, such as a label: a guess
+GROUP_BYTES = 8 << 20
+"""Most bytes of a column in a row group, before they are compressed: who streams rows holds a column of dozens of row groups."""
 
 
 class ParquetFile:
-    """One Parquet file whose row groups, except the last, hold a fixed number of rows."""
+    """One Parquet file whose row groups, except the last, hold a fixed number of rows, or fewer where these are large.
+
+    Where a row group ends depends on the rows alone, not on the batches in which they come. A row of more than `GROUP_BYTES` has
+    a row group of its own.
+    """
 
     def __init__(self, url: str, schema: pa.Schema, *, rows_per_group: int, plain_columns: Sequence[str] = ()) -> None:
         self._url, self._schema, self._rows_per_group = url, schema, rows_per_group
         self._pending: list[pa.RecordBatch] = []
-        self._pending_rows = 0
-        self._rows = 0
+        self._pending_rows = self._rows = 0
+        self._pending_bytes = np.zeros(len(schema), np.int64)
         self._stack = ExitStack()
         sink = self._stack.enter_context(_open_sink(url))
         dictionary = [name for name in schema.names if name not in plain_columns]
@@ -35,15 +45,19 @@ class ParquetFile:
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Adds rows; every full row group is written out."""
-        self._pending.append(batch)
-        self._pending_rows += batch.num_rows
-        if self._pending_rows >= self._rows_per_group:
-            table = pa.Table.from_batches(self._pending, schema=self._schema)
-            whole = table.num_rows - table.num_rows % self._rows_per_group
-            self._writer.write_table(table.slice(0, whole), row_group_size=self._rows_per_group)
-            self._pending = table.slice(whole).combine_chunks().to_batches()
-            self._pending_rows = table.num_rows - whole
-            self._rows += whole
+        ends = np.vstack([np.zeros(batch.num_columns, np.int64), np.cumsum(_value_bytes(batch), axis=0)])
+        start = 0
+        while start < batch.num_rows:
+            fits = (self._pending_bytes + ends[start + 1 :] - ends[start] <= GROUP_BYTES).all(axis=1)
+            fitting = len(fits) if fits.all() else int(fits.argmin())
+            count = min(max(fitting, 0 if self._pending_rows else 1), self._rows_per_group - self._pending_rows)
+            if count:
+                self._pending.append(batch.slice(start, count))
+                self._pending_rows += count
+                self._pending_bytes = self._pending_bytes + ends[start + count] - ends[start]
+                start += count
+            if start < batch.num_rows or self._pending_rows == self._rows_per_group:
+                self.end_group()
 
     def end_group(self) -> None:
         """Ends the row group, however many rows it has."""
@@ -51,6 +65,7 @@ class ParquetFile:
             self._writer.write_table(pa.Table.from_batches(self._pending, schema=self._schema))
             self._rows += self._pending_rows
             self._pending, self._pending_rows = [], 0
+            self._pending_bytes = np.zeros(len(self._schema), np.int64)
 
     def abandon(self) -> None:
         """Removes what was written. It never fails, so that the reason for abandoning the file is what is reported."""
@@ -65,6 +80,29 @@ class ParquetFile:
         self._stack.close()
         filesystem, inner = storage.open_filesystem(self._url)
         return DataFile(path=path, rows=self._rows, bytes=int(filesystem.size(inner)), split=split)
+
+
+def _value_bytes(batch: pa.RecordBatch) -> NDArray[np.int64]:
+    """The bytes of each value before they are compressed, of texts and lists those of what they hold: ``(n_rows, n_columns)``."""
+    sizes = np.zeros((batch.num_rows, batch.num_columns), np.int64)
+    for number, column in enumerate(batch.columns):
+        kind = column.type
+        if (each := _fixed_bytes(kind)) is not None:
+            sizes[:, number] = each
+        elif pa.types.is_nested(kind):
+            each = None if pa.types.is_map(kind) else _fixed_bytes(kind.value_type)
+            sizes[:, number] = np.diff(column.offsets.to_numpy()) * (each or _TEXT_BYTES)
+        else:
+            sizes[:, number] = pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False)
+    return sizes
+
+
+def _fixed_bytes(kind: pa.DataType) -> int | None:
+    """The bytes of each value of a type; None where they differ."""
+    try:
+        return int(-(-kind.bit_width // 8))
+    except ValueError:
+        return None
 
 
 class _AbandonedError(Exception):
@@ -145,11 +183,6 @@ class ShardWriter:
             {"image_id": image_id, "path": path, "bytes_size": bytes_size, "stage": stage, "error": error}
         )
         self._index.append((path, image_id, stamp))
-
-    def end_group(self) -> None:
-        """Ends the row group of every file, which writes out what is held in memory."""
-        for _, file in self._files.values():
-            file.end_group()
 
     @property
     def images(self) -> int:

@@ -20,6 +20,7 @@ from featurize.building.plan import read_planned
 from featurize.building.shard_files import ShardWriter
 from featurize.decoding.decode import DecodeError
 from featurize.decoding.decoder_process import Decoder, DecoderPool
+from featurize.foreign_text import shown
 from featurize.map_ahead import map_ahead
 from featurize.memory import peak_memory_bytes
 from featurize.sources.listing import ContentReader, Fetch, ImageReadError, PlannedImage
@@ -215,7 +216,7 @@ def use_task_resources(*, tensorflow: bool = True) -> int:
 
 def log(text: str) -> None:
     """Writes a line to the log of the executor."""
-    sys.stderr.write(f"firn worker {os.getpid()}: {text}\n")
+    sys.stderr.write(f"firn worker {os.getpid()}: {shown(text)}\n")
 
 
 def _load_all(

@@ -65,11 +65,11 @@ def _measure(found: "Sequence[KnownBackbone]") -> "tuple[MeasuredBackbone, ...]"
 
 
 def _print(found: "Sequence[KnownBackbone]", measured: "Sequence[MeasuredBackbone]", *, is_whole: bool) -> None:
-    from rich.console import Console
+    from featurize.console import make_console
 
-    console = Console()
+    console = make_console()
     if not console.is_terminal:
-        console = Console(width=160)  # a pipe has no width: nothing is cut
+        console = make_console(width=160)  # a pipe has no width: nothing is cut
     console.print(_table(found), highlight=False)
     for note in (*_NOTES, *((_FILES,) if is_whole else ())):
         console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
@@ -107,9 +107,9 @@ def _table(found: "Sequence[KnownBackbone]") -> "Table":
 
 def _speeds(one: "MeasuredBackbone") -> "Table":
     """The engines of a backbone, the best marked."""
-    from rich.markup import escape
     from rich.table import Table
 
+    from featurize.display import as_cell
     from featurize.engines.engine import NAMES
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
@@ -122,7 +122,7 @@ def _speeds(one: "MeasuredBackbone") -> "Table":
     for each in one.measured:
         engine, precision = NAMES[each.engine], each.precision
         if each.error is not None:
-            table.add_row(engine, precision, "", "", "", escape(each.error))
+            table.add_row(engine, precision, "", "", "", as_cell(each.error))
             continue
         mark = "best" if each is one.best else "" if each.is_faithful else "other features"
         table.add_row(engine, precision, f"{each.images_per_s:,.1f}", str(each.batch_size), f"{each.cosine:.6f}", mark)

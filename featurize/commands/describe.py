@@ -19,6 +19,6 @@ def describe_command(
         if as_json:
             print_result(description.as_dict(), as_json=True)
         else:
-            from rich.console import Console
+            from featurize.console import make_console
 
-            Console().print(description, highlight=False)
+            make_console().print(description, highlight=False)

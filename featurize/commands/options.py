@@ -1,6 +1,7 @@
 """What both commands share: results as JSON, errors as one message, exit status 0, 1 or 2."""
 
 import json
+import logging
 import os
 import sys
 import time
@@ -9,12 +10,12 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from featurize import __version__
 from featurize.backbones.lean_keras import leave_out_keras_extras
-from featurize.console import console
+from featurize.console import fail, show_logs
 from featurize.errors import FirnError, JobError, SharedError, UsageError
+from featurize.foreign_text import printable_json
 
 SetOption = Annotated[
     list[str] | None,
@@ -44,6 +45,8 @@ def make_app(purpose: str) -> typer.Typer:
             typer.echo(f"firn {__version__}")
             raise typer.Exit
         leave_out_keras_extras()  # this process is Firn's own
+        for package in ("featurize", "finetune"):
+            show_logs(package, logging.WARNING)
 
     return app
 
@@ -56,16 +59,16 @@ def reported_errors() -> Iterator[None]:
     except FirnError as error:
         if isinstance(error, UsageError | SharedError) and os.environ.get("HOROVOD_RANK", "0") != "0":
             time.sleep(_RANK_0_SPEAKS_S)
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
+        fail(str(error))
         raise typer.Exit(error.exit_status) from error
     except OSError as error:  # of the storage: no permission, a full disk, a file where a folder should be
         where = f"{error.filename}: " if error.filename else ""
-        console.print(f"[bold red]error:[/] {escape(where + (error.strerror or str(error)))}", soft_wrap=True)
+        fail(where + (error.strerror or str(error)))
         raise typer.Exit(JobError.exit_status) from error
 
 
 def print_result(result: Mapping[str, Any], *, as_json: bool) -> None:
     """Prints the result of a command as the last line of standard output, if `as_json`."""
     if as_json:
-        sys.stdout.write(json.dumps(result, ensure_ascii=False) + "\n")
+        sys.stdout.write(printable_json(json.dumps(result, ensure_ascii=False)) + "\n")
         sys.stdout.flush()

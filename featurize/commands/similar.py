@@ -21,15 +21,13 @@ def similar_command(
 ) -> None:
     """Finds the k nearest images of a feature set, exactly: every row is compared."""
     with reported_errors():
-        from rich.console import Console
-
         import featurize
-        from featurize.console import say
+        from featurize.console import make_console, say
 
         similar = featurize.find_similar(features, image, k=k, metric=metric, splits=split, column=column)
         url = similar.write_page(output) if output is not None else None
         if url is not None:
             say(f"{url}: the {len(similar.images)} nearest of {similar.rows:,} images.")
         if not as_json:
-            Console().print(similar, highlight=False)
+            make_console().print(similar, highlight=False)
         print_result({**similar.as_dict(), "html": url}, as_json=as_json)

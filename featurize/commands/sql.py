@@ -77,11 +77,9 @@ def _run(
     tables: "Sequence[SqlTable | SqlView]", query: str, *, limit: int, output: str | None, as_json: bool
 ) -> dict[str, Any]:
     """Runs the query; returns the result for ``--json``."""
-    from rich.console import Console
-
     from featurize import storage
     from featurize.building.session import open_session
-    from featurize.console import say
+    from featurize.console import make_console, say
     from featurize.sql.query import check_output, fetch, plain_value, register_views, run_query, write_answer
 
     url = storage.absolute_url(output) if output is not None else None
@@ -97,7 +95,7 @@ def _run(
             return {"output": url, "columns": columns, "rows": [], "is_cut": count > 0, "written": count}
         result = fetch(frame, limit=limit)
     if not as_json:
-        Console().print(_table(result), highlight=False)
+        make_console().print(_table(result), highlight=False)
         if result.is_cut:
             say(f"The first {limit} rows; --limit shows more, --output writes all.")
     rows = [{name: plain_value(value) for name, value in row.asDict().items()} for row in result.rows]
@@ -106,16 +104,17 @@ def _run(
 
 def _table(result: "QueryResult") -> "Table":
     """Rows for a terminal; long values are cut."""
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*(escape(name) for name, _ in result.types), box=None, padding=(0, 2), header_style="bold")
+    from featurize.display import as_cell
+
+    table = Table(*(as_cell(name) for name, _ in result.types), box=None, padding=(0, 2), header_style="bold")
     for (_, kind), column in zip(result.types, table.columns, strict=True):
         column.overflow = "fold"
         if kind in ("tinyint", "smallint", "int", "bigint", "float", "double") or kind.startswith("decimal"):
             column.justify = "right"
     for row in result.rows:
-        table.add_row(*(escape(shown_value(value)) for value in row))
+        table.add_row(*(as_cell(shown_value(value)) for value in row))
     return table
 
 

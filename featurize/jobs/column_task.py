@@ -29,7 +29,7 @@ from featurize.building.worker import (
 )
 from featurize.decoding.decode import DecodeError
 from featurize.errors import JobError
-from featurize.jobs.run_task import ColumnsOfFeatures, DecodedSizes, plain_columns
+from featurize.jobs.run_task import ColumnsOfFeatures, DecodedSizes, not_finite, plain_columns
 from featurize.map_ahead import map_ahead
 from featurize.memory import peak_memory_bytes
 from featurize.sources.listing import Fetch, ImageReadError, PlannedImage
@@ -134,6 +134,9 @@ class _ShardColumns:
             )
         features, parts = self._task.features, list[dict[str, pa.Array]]()
         for batch, computed in features.compute_all(iter(images), self._timings):
+            if faults := not_finite(computed):
+                row, fault = next(iter(faults.items()))
+                raise JobError(f"{batch[row].image.path} has a row, but {fault}. Nothing was published.")
             parts.append(computed)
             self._done += len(batch)
         return {

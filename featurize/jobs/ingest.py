@@ -20,7 +20,7 @@ from featurize.tables.schemas import IMAGES_SCHEMA
 from featurize.timings import Timings
 
 _ROWS_PER_GROUP = 128
-_MAX_GROUP_BYTES = 32 << 20  # so that a row group of large images fits into a worker's memory
+_IMAGES_AT_ONCE, _BYTES_AT_ONCE = 16, 4 << 20  # that a worker hands over at a time
 
 
 def ingest(
@@ -104,20 +104,20 @@ class IngestTask:
         }
 
     def consume(self, loaded: Iterator[Loaded[dict[str, Any]]], writer: ShardWriter, timings: Timings) -> None:
-        """Writes a row group whenever it is full, by number of rows or by bytes."""
+        """Hands over some images at a time; the file's row groups are limited by rows and by bytes."""
         batch: list[Loaded[dict[str, Any]]] = []
         held_bytes = 0
         for image in loaded:
             batch.append(image)
             held_bytes += image.value["bytes_size"]
-            if len(batch) == _ROWS_PER_GROUP or held_bytes >= _MAX_GROUP_BYTES:
-                _write_group(writer, batch, timings)
+            if len(batch) == _IMAGES_AT_ONCE or held_bytes >= _BYTES_AT_ONCE:
+                _write_rows(writer, batch, timings)
                 batch, held_bytes = [], 0
         if batch:
-            _write_group(writer, batch, timings)
+            _write_rows(writer, batch, timings)
 
 
-def _write_group(writer: ShardWriter, batch: list[Loaded[dict[str, Any]]], timings: Timings) -> None:
+def _write_rows(writer: ShardWriter, batch: list[Loaded[dict[str, Any]]], timings: Timings) -> None:
     rows = [loaded.value for loaded in batch]
     with timings.measure("write"):
         writer.write(
@@ -125,4 +125,3 @@ def _write_group(writer: ShardWriter, batch: list[Loaded[dict[str, Any]]], timin
             [loaded.image.stamp for loaded in batch],
             {name: [row[name] for row in rows] for name in IMAGES_SCHEMA.names},
         )
-        writer.end_group()

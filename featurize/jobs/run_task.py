@@ -171,6 +171,12 @@ class FeaturizeTask:
                 self._write(writer, batch, features)
 
     def _write(self, writer: ShardWriter, batch: list[Loaded[DecodedSizes]], features: Mapping[str, pa.Array]) -> None:
+        if faults := not_finite(features):
+            for row, fault in faults.items():
+                reject_computed(writer, batch[row], fault)
+            kept = [row for row in range(len(batch)) if row not in faults]
+            batch = [batch[row] for row in kept]
+            features = {name: column.take(pa.array(kept, pa.int64())) for name, column in features.items()}
         images = [loaded.image for loaded in batch]
         labels = [str(image.label) for image in images]
         label_indices = {label: index for index, label in enumerate(self.classes)}
@@ -187,6 +193,33 @@ class FeaturizeTask:
                 **features,
             },
         )
+
+
+def not_finite(features: Mapping[str, pa.Array]) -> dict[int, str]:
+    """The rows that hold NaN or infinite features, and why each is of no use.
+
+    Args:
+        features: the columns; all rows of a column have the same number of features.
+    """
+    faults: dict[int, str] = {}
+    for name, column in features.items():
+        if pa.types.is_list(column.type) and len(column):
+            values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            for row in np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist():
+                faults.setdefault(row, f"the network gave NaN or infinite {name}")
+    return faults
+
+
+def reject_computed(writer: ShardWriter, loaded: Loaded[Any], error: str) -> None:
+    """Makes an image a reject that was decoded, but of which a network computed nothing of use."""
+    writer.reject(
+        path=loaded.image.path,
+        image_id=loaded.image_id,
+        bytes_size=loaded.image.bytes_size,
+        stamp=loaded.image.stamp,
+        stage="compute",
+        error=error,
+    )
 
 
 def plain_columns(features: Sequence[str]) -> tuple[str, ...]:

@@ -70,7 +70,9 @@ class FeaturesSettings(Settings):
     column: str | None = Field(
         default=None, min_length=1, description="the column of features of a set with several; default: the only one"
     )
-    rows_per_group: int = Field(default=512, ge=1, description="rows in a Parquet row group")
+    rows_per_group: int = Field(
+        default=512, ge=1, description="most rows in a Parquet row group of at most 8 MiB a column"
+    )
     where: str | None = Field(
         default=None,
         min_length=1,

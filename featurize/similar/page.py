@@ -5,12 +5,12 @@ from contextlib import closing
 from html import escape as escape_html
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from featurize import __version__
 from featurize.decoding.decode import DecodeError
 from featurize.decoding.decoder_process import Decoder
+from featurize.display import as_cell
 from featurize.pages.html import render_page
 from featurize.pages.thumbnails import data_url, make_thumbnail, read_thumbnails
 from featurize.similar.search import Similar, SimilarImage
@@ -56,9 +56,9 @@ def similar_table(similar: Similar) -> Table:
         table.add_row(
             str(rank),
             f"{_value(similar, image):.4f}",
-            escape(image.label),
+            as_cell(image.label),
             image.split,
-            escape(image.path.removeprefix(root)),
+            as_cell(image.path.removeprefix(root)),
         )
     return table
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from featurize.errors import UsageError
+from featurize.foreign_text import without_secrets_in
 from featurize.recipes.backbone_section import Sha256
 from featurize.recipes.recipe import Split
 from featurize.recipes.toml_settings import Settings, check_settings, read_toml
@@ -110,5 +111,6 @@ def find_card(name: str, folders: Sequence[Path]) -> Path | None:
 
 
 def describe_card(card: Card) -> dict[str, Any]:
-    """The card in the form that manifests store."""
-    return card.model_dump(exclude_none=True)
+    """The card in the form that manifests store, without passwords and tokens in its URLs."""
+    described: dict[str, Any] = without_secrets_in(card.model_dump(exclude_none=True))
+    return described

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 
 from featurize.errors import UsageError
+from featurize.foreign_text import printable
 from featurize.sql.tables import Part, SqlTable, SqlView
 from featurize.tables.manifests import utc_now
 
@@ -58,7 +59,7 @@ def make_ddl(tables: Sequence[SqlTable | SqlView], dialect: Dialect) -> str:
         if isinstance(table, SqlView):
             statements = _selection(table, dialect)
         else:
-            lines.append(f"-- {table.name}: {', '.join(table.sources)}".replace("\n", " "))
+            lines.append(printable(f"-- {table.name}: {', '.join(table.sources)}"))
             statements = _duckdb_view(table) if dialect == "duckdb" else _external_table(table, dialect)
         lines += [f"{statement};" for statement in statements]
     return "\n".join(lines) + "\n"

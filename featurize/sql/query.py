@@ -1,7 +1,6 @@
 """Spark SQL over Firn's tables: temporary views of the published files, a query, and its answer."""
 
 import base64
-import csv
 import io
 import json
 import math
@@ -24,6 +23,7 @@ from pyspark.sql.types import StringType, StructField, StructType
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
+from featurize.foreign_text import CsvWriter
 from featurize.sql.tables import CorrectedLabels, SqlTable, SqlView
 from featurize.tables.row_groups import read_footer
 
@@ -155,11 +155,11 @@ def _write_csv(frame: DataFrame, url: str) -> int:
 
     def write(file: Any) -> None:
         text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(frame.columns)
+        writer = CsvWriter(text)
+        writer.write_row(frame.columns)
         counts.append(0)
         for row in frame.toLocalIterator():
-            writer.writerow([_csv_value(value) for value in row])
+            writer.write_row([_csv_value(value) for value in row])
             counts[-1] += 1
         text.flush()
         text.detach()

@@ -1,6 +1,12 @@
-"""Claims: one job at a time writes to an output. A second job is refused, naming the holder; a dead holder's claim is taken."""
+"""Claims: one job at a time writes to an output. A second job is refused, naming the holder; a dead holder's claim is taken.
+
+A holder on this machine is alive while its process runs (`featurize.storage.processes`). Of any other holder only the heartbeat
+is seen: it is alive if that changes while this job looks, and dead if it does not for `EXPIRY_S` of this job's own clock. The
+clocks of two machines are never compared.
+"""
 
 import getpass
+import logging
 import os
 import socket
 import threading
@@ -13,10 +19,16 @@ from uuid import uuid4
 
 from featurize import storage
 from featurize.errors import JobError
+from featurize.foreign_text import printable
+from featurize.storage.processes import identify_process, is_running
 
+_logger = logging.getLogger(__name__)
 CLAIM_NAME = "_claim.json"
 HEARTBEAT_S = 10.0
-EXPIRY_S = 120.0  # a holder on another host that has not beaten for so long is dead
+EXPIRY_S = 120.0
+"""A holder whose process cannot be seen is dead when its heartbeat has not changed for so long, by the clock of who looks."""
+LOOK_S = 1.0
+"""How often a job looks at the heartbeat of a holder whose process it cannot see."""
 PATIENCE_S = 5.0
 """How long to wait for the content of a claim that exists but is still empty."""
 SETTLING_S = 1.0
@@ -38,10 +50,11 @@ class Claim:
         self._holder = {
             "token": uuid4().hex,
             "host": socket.gethostname(),
-            "pid": os.getpid(),
+            **identify_process(),
             "user": user_name(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
+        self._beats = 0
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat, name="firn-claim", daemon=True)
 
@@ -54,11 +67,10 @@ class Claim:
         taken_over = False
         while not storage.create_exclusively(self._url, self._document()):
             holder = _wait_for_holder(self._url, self._patience_s)
-            if holder is not None and _is_alive(holder):
-                raise JobError(
-                    f"{self._url.removesuffix('/' + CLAIM_NAME)} is being written by process {holder['pid']} of "
-                    f"{holder['user']} on {holder['host']} since {holder['since']}. Wait for it to end, or write elsewhere."
-                )
+            if holder is not None:
+                holder = _last_words(self._url, holder)
+                if holder is None:  # the claim was released, or is another's by now
+                    continue
             taken_over = True
             if (
                 holder is None or _read_holder(self._url) == holder
@@ -94,7 +106,8 @@ class Claim:
             storage.remove(self._url)
 
     def _document(self) -> bytes:
-        return storage.encode_json({**self._holder, "beat_at": time.time()})
+        self._beats += 1  # two heartbeats differ, also where the clock stands still
+        return storage.encode_json({**self._holder, "beat_at": time.time(), "beats": self._beats})
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
@@ -143,13 +156,35 @@ def _wait_for_holder(url: str, patience_s: float) -> dict[str, Any] | None:
     return holder
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Whether the holder's heartbeat is recent; on this host, a process that has ended counts as dead at once."""
-    if holder["host"] == socket.gethostname():
-        try:
-            os.kill(int(holder["pid"]), 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:  # another user's process
-            pass
-    return time.time() - float(holder["beat_at"]) < EXPIRY_S
+def _last_words(url: str, holder: dict[str, Any]) -> dict[str, Any] | None:
+    """The claim as its holder, who is dead, left it; None where it is no longer this holder's.
+
+    Waits, and says so, where only the heartbeat can tell.
+
+    Raises:
+        JobError: The holder is alive.
+    """
+    output = url.removesuffix("/" + CLAIM_NAME)
+    who = printable(f"process {holder['pid']} of {holder['user']} on {holder['host']}")
+    quiet_s, looked_at, token = 0.0, time.monotonic(), holder["token"]
+    while (runs := is_running(holder)) is None and quiet_s < EXPIRY_S:
+        if not quiet_s:
+            _logger.warning(
+                "%s is claimed by %s since %s, whose process cannot be seen from here. Waiting for a sign of life: it is taken "
+                "for dead after %.0f s without one.",
+                *(output, who, printable(str(holder["since"])), EXPIRY_S),
+            )
+        time.sleep(min(LOOK_S, EXPIRY_S))
+        found, now = _read_holder(url), time.monotonic()
+        if found is None or found["token"] != token:
+            return None
+        if found != holder:
+            runs = True
+            break
+        # while this process is paused, so may be the holder, if they share a machine: a long gap counts as a short one
+        quiet_s, looked_at = quiet_s + min(now - looked_at, 2 * LOOK_S), now
+    if runs:
+        raise JobError(
+            f"{output} is being written by {who} since {holder['since']}. Wait for it to end, or write elsewhere."
+        )
+    return holder

@@ -48,6 +48,8 @@ def absolute_url(url: str) -> str:
     if scheme == "file":  # Spark writes file:/path where others write file:///path
         return "file://" + posixpath.normpath("/" + url.removeprefix("file:").lstrip("/"))
     authority, _, path = url.removeprefix("hdfs://").partition("/")
+    if ":" in authority.rpartition("@")[0]:
+        raise UsageError(f"a URL of HDFS holds no password, as tables name the URLs that they come from. Got {url!r}.")
     return f"hdfs://{authority}{posixpath.normpath('/' + path.lstrip('/'))}"
 
 

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from featurize import storage
-from featurize.display import html_facts, html_table, plain_text
+from featurize.display import as_cell, as_lines, html_facts, html_table, plain_text
 from featurize.errors import UsageError
+from featurize.foreign_text import without_secrets
 from featurize.shortening import some_lines
 from featurize.tables.manifests import NAMES, PREDICTED, FeatureColumn, FeaturesManifest, Manifest, PredictionsManifest
 from featurize.tables.publication import read_manifest
@@ -40,10 +40,10 @@ class Description:
     def __rich__(self) -> RenderableType:
         grid = Table.grid(padding=(0, 2))
         for name, value in facts_of(self.url, self.manifest):
-            grid.add_row(f"[bold]{name}", escape(value))
+            grid.add_row(f"[bold]{name}", as_cell(without_secrets(value)))
         parts: list[RenderableType] = [grid, _class_table(self.manifest)]
         if self.manifest.reject_count:
-            reasons = escape(summarize_rejects(self.manifest.rejects, most=_MOST_REASONS))
+            reasons = as_lines(summarize_rejects(self.manifest.rejects, most=_MOST_REASONS))
             parts.append(f"[bold]rejects[/] {self.manifest.reject_count}\n{reasons}")
         return Group(*parts)
 
@@ -178,7 +178,7 @@ def _class_table(manifest: Manifest) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for row in rows[:-1]:
-        table.add_row(*(escape(text) for text in row))
+        table.add_row(*(as_cell(text) for text in row))
     table.add_row(*rows[-1], style="bold")
     return table
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from featurize.display import html_facts, html_table, plain_text
+from featurize.display import as_cell, html_facts, html_table, plain_text
+from featurize.foreign_text import shown
 from featurize.shortening import and_more
 
 MOST_ROWS = 12
@@ -36,18 +36,18 @@ class Summary:
 
     def as_text(self) -> str:
         """Title, facts and table as plain text."""
-        parts = [self.title]
+        parts = [shown(self.title)]
         if self.facts:
             grid = Table.grid(padding=(0, 2))
             for name, value in self.facts:
-                grid.add_row(escape_markup(name), escape_markup(value))
+                grid.add_row(as_cell(name), as_cell(value))
             parts.append(plain_text(grid))
         if self.columns:
-            table = Table(*(escape_markup(name) for name in self.columns), box=None, padding=(0, 2, 0, 0))
+            table = Table(*(as_cell(name) for name in self.columns), box=None, padding=(0, 2, 0, 0))
             for place in self.numbers:
                 table.columns[place].justify = "right"
             for row in self.rows:
-                table.add_row(*(escape_markup(cell) for cell in row))
+                table.add_row(*(as_cell(cell) for cell in row))
             parts.append(plain_text(table))
         parts += [and_more(self.more)] if self.more else []
         return "\n".join(parts)

@@ -6,6 +6,8 @@ import typer
 from rich.console import Console
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
+from featurize.console import make_console
+from featurize.foreign_text import shown
 from featurize.shortening import some_lines
 
 if TYPE_CHECKING:
@@ -39,10 +41,10 @@ def check_command(
         from finetune.api.checking import check_data
 
         found = check_data(features, seed=seed, threshold=threshold, output=output or features, column=column)
-        screen = Console(stderr=as_json)
+        screen = make_console(stderr=as_json)
         print_quality(found.quality, screen)
         for url in found.files.values():
-            screen.print(url, markup=False, highlight=False, soft_wrap=True)
+            screen.print(shown(url), markup=False, highlight=False, soft_wrap=True)
         print_result({**found.quality.as_dict(), "files": dict(found.files)}, as_json=as_json)
 
 
@@ -72,7 +74,7 @@ def print_quality(quality: "DataQuality", screen: Console) -> None:
         if count
     ]
     for line in lines:
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)
+        screen.print(shown(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(pair: "DuplicatePair") -> str:

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
+from featurize.console import make_console
 from finetune.commands.models import report_logged
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def evaluate_command(
 
         def show(found: "ModelEvaluation") -> None:
             result = {**found.result, "files": found.files}
-            print_evaluation(result, Console(stderr=as_json))
+            print_evaluation(result, make_console(stderr=as_json))
             print_result(result, as_json=as_json)
 
         found = evaluate(model, features, split=split, output=output, all_rows=all_rows, on_result=show)

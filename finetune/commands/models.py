@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
-from featurize.console import say, warn
+from featurize.console import make_console, say, warn
+from featurize.display import as_cell
 from featurize.errors import UsageError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def list_command(
         from finetune.registry.versions import list_models
 
         models = [model.as_dict() for model in list_models(client, experiment=experiment, with_archived=with_archived)]
-        _print_models(models, Console(stderr=as_json))
+        _print_models(models, make_console(stderr=as_json))
         print_result({"registry": url, "models": models}, as_json=as_json)
 
 
@@ -59,8 +59,8 @@ def compare_command(one: Model, other: Model, registry: RegistryOption = None, a
         views = [_view(text, registry) for text in (one, other)]
         settings, metrics = (_beside(*(view[key] for view in views)) for key in ("settings", "metrics"))
         differing = {key: pair for key, pair in settings.items() if pair[0] != pair[1] and key != "model.url"}
-        _print_pairs("setting", differing, (one, other), Console(stderr=as_json))
-        _print_pairs("score", metrics, (one, other), Console(stderr=as_json))
+        _print_pairs("setting", differing, (one, other), make_console(stderr=as_json))
+        _print_pairs("score", metrics, (one, other), make_console(stderr=as_json))
         result = {"models": [view["model_id"] for view in views], "settings": differing, "metrics": metrics}
         print_result(result, as_json=as_json)
 
@@ -180,7 +180,7 @@ def _print_models(models: list[dict[str, Any]], console: Console) -> None:
     several = len({model["experiment"] for model in models}) > 1
     table = Table("run", "model", "created", *shown, "versions", *(["experiment"] if several else []), **_PLAIN)
     for model in models:
-        table.add_row(*(escape(cell) for cell in _cells(model, shown)), *([escape(model["experiment"])] * several))
+        table.add_row(*(as_cell(cell) for cell in _cells(model, shown)), *([as_cell(model["experiment"])] * several))
     _print_whole(table, console)
 
 
@@ -197,9 +197,9 @@ def _print_pairs(what: str, pairs: Mapping[str, list[Any]], names: tuple[str, st
     if not pairs:
         say(f"no {what} differs.")
         return
-    table = Table(what, *(escape(name) for name in names), **_PLAIN)
+    table = Table(what, *(as_cell(name) for name in names), **_PLAIN)
     for key, values in pairs.items():
-        table.add_row(*(escape(cell) for cell in (key, *(_in_words(value) for value in values))))
+        table.add_row(*(as_cell(cell) for cell in (key, *(_in_words(value) for value in values))))
     _print_whole(table, console)
 
 
@@ -208,7 +208,7 @@ def _print_whole(table: Table, console: Console) -> None:
     for column in table.columns:
         column.no_wrap = True
     width = Measurement.get(console, console.options.update(max_width=_WIDEST), table).maximum
-    Console(file=console.file, width=max(width, console.width)).print(table, highlight=False, crop=False)
+    make_console(file=console.file, width=max(width, console.width)).print(table, highlight=False, crop=False)
 
 
 def _in_words(value: Any) -> str:

@@ -3,12 +3,11 @@
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
-from featurize.console import say
+from featurize.console import make_console, say
+from featurize.display import as_cell
 from featurize.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def _show(features: str, *, as_json: bool) -> None:
         entries = [{**row, "corrected_at": row["corrected_at"].isoformat()} for row in rows]
         print_result({"features": url, "corrections": entries}, as_json=True)
     elif len(log.entries):
-        Console().print(_table(log), highlight=False)
+        make_console().print(_table(log), highlight=False)
     else:
         say(f"{url}: no label was ever corrected.")
 
@@ -80,5 +79,5 @@ def _table(log: "Corrections") -> Table:
     for row in log.entries.to_pylist():
         at = row["corrected_at"].isoformat(timespec="seconds")
         shown = (row["image_id"][:_DIGITS], row["old_label"], row["new_label"], row["corrected_by"], at, row["reason"])
-        table.add_row(str(row["number"]), *(escape(value) for value in shown))
+        table.add_row(str(row["number"]), *(as_cell(value) for value in shown))
     return table

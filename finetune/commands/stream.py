@@ -44,6 +44,13 @@ def stream_command(
     kafka_options: Annotated[
         str | None, typer.Option(help="The file of options, lines of name=value, for Spark's Kafka connector.")
     ] = None,
+    allow_urls: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PREFIX",
+            help="A folder, by path or URL, whose files messages of the kind urls may name; repeatable.",
+        ),
+    ] = None,
     target_precision: TargetPrecisionOption = None,
     precision: OldPrecisionOption = None,
     max_reject_fraction: Annotated[
@@ -74,6 +81,7 @@ def stream_command(
             checkpoint,
             messages=messages,
             kafka_options=kafka_options,
+            allow_urls=allow_urls,
             target_precision=target_precision,
             windows=windows,
         )

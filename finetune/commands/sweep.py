@@ -10,6 +10,7 @@ from rich.table import Table
 
 from featurize.commands.options import JsonOption, SetOption, print_result, reported_errors
 from featurize.console import console, say
+from featurize.display import as_cell
 from featurize.errors import JobError
 from featurize.shortening import and_more, some_lines
 
@@ -83,7 +84,7 @@ def _table(card: "SweepCard", ranked: "Sequence[Setting]") -> Table:
     for setting in ranked[:_SETTINGS_SHOWN]:
         interval = "" if setting.interval is None else f"{setting.interval[0]:.4f} to {setting.interval[1]:.4f}"
         mean, sd = ("" if value is None else f"{value:.4f}" for value in (setting.mean, setting.sd))
-        values = [as_text(setting.values.get(key, "")) for key in card.keys]
+        values = [as_cell(as_text(setting.values.get(key, ""))) for key in card.keys]
         table.add_row(*values, mean, sd, interval, str(sum(trial.state == "done" for trial in setting.trials)))
     table.caption = and_more(len(ranked) - _SETTINGS_SHOWN, "settings") or None
     return table

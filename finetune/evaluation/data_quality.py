@@ -1,6 +1,5 @@
 """The quality of a feature set's images and labels: probable label errors, and duplicates within and across splits."""
 
-import csv
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from featurize import storage
+from featurize.foreign_text import CsvWriter
 from featurize.recipes.recipe import SPLITS
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import read_features_manifest
@@ -175,7 +175,7 @@ def _judge_labels(
 
 def _as_csv(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([f"{value:.6f}" if isinstance(value, float) else value for value in row] for row in rows)
+    writer = CsvWriter(text)
+    writer.write_row(header)
+    writer.write_rows([f"{value:.6f}" if isinstance(value, float) else value for value in row] for row in rows)
     return text.getvalue().encode()

@@ -1,15 +1,15 @@
 """Evaluation of a model on one split of a feature set: scores, confusion matrix, plot."""
 
-import csv
 import io
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from featurize import storage
+from featurize.display import as_cell
+from featurize.foreign_text import CsvWriter, shown
 from finetune.evaluation.split_answers import open_split_rows
 from finetune.models.folder import load_model
 from finetune.scores.figures import plot_confusion_matrix, render_png
@@ -70,10 +70,10 @@ def evaluate_model(
 def confusion_csv(evaluation: Evaluation) -> str:
     """The confusion matrix as CSV: a row for each true class, a column for each predicted one."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["true \\ predicted", *evaluation.classes])
+    writer = CsvWriter(text)
+    writer.write_row(["true \\ predicted", *evaluation.classes])
     for label, counts in zip(evaluation.classes, evaluation.confusion_matrix.tolist(), strict=True):
-        writer.writerow([label, *counts])
+        writer.write_row([label, *counts])
     return text.getvalue()
 
 
@@ -91,8 +91,8 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     for pair in result["most_confused"]:
         times = "once" if pair["count"] == 1 else f"{pair['count']} times"
         line = f"{pair['true']} taken for {pair['predicted']}: {times} ({pair['fraction']:.0%} of its images)"
-        console.print(line, highlight=False, markup=False)
-    console.print(f"plot: {result['files']['plot']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(shown(line), highlight=False, markup=False)
+    console.print(shown(f"plot: {result['files']['plot']}"), highlight=False, markup=False, soft_wrap=True)
 
 
 _OUTPUTS = (("evaluation", "evaluation", "json"), ("table", "confusion", "csv"), ("plot", "confusion", "png"))
@@ -101,7 +101,7 @@ _OUTPUTS = (("evaluation", "evaluation", "json"), ("table", "confusion", "csv"),
 def _confusion_table(result: dict[str, Any]) -> Table:
     table = Table(
         "true",
-        *(escape(label) for label in result["classes"]),
+        *(as_cell(label) for label in result["classes"]),
         box=None,
         padding=(0, 1),
         header_style="bold",
@@ -111,5 +111,5 @@ def _confusion_table(result: dict[str, Any]) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for label, counts in zip(result["classes"], result["confusion_matrix"], strict=True):
-        table.add_row(escape(label), *(str(count) if count else "." for count in counts))
+        table.add_row(as_cell(label), *(str(count) if count else "." for count in counts))
     return table

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from featurize import storage
 from featurize.errors import UsageError
+from featurize.foreign_text import read_cell
 from featurize.shortening import name_some
 from featurize.storage.claims import user_name
 from featurize.tables.corrections import CORRECTIONS_SCHEMA, Corrections, append_corrections
@@ -126,7 +127,7 @@ def read_labels(url: str) -> dict[str, str]:
             image_id, label = row["image_id"], row["label"]
             if not image_id or not label:
                 raise UsageError(f"{url}: line {reader.line_num} lacks an image_id or a label.")
-            pairs.append((image_id, label))
+            pairs.append((image_id, read_cell(label)))
     except csv.Error as error:
         raise UsageError(f"{url}: line {reader.line_num} is not CSV: {error}.") from error
     return _check_pairs(pairs, origin=url)

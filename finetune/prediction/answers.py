@@ -50,7 +50,7 @@ class Threshold:
 def answers_of(
     probabilities: NDArray[np.float32], classes: Sequence[str], threshold: Threshold | None = None
 ) -> dict[str, list[Any]]:
-    """The answers for ``float32 (n_images, n_classes)`` probabilities, as columns.
+    """The answers for ``float32 (n_images, n_classes)`` probabilities, all of them finite, as columns.
 
     Returns:
         For each image: `label`, None below the threshold; `probability` of the most probable class; `top_labels` and

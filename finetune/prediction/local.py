@@ -15,7 +15,7 @@ from featurize.decoding.decode import DecodeError
 from featurize.errors import UsageError
 from finetune.models.backbone import prepare_model_backbone
 from finetune.models.folder import ModelCard, load_model
-from finetune.networks.forward import predict_probabilities
+from finetune.networks.forward import FEATURES_NOT_FINITE, NOT_FINITE, is_finite, predict_probabilities
 from finetune.prediction.answers import ANSWERS, Threshold, answers_of
 from finetune.prediction.threshold import choose_threshold
 from finetune.registry.pyfunc_model import Classifier
@@ -40,7 +40,7 @@ def predict_frame(url: str, given: Any, *, target_precision: float | None = None
     Returns:
         A row for each image, in its order, with the index of a frame: `path` where images were given by their paths; `label`,
         `probability`, `top_labels`, `top_probabilities` and `reason`, as `answers_of` says; `error`, None or why the image
-        cannot be read, in which case the others are empty.
+        cannot be read or the model gives nothing of use, in which case the others are empty.
 
     Raises:
         UsageError: `given` is of another kind or has another shape, or the model's backbone cannot be loaded as it was.
@@ -54,7 +54,9 @@ def predict_frame(url: str, given: Any, *, target_precision: float | None = None
     values = _values_of(given)
     if isinstance(values, np.ndarray):
         network = _load(url, card.network_sha256, takes_images=False).network
-        answers: Iterable[_Answer] = predict_probabilities(network, _check_features(values, card))
+        values = _check_features(values, card)
+        found = zip(predict_probabilities(network, values), is_finite(values), strict=True)
+        answers: Iterable[_Answer] = (row if usable else DecodeError(FEATURES_NOT_FINITE) for row, usable in found)
     else:
         answers = _load(url, card.network_sha256, takes_images=True).probabilities_of(values, read=_read_content)
     frame = _frame(list(answers), card, threshold, index)
@@ -133,6 +135,9 @@ def _frame(
 ) -> "pd.DataFrame":
     import pandas as pd
 
+    found = [
+        row if isinstance(row, DecodeError) or np.isfinite(row).all() else DecodeError(NOT_FINITE) for row in found
+    ]
     usable = [row for row in found if not isinstance(row, DecodeError)]
     probabilities = np.stack(usable) if usable else np.empty((0, len(card.classes)), np.float32)
     answers = answers_of(probabilities, card.classes, threshold)

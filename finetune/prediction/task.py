@@ -14,11 +14,13 @@ from featurize.building.shipped_backbone import compute_batches
 from featurize.building.worker import Loaded
 from featurize.decoding.decode import DecodeError
 from featurize.decoding.decoder_process import Decoder
+from featurize.jobs.run_task import reject_computed
 from featurize.sources.listing import PlannedImage
 from featurize.tables.manifests import PREDICTED
 from featurize.tables.predictions import PLAIN_COLUMNS, ROWS_PER_GROUP
 from featurize.tables.schemas import PREDICTIONS_SCHEMA
 from featurize.timings import Timings
+from finetune.networks.forward import FEATURES_NOT_FINITE, NOT_FINITE, is_finite
 from finetune.prediction.answers import answers_of
 from finetune.prediction.shipped_model import ShippedModel
 
@@ -71,14 +73,17 @@ def features_from(content: bytes, model: ShippedModel) -> NDArray[Any]:
     """One image's features, parsed from bytes: float32 ``(feature_dim,)``, or uint8 ``(height, width, channels)``.
 
     Raises:
-        DecodeError: The number of values is not the one that the model takes.
+        DecodeError: The number of values is not the one that the model takes, or some are NaN or infinite.
     """
     spec = model.backbone.spec
     shape = spec.feature_shape if spec.is_pixels else (prod(spec.feature_shape),)
     dtype = np.dtype(spec.feature_dtype)
     if len(content) != prod(shape) * dtype.itemsize:
         raise DecodeError(f"expected {prod(shape)} features, got {len(content) // dtype.itemsize}")
-    return np.frombuffer(content, dtype).reshape(shape)
+    features = np.frombuffer(content, dtype).reshape(shape)
+    if not np.isfinite(features).all():
+        raise DecodeError(FEATURES_NOT_FINITE)
+    return features
 
 
 def _write(
@@ -88,6 +93,12 @@ def _write(
     probabilities: NDArray[np.float32],
     projections: NDArray[np.float32] | None,
 ) -> None:
+    usable = is_finite(probabilities) if projections is None else is_finite(np.hstack([probabilities, projections]))
+    if not usable.all():
+        for row in np.flatnonzero(~usable):
+            reject_computed(writer, batch[row], NOT_FINITE)
+        batch = [batch[row] for row in np.flatnonzero(usable)]
+        probabilities, projections = probabilities[usable], None if projections is None else projections[usable]
     now = datetime.now(UTC)
     writer.write(
         [PREDICTED] * len(batch),

@@ -9,6 +9,7 @@ from featurize import storage
 from featurize.errors import UsageError
 from finetune.evaluation.split_answers import open_split_rows
 from finetune.models.folder import ModelCard, load_model
+from finetune.networks.forward import is_finite
 from finetune.prediction.answers import Threshold
 from finetune.scores.calibration import wilson_interval
 
@@ -76,7 +77,9 @@ def best_precision(probabilities: NDArray[Any], right: NDArray[np.bool_]) -> flo
 
 
 def _best(probabilities: NDArray[np.float32], label_index: NDArray[np.int32]) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """The highest probability of each row, and whether its class is the true one."""
+    """The highest probability of each row that would get an answer, and whether its class is the true one."""
+    usable = is_finite(probabilities)
+    probabilities, label_index = probabilities[usable], label_index[usable]
     best = probabilities.argmax(axis=1)
     return probabilities.max(axis=1).astype(np.float64), best == label_index
 

@@ -14,6 +14,7 @@ from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import UsageError
 from featurize.map_ahead import map_ahead
 from featurize.timings import Timings
+from finetune.networks.forward import NOT_FINITE, is_finite
 from finetune.prediction.answers import ANSWERS, answers_of
 from finetune.prediction.shipped_model import Probabilities, ShippedModel, ship_model
 from finetune.prediction.task import features_from
@@ -45,7 +46,8 @@ def register(
     """Registers a model as a SQL function, as in ``SELECT classify(content).label FROM images``.
 
     It takes the bytes of an image file (or features, see `of`) and returns a struct, `ANSWER_TYPE`. For an image that cannot be
-    read, all fields but `reason` and `model_id` are null. An alias is looked up once: register again after it has moved.
+    read, or for which the model gives NaN, all fields but `reason` and `model_id` are null. An alias is looked up once: register
+    again after it has moved.
 
     Args:
         name: Name of the function.
@@ -131,9 +133,16 @@ def _loader(model: ShippedModel, threads: int, decode_timeout_s: float) -> Calla
 
 
 def _frame(model: ShippedModel, batch: Sequence[_Input], probabilities: NDArray[Any]) -> pd.DataFrame:
-    answers = answers_of(probabilities, model.classes, model.threshold)
-    rows = iter(zip(*(answers[name] for name in ANSWERS), strict=True))
-    filled = [(None, None, None, None, str(value)) if isinstance(value, DecodeError) else next(rows) for value in batch]
+    usable = is_finite(probabilities)
+    answers = answers_of(probabilities[usable], model.classes, model.threshold)
+    rows, of_image = iter(zip(*(answers[name] for name in ANSWERS), strict=True)), iter(usable.tolist())
+
+    def answer(value: _Input) -> tuple[Any, ...]:
+        if isinstance(value, DecodeError):
+            return (None, None, None, None, str(value))
+        return next(rows) if next(of_image) else (None, None, None, None, NOT_FINITE)
+
+    filled = [answer(value) for value in batch]
     return pd.DataFrame(filled, columns=list(ANSWERS), dtype=object).assign(model_id=model.model_id)
 
 

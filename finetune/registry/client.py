@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 from featurize.errors import JobError, UsageError, first_line
+from featurize.foreign_text import without_secrets
 from featurize.recipes.recipe import RegistrySettings
 
 if TYPE_CHECKING:
@@ -55,9 +56,8 @@ def absolute_registry(url: str | None) -> str:
 
 
 def shown(url: str | None) -> str:
-    """`url` in a form to show and to store: without the password of a database."""
-    password = urlsplit(url or "").password
-    return (url or "").replace(f":{password}@", ":***@") if password else url or ""
+    """`url` in a form to show and to store: without passwords and tokens."""
+    return without_secrets(url or "")
 
 
 def open_registry(url: str, *, create: bool = False) -> "MlflowClient":

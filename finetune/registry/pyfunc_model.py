@@ -26,7 +26,7 @@ from featurize.decoding.decoder_process import DecoderPool
 from featurize.engines.keras_memory import check_keras_memory
 from featurize.engines.precision import Forward
 from finetune.models.folder import load_model
-from finetune.networks.forward import predict_probabilities
+from finetune.networks.forward import FEATURES_NOT_FINITE, NOT_FINITE, is_finite, predict_probabilities
 
 IMAGE, FEATURES = "image", "features"  # the columns that a model can take; it takes one of them
 OUTPUTS = ("label", "probability", "probabilities", "error")
@@ -67,7 +67,8 @@ class Classifier:
 
         Returns:
             A row for each input row, with its index: `label`; `probability` of that label; `probabilities`, a dict with all
-            labels; `error`, empty, or why an image cannot be read, in which case `label` and `probabilities` are empty.
+            labels; `error`, empty, or why an image cannot be read or the network gives nothing of use, in which case `label` and
+            `probabilities` are empty.
 
         Raises:
             MlflowException: There is no such column, or features have another length. A server answers with status 400.
@@ -127,10 +128,14 @@ class Classifier:
             raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers: {error}.") from error
         if len(rows) and rows.shape[1:] != (self.feature_dim,):
             raise _wrong_input(f"{FEATURES!r} must be lists of {self.feature_dim} numbers. Got {rows.shape[-1]}.")
-        yield from (self._answer(row) for row in predict_probabilities(self.network, rows)) if len(rows) else ()
+        if len(rows):
+            for row, usable in zip(predict_probabilities(self.network, rows), is_finite(rows), strict=True):
+                yield self._answer(row) if usable else _failed(DecodeError(FEATURES_NOT_FINITE))
 
     def _answer(self, probabilities: NDArray[np.float32]) -> tuple[Any, ...]:
         row = probabilities.astype(float)
+        if not np.isfinite(row).all():
+            return _failed(DecodeError(NOT_FINITE))
         best = int(row.argmax())
         return self.classes[best], float(row[best]), dict(zip(self.classes, row.tolist(), strict=True)), ""
 

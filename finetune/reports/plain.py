@@ -1,5 +1,6 @@
 """The report as plain text: each kind of mistake on a line, and the scores below."""
 
+from featurize.foreign_text import printable
 from finetune.reports.judge import Judgement
 from finetune.scores.metrics import evaluate_probabilities, most_confused
 
@@ -18,7 +19,7 @@ def plain_report(judged: Judgement) -> str:
     width = max(map(len, _SCORES))
     lines += [""] if lines else ["No mistakes.", ""]
     lines += [f"{name:<{width}}  {value if name == 'rows' else format(value, '.4f')}" for name, value in scores.items()]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _times(count: int) -> str:

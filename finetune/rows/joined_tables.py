@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from featurize import storage
 from featurize.errors import UsageError, first_line
+from featurize.foreign_text import read_cell
 from featurize.recipes.recipe import FeaturesSettings
 from featurize.sql.tables import Part, SqlTable, SqlView, find_tables
 from featurize.tables.predictions import LATEST
@@ -69,7 +70,7 @@ def read_label_table(url: str) -> pa.Table:
             table = pq.read_table(content)
         else:
             text_ids = pacsv.ConvertOptions(column_types={_KEY: pa.string()})
-            table = pacsv.read_csv(content, convert_options=text_ids)
+            table = _read_cells(pacsv.read_csv(content, convert_options=text_ids))
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(
             f"`features.labels`: there is no table {url}; it must be one .csv or .parquet file."
@@ -131,3 +132,12 @@ def _once(table: pa.Table) -> pa.Table:
     first = np.ones(len(ids), np.bool_)
     first[1:] = ids[1:] != ids[:-1]
     return table.take(pa.array(np.sort(order[first])))
+
+
+def _read_cells(table: pa.Table) -> pa.Table:
+    """The texts of a CSV table as they were before `CsvWriter` wrote them."""
+    for number, field in enumerate(table.schema):
+        if pa.types.is_string(field.type) and pc.any(pc.starts_with(table.column(number), "'")).as_py():
+            texts = [None if text is None else read_cell(text) for text in table.column(number).to_pylist()]
+            table = table.set_column(number, field, pa.array(texts, field.type))
+    return table

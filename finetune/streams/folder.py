@@ -74,7 +74,8 @@ class ArrivingImages(Protocol):
         """The images of a micro-batch of the data frame, to be read in a ``with`` block.
 
         Args:
-            staging_url: URL of a folder for temporary files. Files that a kill left there are overwritten by the next batch.
+            staging_url: URL of a folder for temporary files, which the next batch overwrites where a kill left some, and for what
+                the source must know of earlier batches.
         """
         ...
 

@@ -8,7 +8,6 @@ table: the driver never sees their bytes. The table is removed when the batch is
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,8 +24,10 @@ from featurize.errors import JobError, UsageError, first_line
 from featurize.sources.listing import LISTING_SCHEMA, ContentReader, ImageSource, listing_batch, make_listing
 from featurize.sources.readers import TableReader
 from featurize.sources.splits import SplitRule
+from finetune.streams.allowed_urls import AllowedUrls
 from finetune.streams.folder import BatchImages
-from finetune.streams.message_urls import MessageFileReader, read_url, size_and_stamp
+from finetune.streams.message_urls import Facts, MessageFileReader, UnansweredError, look_up, read_url
+from finetune.streams.unread_urls import UnreadUrls, is_due
 
 CONNECTOR = "org.apache.spark:spark-sql-kafka-0-10_2.12:3.5.7"
 SCHEME = "kafka://"
@@ -37,7 +38,6 @@ _BROKER = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s:/,\[\]]+):(\d{1,5})")
 _FIRNS_OPTIONS = {"kafka.bootstrap.servers", "subscribe", "subscribepattern", "assign", "maxoffsetspertrigger"}
 _CONNECT_TIMEOUT_S = 10.0
 _MAX_URL_BYTES = 4096  # the driver does not load longer messages, which may be images
-_STATS_AT_A_TIME = 16
 _PLACE = "concat_ws('/', topic, cast(partition as string), cast(offset as string))"
 _KEY = "CASE WHEN length(key) > 0 AND encode(decode(key, 'UTF-8'), 'UTF-8') = key THEN decode(key, 'UTF-8') END"
 _GROUP_BYTES = 16 << 20  # a worker has one or two row groups in memory
@@ -58,12 +58,14 @@ class KafkaImages:
     Attributes:
         brokers: ``host:port,host:port``.
         options: Options for Spark's connector, by its names; they may hold secrets.
+        allowed: The places that messages with URLs may name.
     """
 
     brokers: str
     topic: str
     messages: Messages
     options: Mapping[str, str] = field(default_factory=dict, repr=False)
+    allowed: AllowedUrls | None = None
 
     @property
     def url(self) -> str:
@@ -117,7 +119,8 @@ class KafkaImages:
     def of_batch(self, batch: DataFrame, staging_url: str) -> Iterator[BatchImages]:
         """See `ArrivingImages`."""
         if self.messages == "urls":
-            yield self._of_urls(collect(batch))
+            with self._of_urls(collect(batch), UnreadUrls(staging_url)) as images:
+                yield images
             return
         folder = storage.join_url(staging_url, "messages")
         try:
@@ -149,14 +152,21 @@ class KafkaImages:
         }
         return BatchImages(self._source(TableReader(), [listing_batch(columns)]), found=rows.num_rows)
 
-    def _of_urls(self, rows: list[Any]) -> BatchImages:
+    @contextmanager
+    def _of_urls(self, rows: list[Any], unread: UnreadUrls) -> Iterator[BatchImages]:
+        """The files that messages name, and those that earlier ones named and whose storage did not answer then."""
         rows = sorted(rows, key=lambda row: (row["partition"], row["offset"]))
-        urls = dict.fromkeys(read_url(row["value"]) or str(row["path"]) for row in rows)
-        with ThreadPoolExecutor(_STATS_AT_A_TIME) as pool:
-            files = list(pool.map(size_and_stamp, urls))
-        sizes, stamps = zip(*files, strict=True) if files else ((), ())
-        batch = listing_batch({"path": list(urls), "bytes_size": sizes, "stamp": stamps})
-        return BatchImages(self._source(MessageFileReader(), [batch]), found=len(rows))
+        named = [read_url(row["value"]) or str(row["path"]) for row in rows]
+        waiting = unread.waiting()
+        urls = dict.fromkeys((*named, *waiting))
+        allowed = self.allowed or AllowedUrls(())
+        answers = look_up([url for url in urls if url not in waiting or is_due(waiting[url])], allowed)
+        known = {url: facts for url, facts in answers.items() if isinstance(facts, Facts)}
+        sizes, stamps = zip(*known.values(), strict=True) if known else ((), ())
+        batch = listing_batch({"path": list(known), "bytes_size": sizes, "stamp": stamps})
+        found = sum(url in known for url in named) + len(known.keys() - set(named))
+        yield BatchImages(self._source(MessageFileReader(allowed), [batch]), found=found)
+        unread.settle(known, {url: str(why) for url, why in answers.items() if isinstance(why, UnansweredError)})
 
     def _source(self, reader: ContentReader, batches: list[pa.RecordBatch]) -> ImageSource:
         return ImageSource(
@@ -168,12 +178,15 @@ class KafkaImages:
         )
 
 
-def open_topic(url: str, messages: str | None, options_file: str | None) -> KafkaImages:
+def open_topic(
+    url: str, messages: str | None, options_file: str | None, allow_urls: Sequence[str] | None = None
+) -> KafkaImages:
     """The images of the topic at ``kafka://host:port,host:port/topic``.
 
     Args:
         messages: One of `Messages`.
         options_file: Path of a local file of lines ``name=value``: options for Spark's connector.
+        allow_urls: The folders whose files messages may name, by path or URL; for URLs, which need it, only.
 
     Raises:
         UsageError: One of the arguments is invalid.
@@ -184,8 +197,13 @@ def open_topic(url: str, messages: str | None, options_file: str | None) -> Kafk
     kinds = {str(kind): kind for kind in get_args(Messages)}
     if messages not in kinds:
         raise UsageError(f"`messages` must name the kind of messages: {', '.join(kinds)}. Got {messages or 'none'}.")
+    if (messages == "urls") != bool(allow_urls):
+        raise UsageError(
+            "`allow_urls` must name the folders whose files messages may name, if `messages` is urls, and only then: who writes "
+            f"to the topic would otherwise choose any file of this user. Got `messages` {messages}."
+        )
     options = {} if options_file is None else _read_options(Path(options_file))
-    return KafkaImages(brokers, topic, kinds[messages], options)
+    return KafkaImages(brokers, topic, kinds[messages], options, AllowedUrls.of(allow_urls) if allow_urls else None)
 
 
 def _read_options(path: Path) -> dict[str, str]:

@@ -6,7 +6,7 @@ is repeated after a kill labels only what is missing. The model of a batch is re
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from time import monotonic, sleep
@@ -124,6 +124,7 @@ def plan_stream(
     *,
     messages: str | None = None,
     kafka_options: str | None = None,
+    allow_urls: Sequence[str] | None = None,
     target_precision: float | None = None,
     windows: WindowSettings | None = None,
 ) -> StreamPlan:
@@ -136,6 +137,7 @@ def plan_stream(
         checkpoint: A folder that only this stream uses.
         messages: What a topic's messages are; one of `kafka.Messages`.
         kafka_options: Path of a local file of options for Spark's connector; for a topic only.
+        allow_urls: The folders whose files the messages of a topic may name; see `kafka.open_topic`.
         target_precision: The target precision, as for `plan_prediction`.
         windows: The windows to test for drift; None: none.
 
@@ -148,11 +150,13 @@ def plan_stream(
     output, checkpoint = storage.absolute_url(output), storage.absolute_url(checkpoint)
     arriving: ArrivingImages
     if images.startswith(SCHEME):
-        arriving = open_topic(images, messages, kafka_options)
-    elif messages is None and kafka_options is None:
+        arriving = open_topic(images, messages, kafka_options, allow_urls)
+    elif messages is None and kafka_options is None and not allow_urls:
         arriving = _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint)
     else:
-        raise UsageError(f"`messages` and `kafka_options` need a topic, {SCHEME}host:port/topic. Got {images}.")
+        raise UsageError(
+            f"`messages`, `kafka_options` and `allow_urls` need a topic, {SCHEME}host:port/topic. Got {images}."
+        )
     if storage.is_within(output, checkpoint) or storage.is_within(checkpoint, output):
         raise UsageError(f"`output` {output} and `checkpoint` {checkpoint} must not lie within each other.")
     check_output(output)

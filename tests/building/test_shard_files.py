@@ -4,13 +4,15 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.tables.shard_files import SCHEMA, SPLITS, files_in, image_id, make_writer, reject, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featurize.building.shard_files import ShardWriter
+from featurize.building.shard_files import GROUP_BYTES, ParquetFile, ShardWriter
+from featurize.jobs.run_task import features_schema
 from featurize.tables.manifests import ShardRecord
 
 lengths = st.lists(st.integers(1, 23), max_size=12)
@@ -49,15 +51,59 @@ def test_rows_keep_their_order_in_full_row_groups_whatever_the_batches(
         assert (file.rows, file.bytes) == (sum(groups), (folder / file.path).stat().st_size)
 
 
+def groups_of(path: Path) -> list[int]:
+    """The rows of each row group."""
+    metadata = pq.ParquetFile(path).metadata
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
 def test_a_row_group_can_be_ended_before_it_is_full(tmp_path: Path) -> None:
-    writer = make_writer(tmp_path, "x", rows_per_group=10, by_split=False)
+    schema = pa.schema([("n", pa.int32())])
+    file = ParquetFile(str(tmp_path / "x.parquet"), schema, rows_per_group=10)
     for numbers in (range(3), range(3, 6), range(6, 25)):
-        write_rows(writer, numbers)
-        writer.end_group()
-        writer.end_group()  # of nothing: adds none
-    (file,) = writer.close().files
-    metadata = pq.ParquetFile(tmp_path / file.path).metadata
-    assert [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)] == [3, 3, 10, 9]
+        file.write(pa.RecordBatch.from_pylist([{"n": number} for number in numbers], schema=schema))
+        file.end_group()
+        file.end_group()  # of nothing: adds none
+    file.close(path="x", split=None)
+    assert groups_of(tmp_path / "x.parquet") == [3, 3, 10, 9]
+
+
+@given(st.lists(st.integers(0, 3 << 20), max_size=40), lengths)
+@settings(max_examples=20)
+def test_a_row_group_ends_before_it_has_too_many_bytes_whatever_the_batches(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], lengths: list[int]
+) -> None:
+    schema = pa.schema([("content", pa.binary()), ("exif", pa.map_(pa.string(), pa.string())), ("n", pa.bool_())])
+    rows = [{"content": b"x" * size, "exif": [("k", "v")], "n": None} for size in sizes]
+    found = []
+    for cuts in (np.cumsum([0, *lengths, len(rows)]), np.array([0, len(rows)])):
+        folder = tmp_path_factory.mktemp("shard")
+        file = ParquetFile(str(folder / "x.parquet"), schema, rows_per_group=16)
+        for start, stop in pairwise(np.minimum(cuts, len(rows)).tolist()):
+            file.write(pa.RecordBatch.from_pylist(rows[start:stop], schema=schema))
+        assert file.close(path="x", split=None).rows == len(rows)
+        read = pq.ParquetFile(folder / "x.parquet").read()["content"].to_pylist()
+        assert [len(content) for content in read] == sizes
+        found.append(groups_of(folder / "x.parquet"))
+    assert found[0] == found[1]
+    ends = np.cumsum([0, *found[0]]).tolist()
+    for start, stop in pairwise(ends):
+        assert sum(sizes[start:stop]) <= GROUP_BYTES
+        full = stop - start == 16 or stop == len(rows)
+        assert full or sum(sizes[start : stop + 1]) > GROUP_BYTES
+
+
+def test_large_features_lie_in_small_row_groups_and_what_is_larger_than_one_alone(tmp_path: Path) -> None:
+    for values, groups in ((25_088, [83, 83, 34]), (4096, [512, 512, 1]), (3 << 20, [1] * 3)):
+        schema = features_schema({"features": False})
+        file = ParquetFile(str(tmp_path / "x.parquet"), schema, rows_per_group=512)
+        for start in range(0, sum(groups), 32):
+            count = min(32, sum(groups) - start)
+            features = np.zeros((count, values), np.float32)
+            arrays = [pa.nulls(count, field.type) for field in schema][:-1]
+            file.write(pa.RecordBatch.from_arrays([*arrays, pa.array(list(features))], schema=schema))
+        file.close(path="x", split=None)
+        assert groups_of(tmp_path / "x.parquet") == groups
 
 
 def test_the_record_counts_what_was_written_and_the_index_knows_every_image(tmp_path: Path) -> None:

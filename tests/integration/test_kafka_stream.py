@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from featurize.errors import JobError, UsageError
 from featurize.tables.predictions import read_views
 from featurize.tables.publication import read_manifest
 from finetune.streams import kafka as kafka_source
+from finetune.streams.allowed_urls import OUTSIDE
 from finetune.streams.kafka import CONNECTOR
 from finetune.streams.stream import LabelledBatch, Streamed, plan_stream, run_stream
+from finetune.streams.unread_urls import WAITING_NAME
 
 pytestmark = [
     pytest.mark.kafka,
@@ -55,11 +57,13 @@ class Place:
     def send(self, messages: Iterable[Message]) -> None:
         self.kafka.send(self.spark, self.topic, list(messages))
 
-    def run(self, messages: str, *, options: Path | None = None, **given: Any) -> Streamed:
+    def run(
+        self, messages: str, *, options: Path | None = None, allow_urls: Sequence[str] | None = None, **given: Any
+    ) -> Streamed:
         """Labels what is there."""
         url, file = self.kafka.url(self.topic), None if options is None else str(options)
         places = (url, str(self.out), self.checkpoint)
-        plan = plan_stream(str(self.model), *places, messages=messages, kafka_options=file)
+        plan = plan_stream(str(self.model), *places, messages=messages, kafka_options=file, allow_urls=allow_urls)
         return run_stream(self.spark, plan, once=True, **given)
 
     def rows(self) -> pd.DataFrame:
@@ -148,13 +152,19 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     ]
     sent[3] += f"/{files[3].name}"
     odd = [f"{place.photos}/gone.png", "relative.png", "s3://bucket/a.png", f"{place.folder}/pipe", "/" + 5000 * "x"]
+    dead = f"hdfs://{LOOPBACK}:{free_ports(1)[0]}"
     odd += ["/" + 1000 * "x", "hdfs://nowhere/a.png", "hdfs://host:port/a.png", str(place.photos)]
+    (place.photos / "link.png").symlink_to("/etc/hostname")
+    foreign = ["file:///etc/hostname", f"{place.folder}/../secret.png", f"{place.photos}/link.png"]
+    foreign += ["hdfs://evil:9000/a.png", f"{dead}1/a.png"]
+    allowed = [str(place.folder), "hdfs://nowhere", "hdfs://host:port/", "/" + 1000 * "x", f"{dead}/photos"]
     options = place.folder / "options"
     options.write_text(f"startingOffsets={json.dumps({place.topic: {'0': 1, '1': 0}})}")
     place.send(Message(text.encode()) for text in ["passed over", *sent, *odd, sent[0], f"{place.photos}/red/torn.png"])
     place.send([Message(b"\xff\xfe", partition=1), Message(None, partition=1)])
-    done = place.run("urls", most_per_batch=50, options=options)
-    assert (done.batches, done.added, done.rejected, done.skipped) == (1, {place.model_id: 4}, 11, 1)
+    place.send(Message(text.encode(), partition=1) for text in [f"{dead}/photos/a.png", *foreign])
+    done = place.run("urls", most_per_batch=50, options=options, allow_urls=allowed)
+    assert (done.batches, done.added, done.rejected, done.skipped) == (1, {place.model_id: 4}, 16, 1)
     assert list(place.rows().index) == sorted(f"file://{file}" for file in files[:4])
     reasons = place.rejects()
     named = {path for path, reason in reasons.items() if "no such file" in reason}
@@ -162,9 +172,19 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     assert named == paths
     unnamed = {path for path, reason in reasons.items() if "neither an absolute path nor a URL" in reason}
     assert unnamed == {f"{place.topic}/{at}" for at in ("0/6", "0/7", "0/9", "1/0")}
-    assert set(reasons) - named - unnamed == {f"file://{place.photos}/red/torn.png"}
+    outside = {path for path, reason in reasons.items() if OUTSIDE in reason}
+    assert outside == {
+        *("file:///etc/hostname", f"file://{place.folder.parent}/secret.png", f"file://{place.photos}/link.png"),
+        *foreign[3:],
+    }
+    assert set(reasons) - named - unnamed - outside == {f"file://{place.photos}/red/torn.png"}
+    waiting = json.loads(Path(place.checkpoint, "firn", WAITING_NAME).read_text())["urls"]
+    assert [(one["url"], one["tries"]) for one in waiting] == [(f"{dead}/photos/a.png", 1)]
+    place.send([Message(str(files[4]).encode())])
+    assert place.run("urls", allow_urls=allowed).added == {place.model_id: 1}  # the dead host ends no start either
+    (place.photos / "link.png").unlink()
     then = predicted(place.spark, place.model, place.out, images=place.photos)  # knows them by their stamps
-    assert (then.added, then.skipped, then.changed) == (2, 5, 0)
+    assert (then.added, then.skipped, then.changed) == (1, 6, 0)
 
 
 def test_what_kafka_does_not_have_is_named(place: Place) -> None:

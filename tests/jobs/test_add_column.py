@@ -13,6 +13,7 @@ import pytest
 from helpers.images.photos import make_photos
 from helpers.tables.building import SPLIT, files_of
 from helpers.toml_files import write_toml
+from PIL import Image
 from pyspark.sql import SparkSession
 
 import featurize
@@ -201,3 +202,34 @@ def test_rows_that_a_condition_selects_are_computed_anew(
         featurize.add_column(
             parts, where="true", columns=[SECOND], spark=spark, overrides={"backbone.precision": "bfloat16"}
         )
+
+
+@pytest.fixture
+def overflowing(tmp_path: Path) -> Path:
+    """A .keras file, layers `mean` and `scaled`; in the second the mean of a white picture overflows."""
+    import keras
+
+    inputs = keras.Input((12, 12, 3), name="image")
+    mean = keras.layers.GlobalAveragePooling2D(name="mean")(inputs)
+    network = keras.Model(inputs, keras.layers.Rescaling(1.36e36, name="scaled")(mean))
+    network.save(tmp_path / "overflowing.keras")
+    return tmp_path / "overflowing.keras"
+
+
+def test_features_that_are_no_numbers_are_rejects_of_a_run_and_end_add_column(
+    spark: SparkSession, tmp_path: Path, overflowing: Path
+) -> None:
+    make_photos(tmp_path / "images", per_class=3)
+    Image.new("RGB", (20, 20), "white").save(tmp_path / "images" / "red" / "white.png")
+    recipe = whole(tmp_path / "images", tmp_path / "set", overflowing, "mean", "scaled")
+    made = together(spark, recipe, tmp_path / "both")
+    assert (made.rows, made.manifest.rejects) == (9, {"compute: the network gave NaN or infinite features_scaled": 1})
+    assert np.isfinite(np.stack(list(made.to_pandas()["features_scaled"]))).all()
+    again = together(spark, recipe, tmp_path / "both")
+    assert again.build is not None
+    assert (again.build.added, again.build.skipped) == (0, 10)
+
+    before = featurize.run(recipe, spark=spark, overrides={"backbone.layers": ["mean"]})
+    with pytest.raises(JobError, match=r"white\.png has a row, but the network gave NaN or infinite features_scaled"):
+        featurize.add_column(recipe, spark=spark)
+    assert featurize.open_features(before.url).manifest.column_names == ["features_mean"]

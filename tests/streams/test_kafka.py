@@ -1,6 +1,5 @@
 """Tests of what `finetune stream` says and reads of a topic before there is a broker; see integration/test_kafka_stream.py."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,20 @@ from helpers.project import ROOT
 from pyspark.sql import SparkSession
 
 from featurize.errors import UsageError
-from featurize.sources.listing import ImageReadError, PlannedImage
+from finetune.streams.allowed_urls import AllowedUrls
 from finetune.streams.kafka import CONNECTOR, KafkaImages, open_topic
-from finetune.streams.message_urls import MessageFileReader, read_url, size_and_stamp
+from finetune.streams.message_urls import read_url
 from finetune.streams.stream import plan_stream
 
 
 def test_a_topic_and_its_options_are_read(tmp_path: Path) -> None:
     options = tmp_path / "client.properties"
     options.write_text("# for the brokers\n\nkafka.security.protocol = SSL\nstartingOffsets=latest\nkafka.a=b=c\n")
-    topic = open_topic("kafka://one:9092,[::1]:9093/new.images_1-a", "urls", str(options))
+    topic = open_topic("kafka://one:9092,[::1]:9093/new.images_1-a", "urls", str(options), [str(tmp_path)])
     given = {"kafka.security.protocol": "SSL", "startingOffsets": "latest", "kafka.a": "b=c"}
-    assert topic == KafkaImages("one:9092,[::1]:9093", "new.images_1-a", "urls", given)
+    assert topic == KafkaImages(
+        "one:9092,[::1]:9093", "new.images_1-a", "urls", given, AllowedUrls.of([f"file://{tmp_path}"])
+    )
     assert topic.url == "kafka://one:9092,[::1]:9093/new.images_1-a"
     assert topic.place == "kafka:///new.images_1-a"  # brokers come and go
     assert "SSL" not in repr(topic)
@@ -32,7 +33,9 @@ def test_a_topic_and_its_options_are_read(tmp_path: Path) -> None:
 )
 def test_what_names_no_topic_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"named as kafka://host:port,host:port/topic\. Got kafka://"):
-        plan_stream("model", url, str(tmp_path / "out"), str(tmp_path / "checkpoint"), messages="urls")
+        plan_stream(
+            "model", url, str(tmp_path / "out"), str(tmp_path / "checkpoint"), messages="urls", allow_urls=["/a"]
+        )
 
 
 def test_what_a_message_is_must_be_said_and_only_of_a_topic(tmp_path: Path) -> None:
@@ -40,10 +43,19 @@ def test_what_a_message_is_must_be_said_and_only_of_a_topic(tmp_path: Path) -> N
     for messages, got in ((None, "none"), ("photos", "photos")):
         with pytest.raises(UsageError, match=rf"`messages` must .*: images, named-images, urls\. Got {got}\."):
             plan_stream("model", "kafka://one:9092/t", *places, messages=messages)
-    wrong: list[dict[str, Any]] = [{"messages": "images"}, {"kafka_options": "file"}]
+    wrong: list[dict[str, Any]] = [{"messages": "images"}, {"kafka_options": "file"}, {"allow_urls": ["/a"]}]
     for given in wrong:
         with pytest.raises(UsageError, match=rf"need a topic, kafka://host:port/topic\. Got {tmp_path}\."):
             plan_stream("model", str(tmp_path), *places, **given)
+
+
+def test_urls_need_places_that_they_may_name_and_other_messages_take_none(tmp_path: Path) -> None:
+    for messages, places in (("urls", None), ("urls", []), ("images", ["/a"]), ("named-images", ["/a"])):
+        with pytest.raises(UsageError, match=r"`allow_urls` must name the folders.*, and only then"):
+            open_topic("kafka://one:9092/t", messages, None, places)
+    for places in ([""], ["s3://bucket/a"]):
+        with pytest.raises(UsageError):
+            open_topic("kafka://one:9092/t", "urls", None, places)
 
 
 @pytest.mark.parametrize(
@@ -90,22 +102,8 @@ def test_the_connector_of_the_tests_is_the_one_that_is_recommended() -> None:
         (b"\xff\xd8\xff", None),
         (b"/a\0b", None),
         (b" /a.png", None),
+        (b"hdfs://ada:secret@name:1/a.png", None),
     ],
 )
 def test_a_url_is_taken_as_it_is(value: bytes | None, url: str | None) -> None:
     assert read_url(value) == url
-
-
-def test_what_is_no_file_is_not_touched(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "image").write_bytes(b"12345")
-    stat = (tmp_path / "image").stat()
-    assert size_and_stamp(f"file://{tmp_path}/image") == (5, f"5:{stat.st_mtime_ns}")
-    gone = [f"file://{tmp_path}/{name}" for name in ("pipe", "none", "image/below", ".", 300 * "x")]
-    odd = ["topic/0/1", "hdfs://host:port/a.png"]
-    assert {size_and_stamp(url) for url in (*gone, *odd)} == {(None, "no file")}
-    images = [PlannedImage(path, None, None, None, "no file", None, None) for path in (gone[0], "topic/0/1")]
-    reasons = ("no such file, or this user may not read it", "neither an absolute path nor a URL")
-    for fetch, reason in zip(MessageFileReader().open(images), reasons, strict=True):
-        with pytest.raises(ImageReadError, match=reason):
-            fetch()
