@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from helpers.faults import FAULTS, FaultyFolder, Killed
+from helpers.local_builds import look, run_on, without_spark
 from helpers.tables.building import read_rows
 from helpers.tables.listings import put
-from helpers.tables.local_builds import look, run_on, without_spark
 
 from featurize.building.staging import STAGING
 from featurize.errors import FirnError

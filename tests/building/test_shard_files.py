@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featurize.building.shard_files import GROUP_BYTES, ParquetFile, ShardWriter
-from featurize.jobs.run_task import features_schema
 from featurize.tables.manifests import ShardRecord
+from featurize.tables.schemas import features_schema
 
 lengths = st.lists(st.integers(1, 23), max_size=12)
 

@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from helpers.faults import FaultyFolder, Killed
+from helpers.local_builds import run_on, without_spark
 from helpers.tables.building import read_rows
 from helpers.tables.listings import picture
-from helpers.tables.local_builds import run_on, without_spark
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
