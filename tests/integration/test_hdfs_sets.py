@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from deltalake import DeltaTable
 from helpers.services.hdfs_cluster import MiniHdfs
 from helpers.tables.feature_sets import image_ids, make_clusters, uneven_shards, write_feature_set
 
@@ -12,6 +13,9 @@ from featurize import storage
 from featurize.errors import JobError
 from featurize.recipes.recipe import FeaturesSettings
 from featurize.tables.corrections import read_corrections
+from featurize.tables.manifests import ShardRecord
+from featurize.tables.publication import publish, read_published_features
+from featurize.upkeep.versions import vacuum
 from finetune.evaluation.relabel import relabel
 from finetune.rows.disk_rows import StreamData
 from finetune.rows.row_query import read_selected
@@ -88,3 +92,38 @@ def test_corrections_land_on_hdfs_and_a_query_sees_tables_there(hdfs: MiniHdfs, 
     rows = [int(path[7:12]) for path in data.paths.to_pylist()]
     assert sorted(rows) == [row for row in range(CORRECTED) if row % 3]
     np.testing.assert_array_equal(data.label_index, wanted[rows])
+
+
+def test_of_writers_that_publish_at_once_one_wins_and_other_readers_see_its_rows(
+    hdfs: MiniHdfs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = write_feature_set(tmp_path / "set", *make_clusters(60), shards=[range(20), range(20, 45), range(45, 60)])
+    url = f"{hdfs.url}/versions"
+    for path in sorted(file.path for shard in made.shards for file in shard.all_files):
+        storage.upload(tmp_path / "set" / path, f"{url}/{path}")
+    publish(url, made, after=None)
+
+    def write(shard: ShardRecord) -> str:
+        changes = {"shards": [shard], "rows": shard.rows, "content_digest": shard.content_digest}
+        try:
+            publish(url, made.model_copy(update=changes), after=base)
+        except JobError as error:
+            return str(error)
+        return ""
+
+    for number in range(1, 4):
+        base = read_published_features(url)
+        with ThreadPoolExecutor(3) as pool:
+            answers = list(pool.map(write, made.shards))
+        assert answers.count("") == 1
+        assert sum(f"another job published version {number}" in answer for answer in answers) == 2
+        assert read_published_features(url).version.number == number
+    monkeypatch.setenv("HADOOP_CONF_DIR", str(hdfs.conf_dir))
+    for version in range(4):
+        uris = DeltaTable(url, version=version).file_uris()
+        listed = [f"{url}/{file.path}" for file in read_published_features(url, version).files]
+        assert sorted(uri.rpartition("/data/")[2] for uri in uris) == sorted(
+            path.rpartition("/data/")[2] for path in listed
+        )
+    (done,) = vacuum(url, older_than="0s", dry_run=True)
+    assert (done.version, done.oldest) == (3, 3)
