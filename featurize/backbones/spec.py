@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter
 
 from featurize.backbones.weights import WeightsReport
 from featurize.decoding.decode import Fit, Interpolation
@@ -79,6 +82,7 @@ class BackboneSpec:
 
         Raises:
             KeyError: A part is missing.
+            ValueError: A part has another type.
         """
         known: dict[str, Any] = {}
         for entry in fields(cls):
@@ -87,6 +91,7 @@ class BackboneSpec:
                 known[entry.name] = tuple(value) if isinstance(value, list) else value
             elif entry.default is MISSING:
                 raise KeyError(entry.name)
+        _adapter().validate_python(known)  # the values are kept as they are: their digest must not change
         return cls(**known)
 
     @property
@@ -98,6 +103,11 @@ class BackboneSpec:
     def determining(self) -> dict[str, Any]:
         """The parts of the description that determine the features of an image."""
         return {key: value for key, value in self.as_dict().items() if key not in ("name", "weights", "engine")}
+
+
+@cache
+def _adapter() -> TypeAdapter[BackboneSpec]:
+    return TypeAdapter(BackboneSpec)
 
 
 @dataclass(frozen=True)

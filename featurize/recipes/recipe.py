@@ -52,6 +52,9 @@ class ImagesSettings(Settings):
 
     source: str = Field(min_length=1, description="a folder per class, an images table, or a data set card")
     split: Split | None = Field(default=None, description="default: the source's own, or else fractions 0.6/0.2/0.2")
+    follow_links: bool = Field(
+        default=False, description="follow links that lead out of the folder; otherwise they are rejects"
+    )
     max_reject_fraction: float = Field(
         default=MAX_REJECT_FRACTION,
         ge=0,

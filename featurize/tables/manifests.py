@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, PrivateAttr, RootMode
 from featurize import storage
 from featurize.digests import settings_digest
 from featurize.errors import UsageError
+from featurize.storage.inner_path import InnerPath
 from featurize.tables.documents import read_document
 from featurize.tables.row_edits import RowEdits
 from featurize.timings import Timings
@@ -41,7 +42,7 @@ _RECORDED_LIBRARIES = (
 class DataFile(BaseModel):
     """A Parquet file of a table; `path` is relative to the table."""
 
-    path: str
+    path: InnerPath
     rows: int
     bytes: int
     split: str | None = None

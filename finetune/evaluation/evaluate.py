@@ -12,6 +12,7 @@ from rich.table import Table
 from featurize import storage
 from finetune.evaluation.split_answers import open_split_rows
 from finetune.models.folder import load_model
+from finetune.registry.run_values import SCHEMA_VERSION
 from finetune.scores.figures import plot_confusion_matrix, render_png
 from finetune.scores.metrics import Evaluation, evaluate_probabilities, most_confused
 
@@ -51,6 +52,7 @@ def evaluate_model(
     edits = rows.manifest.edits
     paths = {name: storage.join_url(folder, f"{stem}-{split}.{ending}") for name, stem, ending in _OUTPUTS}
     result = {
+        "schema_version": SCHEMA_VERSION,
         **evaluation.as_dict(),
         "most_confused": confused,
         "model_id": card.model_id,

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from featurize import storage
 from featurize.digests import sha256_file
 from featurize.errors import JobError, UsageError, first_line
+from featurize.storage.inner_path import InnerName, NamedUrl, named_url
 from featurize.tables.documents import read_document
 from featurize.tables.manifests import FeaturesManifest
 
@@ -33,7 +34,7 @@ _ONLY_DESCRIBE = (
 class FeaturesReference(BaseModel):
     """The feature set that a model was trained on."""
 
-    url: str
+    url: NamedUrl
     identity: str
     content_digest: str
     preparation_id: str
@@ -54,7 +55,7 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     schema_version: int = SCHEMA_VERSION
-    model_id: str
+    model_id: InnerName
     features: FeaturesReference
     classes: list[str]
     recipe: dict[str, Any]
@@ -75,6 +76,15 @@ class ModelCard(BaseModel):
     last_network_sha256: str | None = None
     created_at: str
     versions: dict[str, str]
+
+    def named(self, url: str) -> str:
+        """`url`, which the recipe names, if the model may name it, see `storage.checked_url`.
+
+        Raises:
+            UsageError: It may not.
+        """
+        document = getattr(self.features.url, "named_by", "")
+        return named_url(storage.absolute_url(url), document=document) if document else url
 
 
 def refer_to_features(url: str, manifest: FeaturesManifest) -> FeaturesReference:

@@ -23,6 +23,7 @@ from featurize.backbones.backbone import load_backbone
 from featurize.backbones.spec import BackboneSpec
 from featurize.decoding.decode import DecodeError, decode_image
 from featurize.engines.precision import Forward
+from featurize.tables.documents import check_version
 from finetune.models.folder import load_model
 from finetune.networks.forward import predict_probabilities
 
@@ -31,6 +32,8 @@ OUTPUTS = ("label", "probability", "probabilities", "error")
 MODEL_FOLDER = "model"
 BACKBONE_FOLDER = "backbone"
 BACKBONE_CARD = "backbone.json"
+SCHEMA_VERSION = 1
+"""The schema version of `backbone.json`."""
 _BATCH = 32  # images in one forward pass, and decoded at a time
 _THREADS = min(4, os.cpu_count() or 1)
 
@@ -141,6 +144,7 @@ def _load_pyfunc(path: str) -> Classifier:
     card_file = folder / BACKBONE_FOLDER / BACKBONE_CARD
     if card_file.exists():
         document = json.loads(card_file.read_text(encoding="utf-8"))
+        check_version(document, version=SCHEMA_VERSION, origin=str(card_file))
         spec = BackboneSpec.from_dict(document["spec"])
         file = folder / BACKBONE_FOLDER / backbone_file(spec)
         forward = load_backbone(spec, file if file.exists() else None, sha256=document["sha256"])

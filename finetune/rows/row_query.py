@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from featurize.errors import UsageError
-from featurize.recipes.recipe import FeaturesSettings
+from featurize.recipes.recipe import JOINED, FeaturesSettings
 from featurize.shortening import name_some
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import EditedRows, read_features_manifest, scan_rows
@@ -60,7 +60,9 @@ def read_selected_by_model(card: ModelCard, url: str, *, all_rows: bool = False)
         UsageError: There is no feature set, or the query cannot be run there or selects nothing.
         JobError: Files are damaged.
     """
-    features = FeaturesSettings.model_validate({**card.recipe["features"], "url": url})
+    section = {key: value for key, value in card.recipe["features"].items() if value is not None}
+    tables = {} if all_rows else {name: card.named(section[name]) for name in JOINED if name in section}
+    features = FeaturesSettings.model_validate({**section, **tables, "url": str(url)})
     manifest = read_features_manifest(url).made_by(card.features.preparation_id)
     return manifest if features.where is None or all_rows else select_rows(features, manifest)
 

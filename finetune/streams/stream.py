@@ -124,6 +124,7 @@ def plan_stream(
     messages: str | None = None,
     kafka_options: str | None = None,
     target_precision: float | None = None,
+    follow_links: bool = False,
     windows: WindowSettings | None = None,
 ) -> StreamPlan:
     """Finds the model and checks that a stream can go from `images` to `output`. Needs neither Spark nor TensorFlow.
@@ -136,6 +137,7 @@ def plan_stream(
         messages: What a topic's messages are; one of `kafka.Messages`.
         kafka_options: Path of a local file of options for Spark's connector; for a topic only.
         target_precision: The target precision, as for `plan_prediction`.
+        follow_links: Whether links that lead out of a folder are followed; otherwise they are rejects.
         windows: The windows to test for drift; None: none.
 
     Raises:
@@ -149,7 +151,9 @@ def plan_stream(
     if images.startswith(SCHEME):
         arriving = open_topic(images, messages, kafka_options)
     elif messages is None and kafka_options is None:
-        arriving = _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint)
+        arriving = replace(
+            _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint), follow_links=follow_links
+        )
     else:
         raise UsageError(f"`messages` and `kafka_options` need a topic, {SCHEME}host:port/topic. Got {images}.")
     if storage.is_within(output, checkpoint) or storage.is_within(checkpoint, output):
