@@ -4,6 +4,7 @@ The folder is FIRN_CACHE, or `firn` in XDG_CACHE_HOME, or `~/.cache/firn`. What 
 version is as good as not there.
 """
 
+import errno
 import json
 import logging
 import os
@@ -57,7 +58,8 @@ def find_network(key: str, parse: Callable[[Mapping[str, Any]], Kept]) -> tuple[
     except (OSError, *_FAULTS):
         found = None
     if found is None:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not _is_link(folder):
+            shutil.rmtree(folder, ignore_errors=True)
         return None
     with suppress(OSError):
         os.utime(folder / _ABOUT)
@@ -74,6 +76,7 @@ def keep_network(key: str, path: Path, about: Mapping[str, Any]) -> None:
     """
     networks = cache_folder() / "networks"
     try:
+        _refuse_link(networks)
         networks.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".new-", dir=networks))
         try:
@@ -125,6 +128,11 @@ def _read(path: Path) -> Mapping[str, Any]:
     return dict(document)
 
 
+def _refuse_link(folder: Path) -> None:
+    if _is_link(folder):
+        raise NotADirectoryError(errno.ENOTDIR, "a link, which Firn does not follow here", str(folder))
+
+
 def _is_link(path: Path) -> bool:
     """Whether a link leads to a path from the cache's own folder."""
     root = cache_folder().absolute()
@@ -135,6 +143,7 @@ def keep_document(kind: str, key: str, document: Any) -> None:
     """Keeps a JSON document; where that is not possible, nothing happens."""
     folder = cache_folder() / kind
     try:
+        _refuse_link(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
             json.dump({"schema_version": SCHEMA_VERSION, "document": document}, file)

@@ -7,7 +7,7 @@ from typing import Any
 
 from featurize import storage
 from featurize.backbones.backbone import prepare_backbone
-from featurize.backbones.spec import PreparedBackbone
+from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.errors import UsageError
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.toml_settings import check_settings
@@ -28,6 +28,7 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
         )
     settings = check_settings(BackboneSettings, features.recipe["backbone"], origin=origin)
     backbone = features.backbone
+    BackboneSpec.read(backbone, origin=f"the manifest of {url}")
     changes: dict[str, Any] = {"precision": backbone["precision"], "engine": backbone.get("engine", "tensorflow")}
     changes["batch_size"] = settings.batch_size or backbone.get("batch_size")
     for key in ("name", "weights"):

@@ -15,6 +15,7 @@ from featurize.engines.engine import Engine
 from featurize.engines.measurement import Measurement
 from featurize.engines.onnx_graph import Normalization
 from featurize.engines.precision import Precision
+from featurize.errors import JobError, first_line
 
 Preprocessing = Literal["none", "caffe", "tf", "torch", "stated"]
 
@@ -93,6 +94,22 @@ class BackboneSpec:
                 raise KeyError(entry.name)
         _adapter().validate_python(known)  # the values are kept as they are: their digest must not change
         return cls(**known)
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], *, origin: str) -> Self:
+        """The backbone described in a document of someone else, like `from_dict`.
+
+        Args:
+            document: the description.
+            origin: the document that it is in.
+
+        Raises:
+            JobError: It is damaged.
+        """
+        try:
+            return cls.from_dict(document)
+        except (KeyError, ValueError) as error:
+            raise JobError(f"{origin} is damaged: the description of the backbone: {first_line(error)}") from error
 
     @property
     def preparation_id(self) -> str:

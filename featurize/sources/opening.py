@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurize import storage
 from featurize.digests import sha256_bytes
@@ -23,6 +22,7 @@ from featurize.sources.readers import OUTSIDE, FeaturesReader, IdxReader, SceneR
 from featurize.sources.scenes import SCENE_CLASSES
 from featurize.sources.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
 from featurize.tables.manifests import NAMES, DataFile, FeaturesManifest, ImagesManifest, read_manifest
+from featurize.tables.row_groups import open_parquet
 
 _FILES_AT_A_TIME = 16
 
@@ -160,8 +160,8 @@ def _list_rows(url: str, file: DataFile, others: list[str]) -> tuple[pa.Table, d
         others: Further columns to read.
     """
     container = storage.join_url(url, file.path)
-    with storage.open_input(container) as opened:
-        rows = pq.ParquetFile(opened).read(columns=["path", "label", "image_id", *others])
+    with open_parquet(container) as opened:
+        rows = opened.read(columns=["path", "label", "image_id", *others])
     return rows, {
         "path": rows["path"].to_pylist(),
         "label": rows["label"].to_pylist(),

@@ -22,7 +22,7 @@ PATIENCE_S = 5.0
 SETTLING_S = 1.0
 """How long a job that took over a claim waits for other jobs that took the same holder for dead."""
 SCHEMA_VERSION = 1
-_KEYS = frozenset({"token", "host", "pid", "user", "since", "beat_at"})
+_KEYS: dict[str, Any] = {"token": str, "host": str, "pid": int, "user": str, "since": str, "beat_at": (int, float)}
 
 
 class Claim:
@@ -140,7 +140,8 @@ def _read_holder(url: str) -> dict[str, Any] | None:
         return None
     if isinstance(holder, dict) and holder.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
         raise JobError(f"{url} has schema version {holder['schema_version']!r}; this Firn reads {SCHEMA_VERSION}.")
-    return holder if isinstance(holder, dict) and holder.keys() >= _KEYS else None
+    is_whole = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in _KEYS.items())
+    return holder if is_whole else None
 
 
 def _wait_for_holder(url: str, patience_s: float) -> dict[str, Any] | None:

@@ -84,8 +84,12 @@ def _check_text(text: str) -> None:
 
 def _named(url: str, info: ValidationInfo) -> str:
     """A URL that is opened only where the rule of `checked_url` allows it, as soon as it is known which document names it."""
-    document = (info.context or {}).get(DOCUMENT)
-    return check_url(url) if document is None else CheckedUrl(check_url(url), named_by=document)
+    document: str | None = (info.context or {}).get(DOCUMENT)
+    if document is None:
+        return check_url(url)
+    folder = document.rpartition("/")[0]
+    is_inside = f"{check_url(url)}/".startswith(f"{folder}/")
+    return CheckedUrl(url, root=getattr(document, "root", "") or folder if is_inside else "", named_by=document)
 
 
 InnerPath = Annotated[str, AfterValidator(check_inner_path)]

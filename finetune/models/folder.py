@@ -3,11 +3,11 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from zipfile import BadZipFile
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.digests import sha256_file
@@ -43,6 +43,32 @@ class FeaturesReference(BaseModel):
     feature_dtype: str
 
 
+class _Network(BaseModel):
+    name: str
+
+
+class _Training(BaseModel):
+    epochs: int
+
+
+class _Sections(BaseModel):
+    """What every recipe in a document has."""
+
+    features: dict[str, Any]
+    model: _Network
+    training: _Training
+
+
+def check_sections(recipe: dict[str, Any]) -> dict[str, Any]:
+    """`recipe`, as a document holds it, if it has the sections of a training. Raises ValidationError if it has not."""
+    _Sections.model_validate(recipe)
+    return recipe
+
+
+TrainingRecipe = Annotated[dict[str, Any], AfterValidator(check_sections)]
+"""The recipe of a training in a document."""
+
+
 class ModelCard(BaseModel):
     """The content of `model.json`. `model_id` is the digest of every setting that could change the result.
 
@@ -58,7 +84,7 @@ class ModelCard(BaseModel):
     model_id: InnerName
     features: FeaturesReference
     classes: list[str]
-    recipe: dict[str, Any]
+    recipe: TrainingRecipe
     seed: int
     ranks: int
     global_batch_size: int
@@ -77,13 +103,18 @@ class ModelCard(BaseModel):
     created_at: str
     versions: dict[str, str]
 
+    @property
+    def document(self) -> str:
+        """URL of the `model.json` that it was read from; "" if it was made here."""
+        return str(getattr(self.features.url, "named_by", ""))
+
     def named(self, url: str) -> str:
         """`url`, which the recipe names, if the model may name it, see `storage.checked_url`.
 
         Raises:
             UsageError: It may not.
         """
-        document = getattr(self.features.url, "named_by", "")
+        document = self.document
         return named_url(storage.absolute_url(url), document=document) if document else url
 
 

@@ -145,7 +145,7 @@ def _load_pyfunc(path: str) -> Classifier:
     if card_file.exists():
         document = json.loads(card_file.read_text(encoding="utf-8"))
         check_version(document, version=SCHEMA_VERSION, origin=str(card_file))
-        spec = BackboneSpec.from_dict(document["spec"])
+        spec = BackboneSpec.read(document["spec"], origin=str(card_file))
         file = folder / BACKBONE_FOLDER / backbone_file(spec)
         forward = load_backbone(spec, file if file.exists() else None, sha256=document["sha256"])
     size = int(np.prod(card.features.feature_shape))

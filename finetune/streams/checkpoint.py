@@ -111,7 +111,7 @@ class Checkpoint:
         url = storage.join_url(self.url, _SPARKS_NAME)
         try:
             return str(storage.read_json(url)["id"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(f"{url}, which Spark writes, is missing or damaged.") from error
 
     def read_pin(self, batch_id: int, query: str) -> Pin | None:

@@ -11,7 +11,7 @@ from featurize import storage
 from featurize.recipes.sweep_section import EPOCHS
 from featurize.storage.inner_path import InnerName, NamedUrl
 from featurize.tables.documents import read_document
-from finetune.models.folder import FeaturesReference
+from finetune.models.folder import FeaturesReference, TrainingRecipe
 from finetune.scores.metrics import CONFIDENCE
 
 SCHEMA_VERSION = 1
@@ -53,7 +53,7 @@ class SweepCard(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    recipe: dict[str, Any]  # recipe of every trial, without its own values and seed
+    recipe: TrainingRecipe  # recipe of every trial, without its own values and seed
     features: FeaturesReference
     classes: list[str]
     keys: list[str]  # the swept keys

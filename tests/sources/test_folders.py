@@ -172,7 +172,7 @@ def test_class_folders_that_are_links_are_named(tmp_path: Path) -> None:
     put(tmp_path / "elsewhere", "x.png")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cats").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match="cats is a link that leads out of the source.*follow_links"):
+    with pytest.raises(UsageError, match=r"cats is a link that leads out of the source.*follow_links"):
         open_source(str(tmp_path / "photos"), None)
     (tmp_path / "also photos").symlink_to(tmp_path / "photos")
     source = open_source(str(tmp_path / "also photos"), None, follow_links=True)
