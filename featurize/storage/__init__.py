@@ -3,7 +3,7 @@
 Import the functions from here: ``from featurize import storage`` and then ``storage.read_json(url)``; `claims` for claims.
 """
 
-from featurize.storage.checked_url import CheckedUrl, below, find_link, leads_outside, may_be_named
+from featurize.storage.checked_url import CheckedUrl, below, find_link, give, leads_outside, may_be_named
 from featurize.storage.urls import (
     SCHEMES,
     absolute_url,
@@ -53,6 +53,7 @@ __all__ = [
     "exists",
     "find_file",
     "find_link",
+    "give",
     "is_folder",
     "is_within",
     "join_url",

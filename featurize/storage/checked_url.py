@@ -2,8 +2,9 @@
 
 - Below a folder of Firn's own, no link is followed: not one to a file, and not one to a folder on the way. The folder itself may
   be reached through links, as whoever named it made them. A rename or a removal acts on a link, never on what it leads to.
-- A URL that a document names is opened if it is on the file system of the document, and for HDFS on the same NameNode; or if it
-  is at or below a URL in the environment variable FIRN_ALLOW_URLS. Nothing is connected to before this is known.
+- A URL that a document names is opened if it is on the file system of the document, or of something that the caller has named
+  in this process: for HDFS that means the same NameNode, or `hdfs:///`, the cluster of the caller's own settings. Others must be
+  at or below a URL in the environment variable FIRN_ALLOW_URLS. Nothing is connected to before this is known.
 """
 
 import os
@@ -13,6 +14,8 @@ from featurize.errors import JobError, UsageError
 
 ALLOWED = "FIRN_ALLOW_URLS"
 """The environment variable with URLs, separated by blanks, at or below which a document may name files."""
+_OWN_CLUSTER = ""  # hdfs:///, where the Hadoop settings of this machine lead
+_given: set[str] = set()  # file systems of what the caller has named, in a call, by a flag or in a recipe
 
 
 class CheckedUrl(str):
@@ -100,12 +103,17 @@ def leads_outside(url: str, root: str) -> bool:
 
 def may_be_named(url: str, document: str) -> bool:
     """Whether a document may name a URL, by the rule above; both are absolute."""
-    if _place_of(url) == _place_of(document):
+    if _place_of(url) in (_place_of(document), _OWN_CLUSTER, *_given):
         return True
     allowed = (prefix.rstrip("/") for prefix in os.environ.get(ALLOWED, "").split())
     return any(prefix and f"{url}/".startswith(f"{prefix}/") for prefix in allowed)
 
 
+def give(*urls: str | None) -> None:
+    """Notes URLs and paths that the caller has named: documents may name others on their file systems."""
+    _given.update(_place_of(url) for url in urls if url is not None and (url.startswith("hdfs://") or "://" not in url))
+
+
 def _place_of(url: str) -> str:
     """The file system of an absolute URL, with the host."""
-    return "file" if url.startswith(("file:", "/")) else url.split("/", 3)[2].lower()
+    return url.split("/", 3)[2].lower() if url.startswith("hdfs://") else "file"

@@ -38,6 +38,7 @@ def evaluate_model(
     Raises:
         UsageError: There is no model or feature set, the features come from another backbone, or the split has no rows.
     """
+    storage.give(features_url, output)
     network, card = load_model(model_url)
     rows = open_split_rows([card], split, url=features_url, all_rows=all_rows)
     # part by part: only the probabilities of all rows are in memory at once

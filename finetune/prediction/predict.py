@@ -115,6 +115,7 @@ def plan_prediction(
     """
     if (images is None) == (features is None):
         raise UsageError("either `images` or `features` is required, and not both.")
+    storage.give(images, features, output)
     folder = resolve_model(model)
     card = read_folder(folder)
     output = storage.absolute_url(output)

@@ -62,7 +62,9 @@ def read_selected_by_model(card: ModelCard, url: str, *, all_rows: bool = False)
         JobError: Files are damaged.
     """
     section = {key: value for key, value in card.recipe["features"].items() if value is not None}
-    tables = {} if all_rows else {name: card.named(section[name]) for name in JOINED if name in section}
+    tables = (
+        {} if all_rows else {name: card.named(section[name]) for name in JOINED if isinstance(section.get(name), str)}
+    )
     origin = f"the recipe in {card.document or f'the model {card.model_id[:16]}'}"
     features = check_settings(FeaturesSettings, {**section, **tables, "url": str(url)}, origin=origin)
     manifest = read_features_manifest(url).made_by(card.features.preparation_id)

@@ -146,6 +146,7 @@ def plan_stream(
     """
     if windows is not None:
         windows.check()
+    storage.give(output, checkpoint, None if images.startswith(SCHEME) else images)
     output, checkpoint = storage.absolute_url(output), storage.absolute_url(checkpoint)
     arriving: ArrivingImages
     if images.startswith(SCHEME):

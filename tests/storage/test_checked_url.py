@@ -9,6 +9,7 @@ import pytest
 
 from featurize import storage
 from featurize.errors import FirnError, JobError, UsageError
+from featurize.recipes.recipe import read_recipe
 from featurize.storage.checked_url import ALLOWED, CheckedUrl
 
 
@@ -110,6 +111,11 @@ def test_the_rule_travels_with_the_url(own: Path) -> None:
         storage.read_bytes(sent)
 
 
+@pytest.fixture(autouse=True)
+def nothing_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurize.storage.checked_url._given", set())
+
+
 NAMED = [
     ("file:///x/y", "file:///a/model.json", True),
     ("hdfs://one:8020/x", "hdfs://one:8020/a/model.json", True),
@@ -118,12 +124,22 @@ NAMED = [
     ("hdfs://one:9000/x", "hdfs://one:8020/a/model.json", False),
     ("hdfs://one:8020/x", "file:///a/model.json", False),
     ("file:///x", "hdfs://one:8020/a/model.json", False),
+    ("hdfs:///x", "file:///a/model.json", True),
 ]
 
 
 @pytest.mark.parametrize(("url", "document", "is_allowed"), NAMED)
 def test_a_document_names_what_is_on_its_own_file_system(url: str, document: str, is_allowed: bool) -> None:
     assert storage.may_be_named(url, document) == is_allowed
+
+
+def test_what_the_caller_has_named_allows_its_neighbours() -> None:
+    document = "file:///a/model.json"
+    read_recipe({"features": {"url": "hdfs://one:8020/features"}, "model": {"url": "runs/model"}})
+    storage.give("hdfs://two/out", None)
+    urls = [f"hdfs://{host}/x" for host in ("one:8020", "two", "three")]
+    assert [url for url in urls if storage.may_be_named(url, document)] == urls[:2]
+    assert storage.may_be_named("file:///x", "hdfs://three/model.json")
 
 
 def test_the_environment_allows_more_at_and_below_what_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
