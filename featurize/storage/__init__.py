@@ -3,7 +3,7 @@
 Import the functions from here: ``from featurize import storage`` and then ``storage.read_json(url)``; `claims` for claims.
 """
 
-from featurize.storage.checked_url import CheckedUrl, below, find_link, give, leads_outside, may_be_named
+from featurize.storage.checked_url import CheckedUrl, below, check_url, find_link, give, leads_outside, may_be_named
 from featurize.storage.urls import (
     SCHEMES,
     absolute_url,
@@ -47,6 +47,7 @@ __all__ = [
     "WalkedFile",
     "absolute_url",
     "below",
+    "check_url",
     "create_exclusively",
     "download",
     "encode_json",

@@ -62,6 +62,12 @@ class CheckedUrl(str):
             )
 
 
+def check_url(url: str) -> None:
+    """Checks the rule of a URL, if it carries one, before others open it. Raises the errors of `CheckedUrl.check`."""
+    if isinstance(url, CheckedUrl):
+        url.check()
+
+
 def keep_rule(url: str, text: str) -> str:
     """`text`, a URL made from `url`, with its rule."""
     return CheckedUrl(text, url.root, url.named_by) if isinstance(url, CheckedUrl) else text

@@ -34,10 +34,11 @@ def list_files(url: str) -> list[str]:
     )  # fsspec's `find` returns an empty list where listing fails
 
 
-def list_source(url: str) -> list[str]:
-    """Like `list_files`, for a folder that is not Firn's own: all links in it are followed."""
+def list_source(url: str, *, follow_links: bool = True) -> list[str]:
+    """Like `list_files`, for a folder that is not Firn's own; for links see `walk_source`."""
     prefix = absolute_url(url)
-    return sorted(f"{prefix}/{file.inner}" for file in walk_source(url, follow_links=True)) if exists(url) else []
+    files = walk_source(url, follow_links=follow_links) if exists(url) else ()
+    return sorted(f"{prefix}/{file.inner}" for file in files)
 
 
 def list_folders(url: str) -> list[str]:

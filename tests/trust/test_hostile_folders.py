@@ -19,11 +19,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.trust.places import FOLDERS, READERS, Reader, make_places
+from helpers.models.logged_models import registry_in
+from helpers.trust.places import FOLDERS, READERS, Reader, make_places, sweep_document
 from helpers.trust.watch import Watch, watching
 from pyspark.sql import SparkSession
 
 from featurize.errors import FirnError
+from featurize.recipes.recipe import Recipe
+from featurize.recipes.toml_settings import check_settings
+from finetune.api.sweeping import _log
+from finetune.sweeps.folder import read_sweep
+from finetune.sweeps.plan import plan_sweep
 
 LOCAL_URLS = re.compile(r"(^|\.)(url|features|images|output|name|weights|source)$")
 """Fields of documents that may name a local URL elsewhere."""
@@ -75,6 +81,19 @@ class Case:
 
     def right(self, inner: Path) -> Path:
         return self._right / inner
+
+    def errors(self, readers: list[Reader], change: Callable[[Path], object]) -> list[str]:
+        """The errors of the readers, each on a folder of its own."""
+        found = []
+        for reader in readers:
+            shutil.copytree(self._right, self.folder, copy_function=os.link, symlinks=True)
+            change(self.folder)
+            try:
+                reader(self.folder)
+            except FirnError as error:
+                found.append(str(error))
+            shutil.rmtree(self.folder)
+        return found
 
     def attempt(
         self,
@@ -259,6 +278,32 @@ def _link(inner: Path, outside: Path, folder: Path) -> None:
 def _make_folder(inner: Path, folder: Path) -> None:
     _remove(inner, folder)
     (folder / inner).mkdir()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_every_document_has_a_schema_version_and_one_of_another_is_refused(root: Path, name: str, watch: Watch) -> None:
+    readers = [*READERS[name].read, *READERS[name].load, *READERS[name].clean]
+    with Case(root, name, watch) as case:
+        for inner in (path for path in case.files() if case.right(path).is_file()):
+            if name == "checkpoint" and inner.parent.name != "firn":  # Spark's
+                continue
+            for document, put in documents_in(case.right(inner)):
+                assert document["schema_version"] in (1, 2), inner
+                found = case.errors(readers, write(inner, put({**document, "schema_version": 99})))
+                is_refused = any("schema version 99" in error for error in found)
+                assert is_refused or (name == "cache" and not found), inner  # what is kept is made again
+
+
+def test_models_elsewhere_that_a_sweep_names_are_not_logged(root: Path) -> None:
+    registry = registry_in(root)
+    plan = plan_sweep(check_settings(Recipe, sweep_document(root, registry=registry), origin="test"), origin="test")
+    card = read_sweep(str(root / "sweep"))
+    assert card is not None
+    elsewhere = [trial.model_copy(update={"url": f"file://{root}/outside/model"}) for trial in card.trials]
+    logged = _log(plan, card.model_copy(update={"trials": elsewhere}))
+    assert logged is not None
+    assert (logged.logged, logged.there) == (0, 0)
+    assert not (root / "mlflow.db").exists()
 
 
 def test_a_table_that_is_reached_through_a_link_is_read_and_written(root: Path, watch: Watch) -> None:

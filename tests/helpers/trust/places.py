@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pyspark.sql import SparkSession
 
@@ -83,20 +84,21 @@ def make_places(spark: SparkSession, backbone: Path, root: Path) -> None:
     write_checkpoint(str(root / "model"), model.model_id, TrainingState(history=[{"loss": 1.0}]))
     (root / "model" / "events").mkdir()
     (root / "model" / "events" / "events.out").write_bytes(b"events")
-    _make_sweep(root)
+    run_sweep(plan_sweep(check_settings(Recipe, sweep_document(root), origin="test"), origin="test"))
     _make_stream(spark, root)
     _make_unfinished(root)
     _make_cache(root / "cache")
 
 
-def _make_sweep(root: Path) -> None:
-    document = {
+def sweep_document(root: Path, **sections: Any) -> dict[str, Any]:
+    """The recipe of the sweep."""
+    return {
         "features": {"url": str(root / "features")},
         "model": {"name": "softmax_head", "url": str(root / "unused")},
         "training": {"epochs": 1, "batch_size": 32},
         "sweep": {"url": str(root / "sweep"), "values": {"training.learning_rate": [0.01, 0.1]}, "seeds": 1},
+        **{name: section.model_dump() for name, section in sections.items()},
     }
-    run_sweep(plan_sweep(check_settings(Recipe, document, origin="test"), origin="test"))
 
 
 def _make_stream(spark: SparkSession, root: Path) -> None:
@@ -120,7 +122,7 @@ def _make_unfinished(root: Path) -> None:
     for number, shard in enumerate(manifest.shards):
         staging.commit(url, "run1", number, shard)
     dead = {"host": os.uname().nodename, "pid": 2**22 - 3, "user": "x", "since": "2026-01-01", "beat_at": 0.0}
-    (root / "unfinished" / CLAIM_NAME).write_text(json.dumps({"token": "t", **dead}))
+    (root / "unfinished" / CLAIM_NAME).write_text(json.dumps({"schema_version": 1, "token": "t", **dead}))
 
 
 def _make_cache(folder: Path) -> None:
