@@ -57,6 +57,7 @@ from featurize.engines.precision import has_bfloat16
 from featurize.map_ahead import map_ahead
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.recipe import read_recipe
+from featurize.tables.publication import read_published_features
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 32
@@ -158,8 +159,8 @@ def run_firn(plan: Plan, images: str) -> tuple[float, dict[str, Any]]:
         started = perf_counter()
         result = run_json("-m", "featurize", "run", str(recipe), "--json")
         elapsed = perf_counter() - started
-        manifest = json.loads(Path(folder, "features", "manifest.json").read_text(encoding="utf-8"))
-    return elapsed, {**result, **{key: manifest["backbone"][key] for key in ("engine", "batch_size")}}
+        made_by = read_published_features(f"{folder}/features").backbone
+    return elapsed, {**result, **{key: made_by[key] for key in ("engine", "batch_size")}}
 
 
 def measure_firn(plan: Plan) -> dict[str, Any]:

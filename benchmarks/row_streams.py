@@ -30,7 +30,8 @@ from featurize import storage
 from featurize.building.shard_files import ShardWriter
 from featurize.digests import combine_digests
 from featurize.memory import peak_memory_bytes
-from featurize.tables.manifests import FeaturesManifest, add_counts, utc_now, write_manifest
+from featurize.tables.manifests import FeaturesManifest, add_counts, utc_now
+from featurize.tables.publication import publish
 from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import iterate_row_groups, list_row_groups
 from featurize.timings import Timings
@@ -179,7 +180,7 @@ def write_features(url: str, rows: int) -> None:
             }
             writer.write(["train"] * count, ["1:1"] * count, columns)
         records.append(writer.close())
-    write_manifest(
+    publish(
         url,
         FeaturesManifest(
             identity="0" * 64,
@@ -202,6 +203,7 @@ def write_features(url: str, rows: int) -> None:
             recipe={},
             lineage={},
         ),
+        after=None,
     )
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featurize.jobs.views import register_views
     from featurize.recipes.recipe import Recipe, read_recipe
     from featurize.tables.description import Description, describe
+    from featurize.upkeep.versions import upgrade, vacuum
 
 __version__ = "0.2.0"
 __all__ = [
@@ -45,6 +46,8 @@ __all__ = [
     "read_recipe",
     "register_views",
     "run",
+    "upgrade",
+    "vacuum",
 ]
 _MODULES = {
     "Description": "featurize.tables.description",
@@ -61,6 +64,8 @@ _MODULES = {
     "read_recipe": "featurize.recipes.recipe",
     "register_views": "featurize.jobs.views",
     "run": "featurize.jobs.calls",
+    "upgrade": "featurize.upkeep.versions",
+    "vacuum": "featurize.upkeep.versions",
 }
 
 

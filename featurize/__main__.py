@@ -16,6 +16,7 @@ from featurize.commands.run import run_command
 from featurize.commands.similar import similar_command
 from featurize.commands.sql import sql_command
 from featurize.commands.upload import upload_command
+from featurize.commands.versions import upgrade_command, vacuum_command
 
 app = make_app("Images to features, on Spark.")
 app.command("upload", rich_help_panel="Images")(upload_command)
@@ -27,6 +28,8 @@ app.command("describe", rich_help_panel="Features")(describe_command)
 app.command("similar", rich_help_panel="Query and export")(similar_command)
 app.command("sql", rich_help_panel="Query and export")(sql_command)
 app.command("export", rich_help_panel="Query and export")(export_command)
+app.command("vacuum", rich_help_panel="Upkeep")(vacuum_command)
+app.command("upgrade", rich_help_panel="Upkeep")(upgrade_command)
 
 
 def main() -> None:

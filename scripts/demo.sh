@@ -60,7 +60,7 @@ $bin/finetune evaluate $folder/model
 step "the report on it"
 $bin/finetune report $folder/model --output $folder/report.html
 
-if grep -q '"weights": "random' $folder/features/manifest.json; then
+if grep -q '"weights": "random' $folder/features/_delta_log/*.json; then
     cat <<'END'
 
 The backbone had RANDOM weights, as Keras could not find or download those of ImageNet. Such features give an accuracy of
@@ -70,5 +70,5 @@ fi
 cat <<END
 
 Done in $((SECONDS - started)) s. Open the report in a browser: $folder/report.html
-Beside it: $folder/model/model.json, everything about the model; $folder/features/manifest.json, everything about the features.
+Beside it: $folder/model/model.json, everything about the model; $folder/features, a Delta table of the features.
 END

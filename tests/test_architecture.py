@@ -19,6 +19,7 @@ ROOMS = {
         "engines",
         "backbones",
         "building",
+        "upkeep",
         "pages",
         "similar",
         "sql",

@@ -12,6 +12,7 @@ from featurize.errors import UsageError
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.toml_settings import check_settings
 from featurize.storage.inner_path import named_url
+from featurize.tables.layout import NETWORKS
 from featurize.tables.manifests import FeaturesManifest
 
 
@@ -42,7 +43,7 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
 
 def kept_network(url: str, sha256: str) -> str:
     """URL of the file, in the folder of a feature set, of the network that made its features in int8."""
-    return storage.join_url(url, "networks", f"{sha256}.onnx")
+    return storage.join_url(url, NETWORKS, f"{sha256}.onnx")
 
 
 def prepare_again(

@@ -4,7 +4,7 @@ A killed run is resumed, a rerun with the same settings adds only the images tha
 place are refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,15 +30,9 @@ from featurize.progress import stage
 from featurize.sources.listing import ImageSource
 from featurize.storage.claims import Claim, claim_output
 from featurize.tables.description import summarize_rejects
-from featurize.tables.manifests import (
-    Manifest,
-    ShardRecord,
-    add_counts,
-    library_versions,
-    read_manifest,
-    utc_now,
-    write_manifest,
-)
+from featurize.tables.layout import REJECTS
+from featurize.tables.manifests import Manifest, ShardRecord, add_counts, library_versions, utc_now
+from featurize.tables.publication import publish, read_manifest
 from featurize.timings import Timings, add_timings
 
 
@@ -123,7 +117,7 @@ def build_table(
     check_target(url, manifest_type, settings=settings)
     with storage.no_empty_folder(url), claim_output(url) if held is None else nullcontext(held) as claim:
         existing = check_target(url, manifest_type, settings=settings)
-        unfinished = check_unfinished(url, settings)
+        unfinished = check_unfinished(url, settings, existing)
         published = existing.shards if existing is not None else []
         run = Run(url=url, name=uuid4().hex[:8], reader=source.reader, decode_timeout_s=decode_timeout_s)
         work = find_work(
@@ -136,26 +130,31 @@ def build_table(
             is_partial=is_partial,
         )
         if existing is not None and not work.todo.num_rows and not work.taken_over:
-            staging.remove_all_but(url, published)
+            staging.remove_staging(url)
             return BuildResult(existing, skipped=work.skipped, removed=work.removed, seconds=perf_counter() - started)
         if networks is not None:
             staging.keep_networks(url, networks)
-        _begin(claim, run, settings=settings, work=work, published=published)
-        made = _make_shards(
-            spark, run, task=task, settings=settings, work=work, max_reject_fraction=max_reject_fraction
-        )
+        claim.verify()
+        begin = partial(staging.write_state, url, settings=settings, there=existing)
+        begin(run=run.name, records=work.taken_over)
+        staging.remove_others(url, work.taken_over)
+        with staging.removed_if_nothing_is_finished(url, run.name):
+            made = _make_shards(spark, run, task, work.todo)
+            if max_reject_fraction is not None:
+                new = [*work.taken_over, *made.records]
+                _check_rejects(run, work.published, new, max_reject_fraction, keep=partial(_keep, claim, begin))
         new = [*work.taken_over, *made.records]
         stage("publishing")
         claim.verify()
         staging.place_files(url, new)
         manifest = manifest_type(
-            **_contents([*work.published, *new], settings, source.classes),
+            **_contents(existing, work.published, new, settings=settings, classes=source.classes),
             **_history(existing, made.records, perf_counter() - started),
             **details,
         )
         claim.verify()
-        write_manifest(url, manifest)
-        staging.remove_all_but(url, manifest.shards)
+        manifest = publish(url, manifest, after=existing)
+        staging.remove_staging(url)
     stage("")
     return _result(manifest, work, made=made, seconds=perf_counter() - started, slots=concurrent_tasks(spark))
 
@@ -166,31 +165,11 @@ def settings_in_place(url: str) -> Mapping[str, Any] | None:
     return manifest.settings if manifest is not None else staging.unfinished_settings(url)
 
 
-def _begin(
-    claim: Claim, run: Run, *, settings: Mapping[str, Any], work: Work, published: Sequence[ShardRecord]
-) -> None:
-    """From here on this run's commits count; what earlier runs left is removed, except for the shards taken over."""
-    claim.verify()
-    staging.write_state(run.url, settings=settings, run=run.name, records=work.taken_over)
-    staging.remove_others(run.url, work.taken_over, published=staging.file_paths(published))
-
-
-def _make_shards(
-    spark: SparkSession,
-    run: Run,
-    *,
-    task: ShardTask[Any],
-    settings: Mapping[str, Any],
-    work: Work,
-    max_reject_fraction: float | None,
-) -> _Made:
-    """Runs the Spark job, and checks that what it made may be published."""
+def _make_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Table) -> _Made:
+    """Runs the Spark job."""
     started, started_at = perf_counter(), time()
-    with staging.removed_if_nothing_is_finished(run.url, run.name):
-        made = _run_shards(spark, run, task, work.todo)
-        if max_reject_fraction is not None:
-            _check_rejects(run, settings, work.published, [*work.taken_over, *made], max_reject_fraction)
-    return _Made(made, started_at, perf_counter() - started)
+    records = _run_shards(spark, run, task, todo)
+    return _Made(records, started_at, perf_counter() - started)
 
 
 def _run_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Table) -> list[ShardRecord]:
@@ -206,12 +185,19 @@ def _run_shards(spark: SparkSession, run: Run, task: ShardTask[Any], todo: pa.Ta
     return records
 
 
+def _keep(claim: Claim, begin: Callable[..., None], records: Sequence[ShardRecord]) -> None:
+    """Leaves shards to the next run: from now on nothing else that this run made counts."""
+    claim.verify()
+    begin(run=uuid4().hex[:8], records=records)
+
+
 def _check_rejects(
     run: Run,
-    settings: Mapping[str, Any],
     published: Sequence[ShardRecord],
     new: Sequence[ShardRecord],
     max_fraction: float,
+    *,
+    keep: Callable[[Sequence[ShardRecord]], None],
 ) -> None:
     """Refuses to publish if there are too many rejects, as then something is wrong with the source: the table stays as it was.
 
@@ -221,27 +207,40 @@ def _check_rejects(
     images = rejected + sum(record.row_count for record in (*published, *new))
     if not new or (rejected <= max_fraction * images and rejected < images):
         return
-    staging.write_state(
-        run.url, settings=settings, run=uuid4().hex[:8], records=[record for record in new if not record.unread]
-    )
+    keep([record for record in new if not record.unread])
     allowed = f", more than `max_reject_fraction` = {max_fraction:g} allows" if rejected < images else ""
     raise JobError(
         f"{rejected} of {images} images could not be read{allowed}; nothing was published. The new ones are listed in "
-        f"{storage.join_url(run.url, staging.STAGING, 'rejects')}:\n{summarize_rejects(_add_rejects(new))}\n"
+        f"{storage.join_url(run.url, staging.STAGING, REJECTS)}:\n{summarize_rejects(_add_rejects({}, new))}\n"
         "Repair or remove them, or set a higher `max_reject_fraction`; what could be read is kept for the next run."
     )
 
 
-def _contents(records: Sequence[ShardRecord], settings: Mapping[str, Any], classes: Sequence[str]) -> dict[str, Any]:
-    """The fields of a manifest that describe the table's content."""
+def _contents(
+    existing: Manifest | None,
+    kept: Sequence[ShardRecord],
+    new: Sequence[ShardRecord],
+    *,
+    settings: Mapping[str, Any],
+    classes: Sequence[str],
+) -> dict[str, Any]:
+    """The fields of a manifest that describe the table's content: those kept of the existing shards, then the new ones.
+
+    Where all are kept, the new ones are added to its sums, so that a small addition to a large table stays small.
+    """
+    counted, rows, rejects, digests = new, list[Mapping[str, Mapping[str, int]]](), dict[str, int](), list[str]()
+    if existing is not None and len(kept) == len(existing.shards):
+        rows, rejects, digests = [existing.rows], existing.rejects, [existing.content_digest]
+    else:
+        counted = [*kept, *new]
     return {
         "identity": settings_digest(settings),
         "settings": dict(settings),
         "classes": list(classes),
-        "rows": add_counts(record.rows for record in records),
-        "rejects": dict(sorted(_add_rejects(records).items())),
-        "content_digest": combine_digests(record.content_digest for record in records),
-        "shards": list(records),
+        "rows": add_counts([*rows, *(record.rows for record in counted)]),
+        "rejects": dict(sorted(_add_rejects(rejects, counted).items())),
+        "content_digest": combine_digests([*digests, *(record.content_digest for record in counted)]),
+        "shards": [*kept, *new],
         "versions": library_versions(),
     }
 
@@ -258,8 +257,8 @@ def _history(existing: Manifest | None, made: Sequence[ShardRecord], seconds: fl
     }
 
 
-def _add_rejects(records: Sequence[ShardRecord]) -> dict[str, int]:
-    rejects: dict[str, int] = {}
+def _add_rejects(before: Mapping[str, int], records: Sequence[ShardRecord]) -> dict[str, int]:
+    rejects = dict(before)
     for record in records:
         for reason, count in record.rejects.items():
             rejects[reason] = rejects.get(reason, 0) + count

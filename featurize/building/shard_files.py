@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from featurize import storage
 from featurize.digests import multiset_digest
+from featurize.tables.layout import DATA, INDEX, REJECTS
 from featurize.tables.manifests import DataFile, ShardRecord
 from featurize.tables.schemas import INDEX_SCHEMA, REJECTS_SCHEMA
 from featurize.timings import Timings
@@ -170,8 +171,8 @@ class ShardWriter:
         index = [dict(zip(INDEX_SCHEMA.names, row, strict=True)) for row in self._index]
         return ShardRecord(
             files=files,
-            reject_files=[self._write_small("rejects", REJECTS_SCHEMA, self._rejects)] if self._rejects else [],
-            index_file=self._write_small("index", INDEX_SCHEMA, index),
+            reject_files=[self._write_small(REJECTS, REJECTS_SCHEMA, self._rejects)] if self._rejects else [],
+            index_file=self._write_small(INDEX, INDEX_SCHEMA, index),
             rows=self._rows,
             rejects=reasons,
             unread=sum(reject["stage"] == "read" for reject in self._rejects),
@@ -186,7 +187,7 @@ class ShardWriter:
 
     def _file(self, split: str | None) -> ParquetFile:
         if split not in self._files:
-            folder = "data" if split is None else f"data/split={split}"
+            folder = DATA if split is None else f"{DATA}/split={split}"
             path = f"{folder}/part-{self._name}.parquet"
             url = storage.join_url(self._staging, path)
             file = ParquetFile(

@@ -3,14 +3,14 @@
     _staging/state.json                 the settings of the table, the run under way, and the records it took over
     _staging/plan-<run>.parquet         which images make a shard
     _staging/commits/<run>-<shard>.json the record of a finished shard; the first attempt to write it wins
-    _staging/data, rejects, index       the files of the shards
+    _staging/data, _firn                the files of the shards
 
 When a run starts, it writes the records that it takes over into `state.json`. Commits of an earlier run that come later, from a
 worker that outlived its driver, are not in it and do not count.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,14 +22,14 @@ from featurize import storage
 from featurize.errors import JobError
 from featurize.storage.inner_path import InnerName
 from featurize.tables.documents import DamagedDocumentError, read_document
-from featurize.tables.manifests import ShardRecord
+from featurize.tables.layout import LEGACY_SHARD_FOLDERS, NETWORKS, SHARD_FOLDERS
+from featurize.tables.manifests import Manifest, ShardRecord
 
 STAGING = "_staging"
 STATE_NAME = f"{STAGING}/state.json"
 _COMMITS = f"{STAGING}/commits"
-FOLDERS = ("data", "rejects", "index")
-_FOLDER_PREFIXES = tuple(f"{folder}/" for folder in FOLDERS)
-NETWORKS = "networks"  # beside the shards: what made them, where that is nowhere else
+ALL_SHARD_FOLDERS = (*SHARD_FOLDERS, *LEGACY_SHARD_FOLDERS)
+_FOLDER_PREFIXES = tuple(f"{folder}/" for folder in ALL_SHARD_FOLDERS)
 _NETWORK_NAME = re.compile(rf"{NETWORKS}/[0-9a-f]{{64}}\.(onnx|json)")
 SCHEMA_VERSION = 1
 """The schema version of `state.json` and of commits."""
@@ -39,7 +39,8 @@ _PART_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}-\d+\.parquet")
 class StagingState(BaseModel):
     """The content of `state.json`: the settings of the unfinished table, the run under way, and the records it took over.
 
-    `purpose` tells runs of other kinds apart, which do not take over each other's work; "" is that of `build_table`.
+    `purpose` tells runs of other kinds apart, which do not take over each other's work; "" is that of `build_table`. `version` is
+    that of the table when the run started; -1: there was none.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -47,6 +48,7 @@ class StagingState(BaseModel):
     run: InnerName
     records: list[ShardRecord]
     purpose: str = ""
+    version: int = -1
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,15 @@ def read_state(url: str) -> StagingState | None:
     return read_document(storage.join_url(url, STATE_NAME), StagingState, version=SCHEMA_VERSION, remedy=remedy)
 
 
-def read_unfinished(url: str) -> Unfinished | None:
+def read_unfinished(url: str, there: Manifest | None) -> Unfinished | None:
     """What a killed run left at `url`; None if nothing of it can be kept.
+
+    Shards that it had moved out of the staging folder already are kept only if no vacuum has come since it started, which may not
+    have seen that they are unfinished, and may be about to remove them.
+
+    Args:
+        url: URL of the table.
+        there: the last version of the table; None: there is none.
 
     Raises:
         JobError: as `read_state`.
@@ -87,7 +96,9 @@ def read_unfinished(url: str) -> Unfinished | None:
         return None
     own = (_read_record(file) for file in _own_commits(url, state))
     recorded = [*state.records, *(record for record in own if record is not None)]
-    sizes = _file_sizes(url)
+    sizes = _file_sizes(url, (STAGING, *ALL_SHARD_FOLDERS))
+    if there is not None and state.version < there.version.vacuumed:
+        sizes = {path: size for path, size in sizes.items() if path.startswith(f"{STAGING}/")}
     records = [record for record in recorded if _is_whole(record, sizes)]
     index_urls = [_index_url(url, record, sizes) for record in records]
     return Unfinished(state.settings, records, index_urls, state.purpose) if records else None
@@ -95,15 +106,22 @@ def read_unfinished(url: str) -> Unfinished | None:
 
 def unfinished_settings(url: str) -> Mapping[str, Any] | None:
     """The settings of a killed run at `url`; None if nothing of it can be kept."""
-    unfinished = read_unfinished(url)
+    unfinished = read_unfinished(url, None)
     return unfinished.settings if unfinished is not None else None
 
 
 def write_state(
-    url: str, *, settings: Mapping[str, Any], run: str, records: Sequence[ShardRecord], purpose: str = ""
+    url: str,
+    *,
+    settings: Mapping[str, Any],
+    run: str,
+    records: Sequence[ShardRecord],
+    there: Manifest | None,
+    purpose: str = "",
 ) -> None:
-    """Begins a run: from now on only its own commits and `records` count."""
-    state = StagingState(settings=dict(settings), run=run, records=list(records), purpose=purpose)
+    """Begins a run from the version `there`: from now on only its own commits and `records` count."""
+    version = -1 if there is None else there.version.number
+    state = StagingState(settings=dict(settings), run=run, records=list(records), purpose=purpose, version=version)
     storage.write_json(storage.join_url(url, STATE_NAME), state.model_dump())
 
 
@@ -135,32 +153,25 @@ def file_paths(records: Iterable[ShardRecord]) -> set[str]:
 
 
 def place_files(url: str, records: Sequence[ShardRecord]) -> None:
-    """Moves the files of `records` to where the manifest will list them; a killed run may have moved some already.
+    """Moves the files of `records`, one by one, to where the manifest will list them; a killed run may have moved some already.
 
     Raises:
-        JobError: a file is in neither place.
+        JobError: a file is in neither place, or is not whole.
     """
-    sizes = _file_sizes(url)
-    listed = file_paths(records)
-    staged = {path.removeprefix(f"{STAGING}/") for path in sizes if path.startswith(f"{STAGING}/")}
-    if missing := [path for path in listed if path not in staged and path not in sizes]:
-        raise JobError(f"{url}/{STAGING}/{min(missing)} was written but is missing now; nothing was published.")
-    for path in staged - listed:
-        if path.startswith(_FOLDER_PREFIXES):  # of an attempt that failed or came second
-            storage.remove(storage.join_url(url, STAGING, path))
-    for folder in FOLDERS:
-        source, target = storage.join_url(url, STAGING, folder), storage.join_url(url, folder)
-        moving = sorted(path for path in listed & staged if path.startswith(f"{folder}/"))
-        if not moving:
-            continue
-        storage.remove_if_empty(target)
-        if not storage.exists(target):
-            storage.move(
-                source, target
-            )  # one rename: readers that do not use the manifest see all of a file or nothing, too
-            continue
-        for path in moving:
-            storage.move(storage.join_url(url, STAGING, path), storage.join_url(url, path))
+    listed = {file.path: file.bytes for record in records for file in record.all_files}
+    staged = {path.removeprefix(f"{STAGING}/") for path in _file_sizes(url, (STAGING,))}
+    _check_placed(url, {path: size for path, size in listed.items() if path not in staged})
+    with suppress(FileNotFoundError):  # another job has taken it; the check names it
+        storage.move_files(url, STAGING, "", sorted(listed.keys() & staged))
+    _check_placed(url, listed)
+
+
+def _check_placed(url: str, files: Mapping[str, int]) -> None:
+    """Checks that files, with their sizes in bytes, are in their published places."""
+    for path, size in sorted(files.items()):
+        found = storage.find_file(storage.join_url(url, path))
+        if found is None or found.size != size:
+            raise JobError(f"{url}/{STAGING}/{path} was written but is missing now; nothing was published.")
 
 
 @contextmanager
@@ -176,21 +187,17 @@ def removed_if_nothing_is_finished(url: str, run: str) -> Iterator[None]:
         raise
 
 
-def keep_networks(url: str, files: Mapping[str, Path], *, beside_others: bool = False) -> None:
-    """Puts files into the folder `networks` of a table, unless they are there.
+def keep_networks(url: str, files: Mapping[str, Path]) -> None:
+    """Puts files into the folder of networks of a table, unless they are there. Those there stay: a version may name them.
 
     Args:
         files: local files by their names, which their content determines.
-        beside_others: whether other files that Firn put there stay.
     """
     folder = storage.join_url(url, NETWORKS)
-    there = {file.rsplit("/", 1)[1]: file for file in storage.list_files(folder)}
+    there = {file.rsplit("/", 1)[1] for file in storage.list_files(folder)}
     for name, local in files.items():
         if name not in there:
             storage.upload(local, storage.join_url(folder, name))
-    for name, file in () if beside_others else there.items():
-        if name not in files and is_ours(f"{NETWORKS}/{name}"):
-            storage.remove(file)
 
 
 def remove_staging(url: str) -> None:
@@ -198,19 +205,25 @@ def remove_staging(url: str) -> None:
     storage.remove(storage.join_url(url, STAGING))
 
 
-def remove_all_but(url: str, published: Sequence[ShardRecord]) -> None:
-    """Removes the staging folder, and all files of shards that are not in the manifest."""
-    remove_others(url, [], published=file_paths(published))
-    remove_staging(url)
-
-
-def remove_others(url: str, keep: Sequence[ShardRecord], *, published: set[str]) -> None:
-    """Removes all that earlier runs left, except the state, the files of `keep` and the `published` ones."""
+def remove_others(url: str, keep: Sequence[ShardRecord]) -> None:
+    """Removes all that earlier runs staged, except the state and the files of `keep`."""
     kept = file_paths(keep)
-    for path in _file_sizes(url):
-        inner = path.removeprefix(f"{STAGING}/")
-        if path != STATE_NAME and inner not in kept and path not in published:
+    for path in _file_sizes(url, (STAGING,)):
+        if path != STATE_NAME and path.removeprefix(f"{STAGING}/") not in kept:
             storage.remove(storage.join_url(url, path))
+
+
+def files_before(url: str, horizon: int, *, kept: Collection[str]) -> dict[str, int]:
+    """The files of shards, and networks, that were last changed before `horizon`, in milliseconds since 1970, and are not `kept`.
+
+    Returns:
+        The size in bytes by path below the table.
+    """
+    return {
+        path: file.size
+        for path, file in _own_files(url, (*ALL_SHARD_FOLDERS, NETWORKS))
+        if path not in kept and file.modified_ms(url) < horizon
+    }
 
 
 def is_ours(path: str) -> bool:
@@ -220,15 +233,18 @@ def is_ours(path: str) -> bool:
     return path.startswith(_FOLDER_PREFIXES) and _PART_NAME.fullmatch(path.rsplit("/", 1)[1]) is not None
 
 
-def _file_sizes(url: str) -> dict[str, int]:
-    """The size in bytes of every file that Firn wrote for the table at `url`, by its path below the table."""
-    return {
-        path: file.size
-        for folder in (STAGING, *FOLDERS)
-        if storage.exists(top := storage.join_url(url, folder))
-        for file in storage.walk_files(top)
-        if is_ours(path := f"{folder}/{file.inner}")
-    }
+def _file_sizes(url: str, folders: Sequence[str]) -> dict[str, int]:
+    """The size in bytes of every file that Firn wrote into these folders of the table at `url`, by its path below the table."""
+    return {path: file.size for path, file in _own_files(url, folders)}
+
+
+def _own_files(url: str, folders: Sequence[str]) -> Iterator[tuple[str, storage.WalkedFile]]:
+    """The files that Firn wrote into these folders of the table at `url`, by their paths below the table."""
+    for folder in folders:
+        if storage.exists(top := storage.join_url(url, folder)):
+            for file in storage.walk_files(top):
+                if is_ours(path := f"{folder}/{file.inner}"):
+                    yield path, file
 
 
 def _own_commits(url: str, state: StagingState) -> list[str]:

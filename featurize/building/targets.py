@@ -9,7 +9,8 @@ from featurize.building.staging import Unfinished
 from featurize.errors import UsageError
 from featurize.sources.listing import ImageSource
 from featurize.storage.claims import CLAIM_NAME
-from featurize.tables.manifests import MANIFEST_NAME, Manifest, differing_settings, read_manifest
+from featurize.tables.manifests import Manifest, differing_settings
+from featurize.tables.publication import is_own_file, read_manifest
 
 AnyManifest = TypeVar("AnyManifest", bound=Manifest)
 
@@ -45,14 +46,14 @@ def check_target(url: str, manifest_type: type[AnyManifest], *, settings: Mappin
     return existing
 
 
-def check_unfinished(url: str, settings: Mapping[str, Any]) -> Unfinished | None:
+def check_unfinished(url: str, settings: Mapping[str, Any], there: Manifest | None) -> Unfinished | None:
     """What a killed run left at `url`, if it may be resumed; None if nothing of it can be kept.
 
     Raises:
         UsageError: that run had other settings.
         JobError: its state is damaged, or was written by another version of Firn.
     """
-    unfinished = staging.read_unfinished(url)
+    unfinished = staging.read_unfinished(url, there)
     if unfinished is not None and (lines := differing_settings(unfinished.settings, settings)):
         raise UsageError(
             f"{url} holds the work of an unfinished run with other settings. Finish it, write to another URL, or remove "
@@ -67,5 +68,5 @@ def _check_free(url: str) -> None:
         raise UsageError(f"{url} is a file. Write to another URL.")
     for file in storage.list_files(url):
         inner = file[len(url) + 1 :]
-        if not staging.is_ours(inner) and not inner.startswith((CLAIM_NAME, MANIFEST_NAME)):
+        if not staging.is_ours(inner) and not is_own_file(inner) and not inner.startswith(CLAIM_NAME):
             raise UsageError(f"{url} is not empty and holds no table of Firn's: {inner}. Write to another URL.")

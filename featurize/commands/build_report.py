@@ -40,6 +40,7 @@ def report_build(result: "BuildResult", url: str, *, is_whole_source: bool = Tru
         is_whole_source: whether the source should list all images of the table, so that missing ones are reported.
     """
     from featurize.tables.description import summarize_rejects
+    from featurize.tables.layout import REJECTS
 
     images = result.added + result.rejected
     if images == 0:
@@ -51,7 +52,7 @@ def report_build(result: "BuildResult", url: str, *, is_whole_source: bool = Tru
         say("time in the workers: " + ", ".join(f"{name} {s:.1f} s" for name, s in result.timings.rounded().items()))
     if result.manifest.reject_count:
         say(
-            f"{result.manifest.reject_count} images were rejected; they are listed in {url}/rejects:\n"
+            f"{result.manifest.reject_count} images were rejected; they are listed in {url}/{REJECTS}:\n"
             f"{summarize_rejects(result.manifest.rejects)}"
         )
     if result.changed:

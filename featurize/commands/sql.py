@@ -30,6 +30,9 @@ def sql_command(
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="A recipe that names the tables not given here.")] = None,
     overrides: SetOption = None,
+    version: Annotated[
+        int | None, typer.Option(min=0, help="An older version of the feature set, or else of the images table.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most rows to print.")] = 100,
     output: Annotated[str | None, typer.Option(help="A .csv or .parquet file to write all rows to.")] = None,
     print_ddl: Annotated[
@@ -51,6 +54,7 @@ def sql_command(
             predictions=predictions,
             tables=_named(table or ()),
             recipe=None if recipe is None else read_recipe(recipe, overrides),
+            version=version,
         )
         if print_ddl is not None:
             _print_ddl(tables, print_ddl, as_json=as_json)

@@ -48,10 +48,9 @@ from featurize.tables.manifests import (
     ShardRecord,
     differing_settings,
     library_versions,
-    read_published_features,
     utc_now,
-    write_manifest,
 )
+from featurize.tables.publication import publish, read_published_features
 from featurize.tables.row_groups import open_parquet
 from featurize.timings import Timings, add_timings
 
@@ -277,9 +276,16 @@ def _make(
     rows = _listed(source.listing, [path for _, paths in todo for path in paths], job.url)
     claim.verify()
     taken = list(known.values())
-    staging.keep_networks(job.url, networks_to_keep(prepared), beside_others=True)
-    staging.write_state(job.url, settings=job.manifest.settings, run=run.name, records=taken, purpose=job.purpose)
-    staging.remove_others(job.url, taken, published=staging.file_paths(job.there.shards))
+    staging.keep_networks(job.url, networks_to_keep(prepared))
+    staging.write_state(
+        job.url,
+        settings=job.manifest.settings,
+        run=run.name,
+        records=taken,
+        there=job.there,
+        purpose=job.purpose,
+    )
+    staging.remove_others(job.url, taken)
     made = _run(spark, run, job, prepared, todo, rows)
     stage("publishing")
     claim.verify()
@@ -294,8 +300,8 @@ def _make(
     }
     manifest = job.manifest.model_copy(update=history)
     claim.verify()
-    write_manifest(job.url, manifest)
-    staging.remove_all_but(job.url, manifest.shards)
+    manifest = publish(job.url, manifest, after=job.there, operation="ADD COLUMNS")
+    staging.remove_staging(job.url)
     return manifest, made, rows.num_rows
 
 
@@ -335,7 +341,7 @@ def _taken_over(job: _Job) -> dict[str, ShardRecord]:
     Raises:
         UsageError: another kind of run is unfinished there.
     """
-    unfinished = staging.read_unfinished(job.url)
+    unfinished = staging.read_unfinished(job.url, job.there)
     if unfinished is None:
         return {}
     is_same = unfinished.purpose == job.purpose and not differing_settings(unfinished.settings, job.manifest.settings)

@@ -29,12 +29,13 @@ from featurize.building.worker import (
 )
 from featurize.decoding.decode import DecodeError
 from featurize.errors import JobError
-from featurize.jobs.run_task import ColumnsOfFeatures, DecodedSizes, features_schema, plain_columns
+from featurize.jobs.run_task import ColumnsOfFeatures, DecodedSizes, plain_columns
 from featurize.map_ahead import map_ahead
 from featurize.memory import peak_memory_bytes
 from featurize.sources.listing import Fetch, ImageReadError, PlannedImage
 from featurize.tables.manifests import DataFile, ShardRecord
 from featurize.tables.row_groups import open_parquet
+from featurize.tables.schemas import features_schema
 from featurize.timings import Timings
 
 

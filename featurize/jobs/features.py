@@ -195,12 +195,16 @@ class Features:
         return zip(groups, iterate_row_groups(groups, columns), strict=True)
 
 
-def open_features(url: str | Path) -> Features:
+def open_features(url: str | Path, *, version: int | None = None) -> Features:
     """Opens the feature set at `url`, with all corrections of labels made so far.
 
+    Args:
+        url: URL of the feature set.
+        version: an older version; None: the last one.
+
     Raises:
-        UsageError: there is no feature set.
-        JobError: its manifest or its corrections are damaged.
+        UsageError: there is no feature set, or no such version.
+        JobError: it or its corrections are damaged.
     """
     absolute = storage.absolute_url(str(url))
-    return Features(absolute, read_features_manifest(absolute))
+    return Features(absolute, read_features_manifest(absolute, version))

@@ -10,7 +10,8 @@ import pyarrow as pa
 from featurize import storage
 from featurize.errors import UsageError
 from featurize.tables.description import SPLIT_ORDER, Description
-from featurize.tables.manifests import ImagesManifest, read_manifest
+from featurize.tables.manifests import ImagesManifest
+from featurize.tables.publication import read_manifest
 from featurize.tables.row_groups import open_parquet
 from featurize.tables.schemas import IMAGES_SCHEMA
 

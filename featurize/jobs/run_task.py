@@ -16,6 +16,7 @@ from featurize.decoding.decoder_process import Decoder
 from featurize.jobs.feature_columns import PreparedColumn
 from featurize.sources.listing import PlannedImage
 from featurize.sources.splits import SplitRule
+from featurize.tables.schemas import features_schema
 from featurize.timings import Timings
 
 
@@ -186,25 +187,6 @@ class FeaturizeTask:
                 **features,
             },
         )
-
-
-def features_schema(columns: Mapping[str, bool]) -> pa.Schema:
-    """The columns of a feature set. Features are ``list<float>``, or raw bytes where they are pixels.
-
-    Args:
-        columns: the names of the columns of features, and whether they are pixels.
-    """
-    return pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("path", pa.string()),
-            ("label", pa.string()),
-            ("label_index", pa.int32()),
-            ("width", pa.int32()),
-            ("height", pa.int32()),
-            *((name, pa.binary() if is_bytes else pa.list_(pa.float32())) for name, is_bytes in columns.items()),
-        ]
-    )
 
 
 def plain_columns(features: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,8 @@ from featurize.jobs.images import Images
 from featurize.recipes.recipe import Recipe, read_recipe
 from featurize.sql.tables import SqlTable, SqlView, find_tables
 from featurize.storage import SCHEMES
-from featurize.tables.manifests import ImagesManifest, read_manifest
+from featurize.tables.manifests import ImagesManifest
+from featurize.tables.publication import read_manifest
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -24,6 +25,7 @@ def register_views(
     predictions: str | Path | None = None,
     tables: Mapping[str, str | Path] | None = None,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    version: int | None = None,
 ) -> list[str]:
     """Makes temporary views of tables, for ``spark.sql``. They show what is published now, with corrected labels.
 
@@ -36,6 +38,7 @@ def register_views(
         predictions: URL of predictions.
         tables: URLs of any other tables, or folders of Parquet, by the name of their view.
         recipe: a recipe that names the tables that are not given.
+        version: an older version of the feature set, or of the images table where there is no feature set.
 
     Returns:
         The names of the views.
@@ -46,7 +49,9 @@ def register_views(
     """
     from featurize.sql.query import register_views as register
 
-    found = find_named_tables(images=images, features=features, predictions=predictions, tables=tables, recipe=recipe)
+    found = find_named_tables(
+        images=images, features=features, predictions=predictions, tables=tables, recipe=recipe, version=version
+    )
     register(spark, found)
     return [table.name for table in found]
 
@@ -58,12 +63,14 @@ def find_named_tables(
     predictions: str | Path | None = None,
     tables: Mapping[str, str | Path] | None = None,
     recipe: str | Path | Mapping[str, Any] | Recipe | None = None,
+    version: int | None = None,
 ) -> list[SqlTable | SqlView]:
     """The tables that the arguments name; see `register_views`."""
     named = {"images": images, "features": features, "predictions": predictions}
     urls = {} if recipe is None else _urls_of(read_recipe(recipe))
     urls |= {name: _url_of(table) for name, table in named.items() if table is not None}
-    found = find_tables(**urls, others={name: str(url) for name, url in (tables or {}).items()})
+    others = {name: str(url) for name, url in (tables or {}).items()}
+    found = find_tables(**urls, others=others, version=version)
     if not found:
         raise UsageError("no table is named: give `images`, `features`, `predictions`, `tables` or `recipe`.")
     return found

@@ -66,7 +66,7 @@ class BackboneSettings(Settings):
     )
     quantized: str | None = Field(
         default=None,
-        description="networks/*.onnx of another feature set, whose features in int8 these must equal; default: made for this set",
+        description="_firn/networks/*.onnx of another set, whose features in int8 these must equal; default: made for this set",
     )
     batch_size: int | None = Field(
         default=None, ge=1, description="images in one forward pass; default: measured, or 32"

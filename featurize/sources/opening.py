@@ -21,7 +21,8 @@ from featurize.sources.listing import ImageSource, describe_rule, listing_batch,
 from featurize.sources.readers import OUTSIDE, FeaturesReader, IdxReader, SceneReader, TableReader
 from featurize.sources.scenes import SCENE_CLASSES
 from featurize.sources.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
-from featurize.tables.manifests import NAMES, DataFile, FeaturesManifest, ImagesManifest, read_manifest
+from featurize.tables.manifests import NAMES, DataFile, FeaturesManifest, ImagesManifest
+from featurize.tables.publication import read_manifest
 from featurize.tables.row_groups import open_parquet
 
 _FILES_AT_A_TIME = 16

@@ -1,8 +1,9 @@
 """The tables that SQL sees, with their Parquet files and columns: taken from manifests, so without unfinished runs."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -11,16 +12,10 @@ from featurize import storage
 from featurize.building.staging import STAGING
 from featurize.errors import UsageError
 from featurize.tables.corrections import read_corrections
-from featurize.tables.manifests import (
-    FEATURES_COLUMN,
-    MANIFEST_NAME,
-    DataFile,
-    FeaturesManifest,
-    ImagesManifest,
-    read_manifest,
-    read_published_features,
-)
+from featurize.tables.delta_log import LOG
+from featurize.tables.manifests import FEATURES_COLUMN, DataFile, FeaturesManifest, ImagesManifest
 from featurize.tables.predictions import DRIFT, PARTITION, WINDOWS_FOLDERS, find_views
+from featurize.tables.publication import read_manifest, read_published_features
 from featurize.tables.row_groups import read_footer
 from featurize.tables.schemas import IMAGES_SCHEMA, PREDICTIONS_SCHEMA, REJECTS_SCHEMA
 
@@ -109,6 +104,7 @@ def find_tables(
     features: str | None = None,
     predictions: str | None = None,
     others: Mapping[str, str] | None = None,
+    version: int | None = None,
 ) -> list[SqlTable | SqlView]:
     """The tables at some URLs, named `images`, `features` and `predictions`; `rejects` of all three; and others.
 
@@ -120,12 +116,20 @@ def find_tables(
         features: URL of a feature set.
         predictions: URL of predictions.
         others: URLs by name: images tables, feature sets, or any folder of Parquet files.
+        version: an older version of the feature set, or of the images table where no feature set is given.
 
     Raises:
         UsageError: A URL holds no such table, or a name is invalid or taken.
         JobError: A manifest or a file is damaged.
     """
-    finders = {IMAGES: (_images, images), FEATURES: (_features, features), PREDICTIONS: (_predictions, predictions)}
+    if version is not None and images is None and features is None:
+        raise UsageError("`version` is of a feature set or an images table; neither is given.")
+    of_features, of_images = (version, None) if features is not None else (None, version)
+    finders: dict[str, tuple[Callable[[str, str], _Found], str | None]] = {
+        IMAGES: (partial(_images, version=of_images), images),
+        FEATURES: (partial(_features, version=of_features), features),
+        PREDICTIONS: (_predictions, predictions),
+    }
     found = {name: find(storage.absolute_url(url), name) for name, (find, url) in finders.items() if url is not None}
     tables: list[SqlTable | SqlView] = [one.table for one in found.values()]
     if found:
@@ -152,8 +156,8 @@ def features_table(url: str, manifest: FeaturesManifest, *, splits: Sequence[str
     return replace(table, parts=tuple(part for part in table.parts if part.values[0] in splits))
 
 
-def _images(url: str, name: str) -> _Found:
-    manifest = read_manifest(url)
+def _images(url: str, name: str, *, version: int | None) -> _Found:
+    manifest = read_manifest(url, version)
     if not isinstance(manifest, ImagesManifest):
         raise UsageError(f"{url} is not an images table. Make one with `featurize ingest`.")
     return _images_of(manifest, url, name)
@@ -165,8 +169,8 @@ def _images_of(manifest: ImagesManifest, url: str, name: str) -> _Found:
     return _Found(table, _parts(url, manifest.reject_files, (name,)))
 
 
-def _features(url: str, name: str) -> _Found:
-    return _features_of(read_published_features(url), url, name)
+def _features(url: str, name: str, *, version: int | None) -> _Found:
+    return _features_of(read_published_features(url, version), url, name)
 
 
 def _features_of(manifest: FeaturesManifest, url: str, name: str) -> _Found:
@@ -231,7 +235,7 @@ def _any_table(url: str, name: str) -> SqlTable:
         )
     files = [file for file in found_files if _is_parquet(file, url)]
     if not files:
-        raise UsageError(f"{url} holds no table: there is neither {MANIFEST_NAME} nor a Parquet file.")
+        raise UsageError(f"{url} holds no table: there is neither a {LOG} nor a Parquet file.")
     keys = [_keys_of(file, url) for file in files]
     names = list(dict.fromkeys(key for found in keys for key in found))
     if any(list(found) != names for found in keys):

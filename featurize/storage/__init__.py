@@ -3,15 +3,31 @@
 Import the functions from here: ``from featurize import storage`` and then ``storage.read_json(url)``; `claims` for claims.
 """
 
-from featurize.storage.checked_url import CheckedUrl, below, check_url, find_link, give, leads_outside, may_be_named
+from featurize.storage.checked_url import (
+    CheckedUrl,
+    below,
+    check_url,
+    find_link,
+    give,
+    leads_outside,
+    may_be_named,
+)
+from featurize.storage.exclusive import (
+    create_exclusively,
+    modified_ms,
+    move_files,
+    no_empty_folder,
+    now_ms,
+    remove_if_empty,
+)
 from featurize.storage.urls import (
     SCHEMES,
     absolute_url,
-    create_exclusively,
     download,
     encode_json,
     exists,
     is_folder,
+    is_local,
     is_within,
     join_url,
     move,
@@ -35,8 +51,6 @@ from featurize.storage.walking import (
     list_files,
     list_folders,
     list_source,
-    no_empty_folder,
-    remove_if_empty,
     walk_files,
     walk_source,
 )
@@ -56,6 +70,7 @@ __all__ = [
     "find_link",
     "give",
     "is_folder",
+    "is_local",
     "is_within",
     "join_url",
     "leads_outside",
@@ -63,8 +78,11 @@ __all__ = [
     "list_folders",
     "list_source",
     "may_be_named",
+    "modified_ms",
     "move",
+    "move_files",
     "no_empty_folder",
+    "now_ms",
     "open_filesystem",
     "open_input",
     "open_output",

@@ -10,6 +10,7 @@ import posixpath
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -102,21 +103,44 @@ def source_url(url: str, *parts: str) -> str:
     return str(join_url(url, *parts))
 
 
+def is_local(url: str) -> bool:
+    """Whether `url` is on this machine's file systems."""
+    return absolute_url(url).startswith("file://")
+
+
 def is_within(url: str, folder: str) -> bool:
     """Whether an absolute URL is a folder's own, or lies below it."""
     return f"{url}/".startswith(f"{folder}/")
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file or folder at `url`."""
-    filesystem, path = open_filesystem(url)
-    return bool(filesystem.exists(path))
+    """Whether there is a file or folder at `url`.
+
+    Raises:
+        OSError: The storage does not say: only "no such file" and "not a folder" mean that nothing is there.
+    """
+    return _kind(url) is not None
 
 
 def is_folder(url: str) -> bool:
-    """Whether there is a folder at `url`."""
+    """Whether there is a folder at `url`.
+
+    Raises:
+        OSError: As `exists`.
+    """
+    return _kind(url) == "directory"
+
+
+def _kind(url: str) -> str | None:
+    """What is at `url`, "file", "directory" or "other"; None where nothing is."""
     filesystem, path = open_filesystem(url)
-    return bool(filesystem.isdir(path))
+    try:
+        if absolute_url(url).startswith("file://"):
+            mode = os.stat(path).st_mode  # noqa: PTH116 - names the path in its error
+            return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+        return str(filesystem.info(path)["type"])
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def read_bytes(url: str) -> bytes:
@@ -169,7 +193,7 @@ def write_file(url: str, write: Callable[[IO[bytes]], object]) -> None:
         url: URL of the file.
         write: Writes the content to the open file that it is given. It is called again, for a new file, where HDFS fails.
     """
-    temporary = _write_temporary(url, write)
+    temporary = write_temporary(url, write)
     try:
         replace(temporary, url)
     except BaseException:
@@ -183,7 +207,7 @@ def write_bytes(url: str, content: bytes) -> None:
     write_file(url, lambda file: file.write(content))
 
 
-def _write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
+def write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
     """Writes the content for `url` to a temporary file beside it.
 
     On HDFS a write fails with its DataNode, and the NameNode offers that one for some seconds more.
@@ -251,38 +275,21 @@ def replace(source: str, target: str) -> None:
     target_path = open_filesystem(target, is_entry=True)[1]
     if absolute_url(target).startswith("file://"):
         Path(source_path).replace(target_path)
+        sync_folder(posixpath.dirname(target_path))
         return
     filesystem.mv(source_path, target_path, overwrite=True)
 
 
-def create_exclusively(url: str, content: bytes) -> bool:
-    """Creates the file at `url` with `content` if there is none. Returns whether this call made it.
-
-    It appears with its content: an exclusive open would first show an empty file, for ever if its writer dies.
-    """
-    temporary = _write_temporary(url, lambda file: file.write(content))
-    filesystem, path = open_filesystem(url, is_entry=True)
-    temporary_path = open_filesystem(temporary)[1]
+def sync_folder(path: str) -> None:
+    """Has the names in a local folder on disk: what is renamed before a commit must not be lost after it."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if absolute_url(url).startswith("file://"):
-            _link_exclusively(temporary_path, path, content)
-        else:
-            filesystem.mv(temporary_path, path, overwrite=False)
-    except FileExistsError:
-        return False
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems cannot sync a folder
+            raise
     finally:
-        remove(temporary)
-    return True
-
-
-def _link_exclusively(temporary: str, path: str, content: bytes) -> None:
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # the file system has no hard links
-        with open(path, "xb") as file:
-            file.write(content)
+        os.close(folder)
 
 
 def move(source: str, target: str) -> None:
@@ -291,6 +298,8 @@ def move(source: str, target: str) -> None:
     target_path = open_filesystem(target)[1]
     filesystem.makedirs(posixpath.dirname(target_path), exist_ok=True)
     filesystem.mv(source_path, target_path, recursive=True)
+    if is_local(target):
+        sync_folder(posixpath.dirname(target_path))
 
 
 def remove(url: str) -> None:
@@ -298,7 +307,7 @@ def remove(url: str) -> None:
     filesystem, path = open_filesystem(url, is_entry=True)
     if absolute_url(url).startswith("file://"):
         _remove_local(Path(path))
-    elif filesystem.exists(path):
+    elif _kind(url) is not None:
         filesystem.rm(path, recursive=True)
 
 

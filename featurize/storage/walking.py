@@ -1,24 +1,28 @@
 """Files in folders. In Firn's own folders links are never followed; in a source of images, where the caller says so."""
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from featurize.storage.checked_url import below, find_link, leads_outside
-from featurize.storage.urls import absolute_url, exists, is_folder, open_filesystem, remove
+from featurize.storage.checked_url import below, leads_outside
+from featurize.storage.urls import absolute_url, exists, is_folder, is_local, open_filesystem
 
 _Look = Callable[[str], os.stat_result]
 
 
 class WalkedFile(NamedTuple):
-    """A file in a folder: its path below the folder, its size in bytes, and when it was last modified."""
+    """A file in a folder: its path below the folder, its size in bytes, and when it was last modified, as the storage counts."""
 
     inner: str
     size: int
     modified: int
+
+    def modified_ms(self, url: str) -> int:
+        """When the file was last modified, in milliseconds since 1970; `url` says on which storage."""
+        return self.modified // 1_000_000 if is_local(url) else self.modified
 
 
 def list_files(url: str) -> list[str]:
@@ -68,7 +72,7 @@ def walk_files(url: str) -> Iterator[WalkedFile]:
     if not absolute_url(url).startswith("file://"):
         yield from _walk_remote(url)
         return
-    for folder, folders, names in os.walk(path, onerror=_raise):
+    for folder, folders, names in os.walk(path, onerror=raise_error):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]  # noqa: PTH114, PTH118
         for name in (*names, *links):
             full = os.path.join(folder, name)  # noqa: PTH118 - Path objects would double the time of the walk
@@ -90,7 +94,7 @@ def walk_source(url: str, *, follow_links: bool) -> Iterator[WalkedFile]:
     if not absolute_url(url).startswith("file://"):
         yield from _walk_remote(url)
         return
-    for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
+    for folder, folders, names in os.walk(path, onerror=raise_error, followlinks=True):
         outside = [] if follow_links else [name for name in folders if _is_outside(f"{folder}/{name}", path)]
         folders[:] = [name for name in folders if name not in outside and not _leads_back(Path(folder, name))]
         for name in (*names, *outside):
@@ -120,22 +124,6 @@ def find_file(url: str, *, source: str | None = None) -> WalkedFile | None:
     return WalkedFile("", int(info["size"]), int(info.get("modification_time", 0))) if info["type"] == "file" else None
 
 
-@contextmanager
-def no_empty_folder(url: str) -> Iterator[None]:
-    """Removes the folder at `url` if, after a `with` block, there is no file in it: a failed job leaves nothing behind."""
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # if the storage fails, nothing is removed
-            remove_if_empty(url)
-
-
-def remove_if_empty(url: str) -> None:
-    """Removes the folder at `url` if there is no file in it, at any depth; a link in place of the folder stays."""
-    if not list_files(url) and find_link(absolute_url(url), absolute_url(url).rpartition("/")[0]) is None:
-        remove(url)
-
-
 def _walk_remote(url: str) -> Iterator[WalkedFile]:
     filesystem, path = open_filesystem(url)
     for folder, _, files in filesystem.walk(path, detail=True, on_error="raise"):
@@ -157,11 +145,15 @@ def _is_outside(full: str, top: str) -> bool:
 def _walked(full: str, top: str, look: _Look) -> WalkedFile | None:
     """A local file as it is listed: the link itself where it leads nowhere; None where there is no such file now."""
     for one in (look, os.lstat):
-        with suppress(OSError):
+        try:
             status = one(full)
-            if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
-                return WalkedFile(full[len(top) :].lstrip("/"), status.st_size, status.st_mtime_ns)
-            return None
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                raise
+            continue
+        if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode):
+            return WalkedFile(full[len(top) :].lstrip("/"), status.st_size, status.st_mtime_ns)
+        return None
     return None
 
 
@@ -170,5 +162,6 @@ def _leads_back(folder: Path) -> bool:
     return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
 
 
-def _raise(error: OSError) -> None:
+def raise_error(error: OSError) -> None:
+    """Raises `error`: for functions that walk folders, and would pass over those that cannot be listed."""
     raise error

@@ -1,6 +1,6 @@
 """Corrections of labels: an append-only log beside a feature set.
 
-    <features>/corrections/<number>.parquet     one call of `finetune relabel`; see `CORRECTIONS_SCHEMA`
+    <features>/_firn/corrections/<number>.parquet     one call of `finetune relabel`; see `CORRECTIONS_SCHEMA`
 
 Numbers count from 1 and a file is created exclusively, so that two calls at once come one after the other. No file there is ever
 changed or removed: the last correction of an image is valid, and another correction restores a label. Files of the feature set
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from featurize import storage
 from featurize.errors import JobError, first_line
+from featurize.tables.layout import CORRECTIONS, LEGACY_CORRECTIONS
 
-CORRECTIONS_FOLDER = "corrections"
 CORRECTIONS_SCHEMA = pa.schema(
     [
         ("image_id", pa.string()),
@@ -65,8 +65,9 @@ def read_corrections(url: str) -> Corrections:
     Raises:
         JobError: A file of the log is damaged, or missing between others.
     """
-    folder = storage.join_url(url, CORRECTIONS_FOLDER)
-    files = {file.rpartition("/")[2]: file for file in storage.list_files(folder)}
+    folder = storage.join_url(url, CORRECTIONS)
+    folders = (storage.join_url(url, LEGACY_CORRECTIONS), folder)
+    files = {file.rpartition("/")[2]: file for place in folders for file in storage.list_files(place)}
     found = {int(match[1]): files[name] for name in files if (match := _FILE_NAME.fullmatch(name)) is not None}
     numbers = sorted(found)
     if numbers != list(range(1, len(numbers) + 1)):
@@ -100,7 +101,7 @@ def append_corrections(url: str, make: Callable[[Corrections], pa.Table]) -> tup
 
 
 def _file_url(url: str, number: int) -> str:
-    return storage.join_url(url, CORRECTIONS_FOLDER, f"{number:08d}.parquet")
+    return storage.join_url(url, CORRECTIONS, f"{number:08d}.parquet")
 
 
 def _read_file(url: str, number: int) -> pa.Table:

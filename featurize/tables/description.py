@@ -12,15 +12,8 @@ from featurize import storage
 from featurize.display import html_facts, html_table, plain_text
 from featurize.errors import UsageError
 from featurize.shortening import some_lines
-from featurize.tables.manifests import (
-    NAMES,
-    PREDICTED,
-    FeatureColumn,
-    FeaturesManifest,
-    Manifest,
-    PredictionsManifest,
-    read_manifest,
-)
+from featurize.tables.manifests import NAMES, PREDICTED, FeatureColumn, FeaturesManifest, Manifest, PredictionsManifest
+from featurize.tables.publication import read_manifest
 from featurize.tables.readable import correct_rows
 
 SPLIT_ORDER = ("train", "validation", "test", PREDICTED)

@@ -1,7 +1,7 @@
-"""Manifests: the one small file that makes a table visible and describes it completely.
+"""Manifests: what describes a version of a table completely.
 
-A table is a folder: `manifest.json`, and in Parquet `data/`, `rejects/` and `index/`, from which a later run knows what is there.
-Files that the manifest does not list are not part of the table.
+A table is a folder: a Delta log, and in Parquet `data/`, `rejects/` and `index/`, from which a later run knows what is there.
+Files that the manifest does not list are not part of the version. `publication` reads and publishes them.
 """
 
 import difflib
@@ -9,20 +9,18 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, PrivateAttr, RootModel
+from pydantic import BaseModel, ConfigDict, PrivateAttr
 
-from featurize import storage
 from featurize.digests import settings_digest
 from featurize.errors import UsageError
 from featurize.storage.inner_path import InnerPath
-from featurize.tables.documents import read_document
 from featurize.tables.row_edits import RowEdits
 from featurize.timings import Timings
 
-SCHEMA_VERSION = 2
-MANIFEST_NAME = "manifest.json"
+SCHEMA_VERSION = 3
+MANIFEST_NAME = "manifest.json"  # of tables of Firn 0.1
 FEATURES_COLUMN = "features"
 """The column of features of a set with one, and of any set as its readers in Python see it."""
 _RECORDED_LIBRARIES = (
@@ -81,6 +79,26 @@ class ShardRecord(BaseModel):
         return sum(self.rejects.values())
 
 
+class Version(BaseModel):
+    """A version of a table in its Delta log.
+
+    Attributes:
+        number: counts from 0; -1: not published, or by Firn 0.1.
+        token: the random name of its commit.
+        table_id: a UUID, the same in all versions.
+        oldest: the oldest version whose files have not been removed.
+        vacuumed: the number of the last version that a vacuum published; -1: there was none.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int = -1
+    token: str = ""
+    table_id: str = ""
+    oldest: int = 0
+    vacuumed: int = -1
+
+
 class Manifest(BaseModel):
     """The fields that the manifests of all tables share.
 
@@ -104,6 +122,16 @@ class Manifest(BaseModel):
     seconds: float
     timings: Timings
     versions: dict[str, str]
+    _version: Version = PrivateAttr(default=Version())
+
+    @property
+    def version(self) -> Version:
+        """The version of the table that this manifest describes."""
+        return self._version
+
+    def set_version(self, version: Version) -> None:
+        """Says which version of the table this manifest describes; only its publication knows."""
+        self._version = version
 
     @property
     def files(self) -> list[DataFile]:
@@ -232,6 +260,11 @@ class FeaturesManifest(Manifest):
         return reading
 
     @property
+    def is_for_readers(self) -> bool:
+        """Whether this manifest has edits or is of one column, and so does not describe the files."""
+        return self._edits is not None or self._column is not None
+
+    @property
     def edits(self) -> RowEdits | None:
         """The edits to apply when reading the files; `rows` then counts the edited rows. None: no edits."""
         return self._edits
@@ -267,49 +300,6 @@ class PredictionsManifest(Manifest):
 PREDICTED = "predicted"
 NAMES = {"images": "an images table", "features": "a feature set", "predictions": "a table of predictions"}
 """The kinds of tables in messages."""
-
-
-class _AnyManifest(
-    RootModel[Annotated[ImagesManifest | FeaturesManifest | PredictionsManifest, Discriminator("kind")]]
-):
-    """The manifest of a table of any kind."""
-
-
-def read_manifest(url: str) -> Manifest | None:
-    """The manifest of the table at `url`, or None where there is none.
-
-    Raises:
-        JobError: The file is damaged or not a manifest, or has another schema version.
-    """
-    found = read_document(storage.join_url(url, MANIFEST_NAME), _AnyManifest, version=SCHEMA_VERSION)
-    return None if found is None else found.root
-
-
-def read_published_features(url: str) -> FeaturesManifest:
-    """The manifest of the feature set at `url` as it was published, for readers that take no labels from it.
-
-    Raises:
-        UsageError: There is no feature set.
-    """
-    manifest = read_manifest(url)
-    if manifest is None:
-        raise UsageError(f"{url} is not a feature set: it has no {MANIFEST_NAME}. Make one with `featurize run`.")
-    if not isinstance(manifest, FeaturesManifest):
-        raise UsageError(
-            f"{url} is {NAMES[manifest.kind]}, not a feature set. Make one from images with `featurize run`."
-        )
-    return manifest
-
-
-def write_manifest(url: str, manifest: Manifest) -> None:
-    """Publishes the table at `url`: from now on readers see what `manifest` lists.
-
-    Raises:
-        ValueError: `manifest` has edits or is of one column, and so does not describe the files.
-    """
-    if isinstance(manifest, FeaturesManifest) and (manifest.edits is not None or manifest._column is not None):
-        raise ValueError("a manifest for readers, with edits or of one column, must not be written.")
-    storage.write_json(storage.join_url(url, MANIFEST_NAME), manifest.model_dump())
 
 
 def differing_settings(there: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

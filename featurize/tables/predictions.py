@@ -18,7 +18,8 @@ from featurize import storage
 from featurize.errors import UsageError
 from featurize.storage.inner_path import InnerName
 from featurize.tables.documents import read_document
-from featurize.tables.manifests import PredictionsManifest, read_manifest
+from featurize.tables.manifests import PredictionsManifest
+from featurize.tables.publication import read_manifest
 
 PLAIN_COLUMNS = ("image_id", "path", "probability", "projection")
 """The prediction columns whose values hardly repeat."""

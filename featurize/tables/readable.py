@@ -14,21 +14,26 @@ from numpy.typing import NDArray
 from featurize.digests import multiset_digest, sha256_bytes
 from featurize.errors import JobError
 from featurize.tables.corrections import Corrections, read_corrections
-from featurize.tables.manifests import FeaturesManifest, read_published_features
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.publication import read_published_features
 from featurize.tables.row_edits import KEYS, GroupEdit, RowEdits, key_of
 from featurize.tables.row_groups import RowGroup, iterate_row_groups, list_row_groups
 
 _TRAINED_ON = ("train", "validation")
 
 
-def read_features_manifest(url: str) -> FeaturesManifest:
+def read_features_manifest(url: str, version: int | None = None) -> FeaturesManifest:
     """The manifest of the feature set at `url` for reading rows: through it every reader sees the corrected labels.
 
+    Args:
+        url: URL of the feature set.
+        version: an older version, whose labels are corrected as they are today; None: the last one.
+
     Raises:
-        UsageError: There is no feature set.
+        UsageError: There is no feature set, or no such version.
         JobError: It, or its corrections, are damaged.
     """
-    return correct_rows(url, read_published_features(url))
+    return correct_rows(url, read_published_features(url, version))
 
 
 def correct_rows(url: str, manifest: FeaturesManifest) -> FeaturesManifest:

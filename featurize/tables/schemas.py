@@ -1,4 +1,6 @@
-"""The Arrow schemas of the published tables. A feature set's depends on its backbone: see `jobs.run_task.features_schema`."""
+"""The Arrow schemas of the published tables. That of a feature set depends on its columns of features."""
+
+from collections.abc import Mapping
 
 import pyarrow as pa
 
@@ -59,3 +61,22 @@ PREDICTIONS_SCHEMA = pa.schema(
 
 `projection` serves `finetune drift`: random features of the model's view of the image, or null.
 """
+
+
+def features_schema(columns: Mapping[str, bool]) -> pa.Schema:
+    """The columns of a feature set. Features are ``list<float>``, or raw bytes where they are pixels.
+
+    Args:
+        columns: the names of the columns of features, and whether they are pixels.
+    """
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("path", pa.string()),
+            ("label", pa.string()),
+            ("label_index", pa.int32()),
+            ("width", pa.int32()),
+            ("height", pa.int32()),
+            *((name, pa.binary() if is_bytes else pa.list_(pa.float32())) for name, is_bytes in columns.items()),
+        ]
+    )

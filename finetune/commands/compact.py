@@ -17,9 +17,9 @@ def compact_command(
 ) -> None:
     """Merges the small shards that a stream leaves, one for each batch, into larger ones with the same rows."""
     with reported_errors():
-        from featurize.building.compaction import compact_table
         from featurize.storage.claims import claim_output
         from featurize.tables.predictions import partition_url, read_views
+        from featurize.upkeep.compaction import compact_table
         from finetune.streams.drift_windows import read_position
 
         published, done = read_views(output), []

@@ -60,7 +60,7 @@ def relabel_command(
 def _show(features: str, *, as_json: bool) -> None:
     from featurize.storage import absolute_url
     from featurize.tables.corrections import read_corrections
-    from featurize.tables.manifests import read_published_features
+    from featurize.tables.publication import read_published_features
 
     url = absolute_url(features)
     read_published_features(url)

@@ -15,7 +15,8 @@ from featurize.errors import UsageError
 from featurize.shortening import name_some
 from featurize.storage.claims import user_name
 from featurize.tables.corrections import CORRECTIONS_SCHEMA, Corrections, append_corrections
-from featurize.tables.manifests import FeaturesManifest, read_published_features
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.publication import read_published_features
 from featurize.tables.readable import scan_rows
 
 _COLUMNS = ("image_id", "label")

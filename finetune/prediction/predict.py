@@ -25,8 +25,9 @@ from featurize.sources.opening import open_features, open_source
 from featurize.sql.query import register_views as register_tables
 from featurize.sql.tables import find_tables
 from featurize.storage.claims import Claim
-from featurize.tables.manifests import NAMES, PredictionsManifest, read_manifest
+from featurize.tables.manifests import NAMES, PredictionsManifest
 from featurize.tables.predictions import PublishedViews, partition_url
+from featurize.tables.publication import read_manifest
 from featurize.tables.readable import read_features_manifest
 from finetune.drift.reference import Reference, reference_of_run
 from finetune.models.folder import ModelCard, check_preparation

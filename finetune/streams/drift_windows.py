@@ -18,8 +18,9 @@ from featurize.console import warn
 from featurize.errors import JobError, UsageError
 from featurize.storage.inner_path import InnerPath
 from featurize.tables.documents import read_document
-from featurize.tables.manifests import Manifest, PredictionsManifest, read_manifest
+from featurize.tables.manifests import Manifest, PredictionsManifest
 from featurize.tables.predictions import WINDOWS_FOLDERS, partition_url
+from featurize.tables.publication import read_manifest
 from finetune.drift.check import CheckedWindow, check_rows, write_windows
 from finetune.drift.read import EVERYTHING, read_rows
 from finetune.drift.reference import Reference

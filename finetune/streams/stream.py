@@ -22,8 +22,9 @@ from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import UsageError, first_line
 from featurize.progress import stage, without_stages
 from featurize.storage.claims import claim_output
-from featurize.tables.manifests import NAMES, Manifest, PredictionsManifest, read_manifest
+from featurize.tables.manifests import NAMES, Manifest, PredictionsManifest
 from featurize.tables.predictions import PublishedViews
+from featurize.tables.publication import read_manifest
 from finetune.drift.check import CheckedWindow
 from finetune.prediction.predict import PredictionPlan, check_output, label_planned
 from finetune.streams.checkpoint import Checkpoint, StreamRecord

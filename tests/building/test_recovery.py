@@ -9,8 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.images.photos import make_photos
 from helpers.tables.building import Built, assert_same_rows, files_of, read_rows, recipe
+from helpers.tables.publishing import grow_old
 from pyspark.sql import SparkSession
 
+import featurize as featurize_package
 from featurize.building import build, staging
 from featurize.building.spark_jobs import run_plan
 from featurize.building.staging import STAGING
@@ -18,6 +20,7 @@ from featurize.errors import JobError, UsageError
 from featurize.jobs.run import featurize
 from featurize.jobs.run_task import FeaturizeTask
 from featurize.storage.claims import CLAIM_NAME
+from featurize.tables.layout import REJECTS
 
 pytestmark = pytest.mark.spark
 
@@ -31,9 +34,9 @@ def test_too_many_rejects_publish_nothing_and_say_why_and_what_was_read_is_kept(
     with pytest.raises(JobError, match=r"1 of 10 images could not be read.*`max_reject_fraction` = 0\.09") as raised:
         featurize(spark, recipe(images, out, mean_backbone, max_reject_fraction=0.09))
     assert "1 x decode: not an image in a known format" in str(raised.value)
-    assert not (out / "manifest.json").exists()
+    assert not (out / "_delta_log").exists()
     assert not (out / "data").exists()
-    (rejects,) = (out / STAGING / "rejects").iterdir()
+    (rejects,) = (out / STAGING / REJECTS).iterdir()
     assert pq.ParquetFile(rejects).read()["path"].to_pylist() == [f"file://{images}/red/x.jpg"]
     result, _ = featurize(spark, recipe(images, out, mean_backbone, max_reject_fraction=0.1))
     assert (result.added, result.skipped, result.manifest.row_count, result.manifest.reject_count) == (0, 10, 9, 1)
@@ -69,7 +72,7 @@ def test_if_no_image_can_be_read_nothing_is_published(spark: SparkSession, mean_
         (tmp_path / "images" / label / "x.jpg").write_bytes(b"no picture")
     with pytest.raises(JobError, match="2 of 2 images could not be read"):
         featurize(spark, recipe(tmp_path / "images", tmp_path / "out", mean_backbone, max_reject_fraction=1.0))
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_delta_log").exists()
 
 
 def failing_task(monkeypatch: pytest.MonkeyPatch, tries: Path, *, from_image: int) -> None:
@@ -131,10 +134,10 @@ def test_after_a_failure_only_unfinished_shards_are_made_again(
     assert result.manifest.content_digest == built.manifest.content_digest
     assert result.manifest.rejects == built.manifest.rejects
     assert_same_rows(read_rows(tmp_path / "out"), read_rows(built.folder))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "data", "rejects", "index"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"_delta_log", "_firn", "data"}
 
 
-@pytest.mark.parametrize("step", ["place_files", "write_manifest", "remove_others"])
+@pytest.mark.parametrize("step", ["place_files", "publish", "remove_staging"])
 def test_a_publication_cut_short_at_any_step_is_completed_by_the_next_run(
     built: Built,
     spark: SparkSession,
@@ -144,15 +147,12 @@ def test_a_publication_cut_short_at_any_step_is_completed_by_the_next_run(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    module = build if step == "write_manifest" else staging
+    module = build if step == "publish" else staging
     done = getattr(module, step)
-    calls = []
 
     def do_and_die(*arguments: Any, **settings: Any) -> None:
         done(*arguments, **settings)
-        calls.append(step)
-        if len(calls) == (2 if step == "remove_others" else 1):  # the second one follows the manifest
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(module, step, do_and_die)
@@ -162,7 +162,7 @@ def test_a_publication_cut_short_at_any_step_is_completed_by_the_next_run(
     assert (result.added, result.skipped) == (0, 62)
     assert result.manifest.content_digest == built.manifest.content_digest
     assert_same_rows(read_rows(tmp_path / "out"), read_rows(built.folder))
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"manifest.json", "data", "rejects", "index"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"_delta_log", "_firn", "data"}
 
 
 def test_staged_files_that_vanish_before_they_are_published_publish_nothing(
@@ -178,7 +178,7 @@ def test_staged_files_that_vanish_before_they_are_published_publish_nothing(
     monkeypatch.setattr(build, "run_plan", run_and_lose)
     with pytest.raises(JobError, match="was written but is missing now; nothing was published"):
         featurize(spark, recipe(tmp_path / "images", tmp_path / "out", mean_backbone))
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out" / "_delta_log").exists()
     monkeypatch.undo()
     result, _ = featurize(spark, recipe(tmp_path / "images", tmp_path / "out", mean_backbone))
     assert result.added == 6
@@ -193,13 +193,13 @@ def test_who_lost_the_claim_publishes_nothing_and_keeps_off_the_others_files(
     def run_and_lose(*arguments: Any, **named: Any) -> Any:
         rows = run_plan(*arguments, **named)
         (out / CLAIM_NAME).write_text('{"token": "theirs", "host": "elsewhere", "pid": 1, "beat_at": 9e9}')
-        staging.write_state(str(out), settings={}, run="01234567", records=[])
+        staging.write_state(str(out), settings={}, run="01234567", records=[], there=None)
         return rows
 
     monkeypatch.setattr(build, "run_plan", run_and_lose)
     with pytest.raises(JobError, match="lost"):
         featurize(spark, recipe(tmp_path / "images", out, mean_backbone))
-    assert not (out / "manifest.json").exists()
+    assert not (out / "_delta_log").exists()
     state = staging.read_state(str(out))
     assert state is not None
     assert state.run == "01234567"
@@ -211,7 +211,7 @@ def test_what_a_killed_job_left_is_cleaned_up_and_foreign_files_are_kept(
 ) -> None:
     out = tmp_path / "out"
     make_photos(tmp_path / "images", per_class=2)
-    left = ["data/split=train/part-0123abcd-00000-1.parquet", "rejects/part-0123abcd-00000-1.parquet"]
+    left = ["data/split=train/part-0123abcd-00000-1.parquet", "_firn/rejects/part-0123abcd-00000-1.parquet"]
     staged = [f"{STAGING}/{name}" for name in left] + [f"{STAGING}/commits/0123abcd-000000.json"]
 
     def leave() -> None:
@@ -229,7 +229,13 @@ def test_what_a_killed_job_left_is_cleaned_up_and_foreign_files_are_kept(
     make_photos(tmp_path / "images" / "red" / "more", per_class=1)
     featurize(spark, recipe(tmp_path / "images", out, mean_backbone))
     assert len(read_rows(out)) == 9
-    assert not [name for name in left + staged if (out / name).exists()]
+    assert not [name for name in staged if (out / name).exists()]
+    featurize_package.vacuum(str(out))
+    assert all((out / name).exists() for name in left), "another job may be about to publish them"
+    grow_old(out)
+    featurize_package.vacuum(str(out))
+    assert not [name for name in left if (out / name).exists()]
+    assert len(read_rows(out)) == 9
     assert all(path.exists() for path in foreign)
 
 

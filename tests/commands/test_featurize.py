@@ -160,5 +160,5 @@ def test_images_that_are_no_use_end_with_one_message_and_no_feature_set(firn: Fi
         message = failure(firn("featurize", "run", "recipe.toml", "--json", "--set", f"images.source={source}"), status)
         assert words in message
         assert source in message or source == "corrupt"
-        assert not (place / "features" / "manifest.json").exists()
+        assert not (place / "features" / "_delta_log").exists()
         assert (place / "features").exists() == (source == "corrupt")  # whose rejects are kept

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.tables.building import recipe as upper_recipe
 from helpers.tables.feature_sets import image_ids, make_clusters, write_feature_set
+from helpers.tables.publishing import write_manifest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -28,8 +29,10 @@ from featurize.recipes.training_section import TrainingSettings
 from featurize.sql.ddl import make_ddl
 from featurize.sql.query import fetch, register_views, run_query
 from featurize.sql.tables import find_tables
-from featurize.tables.corrections import CORRECTIONS_FOLDER, read_corrections
-from featurize.tables.manifests import FeaturesManifest, read_published_features, write_manifest
+from featurize.tables.corrections import read_corrections
+from featurize.tables.layout import CORRECTIONS
+from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.publication import read_published_features
 from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import read_table
 from finetune.__main__ import app
@@ -230,7 +233,7 @@ def test_calls_at_once_all_land_and_each_knows_what_was_before(folder: Path, tmp
     for one, following in pairwise(chain):
         assert following["old_label"] == one["new_label"] != following["new_label"]
     assert labels[IDS[0]] == chain[-1]["new_label"]
-    assert [path.name for path in sorted((folder / CORRECTIONS_FOLDER).iterdir())] == [
+    assert [path.name for path in sorted((folder / CORRECTIONS).iterdir())] == [
         f"{number:08d}.parquet" for number in range(1, log.count + 1)
     ]
 
@@ -254,7 +257,7 @@ def test_a_wrong_table_is_refused_whole(folder: Path, tmp_path: Path, name: str)
     table.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UsageError, match=message):
         relabel(str(table), str(folder), reason="why not")
-    assert not (folder / CORRECTIONS_FOLDER).exists()
+    assert not (folder / CORRECTIONS).exists()
 
 
 def test_what_cannot_be_corrected_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -270,13 +273,13 @@ def test_labels_that_are_so_already_write_nothing(folder: Path) -> None:
     labels = read_table_of(folder)
     done = correct(folder, {row: labels[IDS[row]] for row in range(5)})
     assert (done.number, done.corrected, done.unchanged) == (None, 0, 5)
-    assert not (folder / CORRECTIONS_FOLDER).exists()
+    assert not (folder / CORRECTIONS).exists()
 
 
 def test_a_log_with_a_gap_or_a_damaged_file_is_refused(folder: Path) -> None:
     for label in ("ant", "bee", "cat"):
         correct(folder, {0: label})
-    first = folder / CORRECTIONS_FOLDER / "00000001.parquet"
+    first = folder / CORRECTIONS / "00000001.parquet"
     content = first.read_bytes()
     first.unlink()
     with pytest.raises(JobError, match="number 1 are missing"):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.images.photos import make_photos
 from helpers.project import ROOT
+from helpers.services.fetching import fetched
 from helpers.services.hdfs_cluster import MiniHdfs
 from helpers.services.kafka_broker import KafkaBroker
 from helpers.services.spark_cluster import SparkCluster, make_bare_python
@@ -17,15 +18,6 @@ from pyspark.sql import SparkSession
 
 collect_ignore = [] if "FIRN_TEST_HOSTS" in os.environ else ["test_several_hosts.py"]
 CONNECTOR_JARS = 4  # the first of those that kafka_jars.py prints
-
-
-def fetched(script: str) -> list[Path]:
-    """The jars that a script of `scripts/` fetches."""
-    command = [sys.executable, str(ROOT / "scripts" / script)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(done.stderr.strip())
-    return [Path(line) for line in done.stdout.splitlines()]
 
 
 @pytest.fixture(scope="session")

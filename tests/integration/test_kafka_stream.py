@@ -21,6 +21,7 @@ from pyspark.sql import SparkSession
 
 from featurize.errors import JobError, UsageError
 from featurize.tables.predictions import read_views
+from featurize.tables.publication import read_manifest
 from finetune.streams import kafka as kafka_source
 from finetune.streams.kafka import CONNECTOR
 from finetune.streams.stream import LabelledBatch, Streamed, plan_stream, run_stream
@@ -195,8 +196,10 @@ def test_a_stream_that_is_killed_labels_every_message_once(place: Place) -> None
         cwd=place.folder,
     )
     try:
-        manifest = place.out / f"model_id={place.model_id}" / "manifest.json"
-        wait_until(lambda: json.loads(manifest.read_text())["rows"], "rows", timeout_s=200, needs=[driver])
+        url = str(place.out / f"model_id={place.model_id}")
+        wait_until(
+            lambda: (found := read_manifest(url)) is not None and found.rows, "rows", timeout_s=200, needs=[driver]
+        )
         time.sleep(np.random.default_rng().uniform(0, 1))  # at some moment of a batch
     finally:
         driver.kill()

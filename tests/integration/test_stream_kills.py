@@ -79,7 +79,7 @@ class Driver:
 
 def labelled(place: Place) -> dict[str, int]:
     """Images by model, those that could not be read too, as they are published."""
-    if not place.out.exists() or not any(place.out.glob("model_id=*/manifest.json")):
+    if not place.out.exists() or not any(place.out.glob("model_id=*/_delta_log")):
         return {}
     manifests = read_views(str(place.out)).manifests
     return {model_id: manifest.row_count + manifest.reject_count for model_id, manifest in manifests.items()}
@@ -139,9 +139,8 @@ def test_a_stream_that_is_killed_twice_and_changes_its_model_labels_every_image_
     left = {path.name for path in place.out.glob("model_id=*/*")}
     assert left <= {
         "data",
-        "index",
-        "rejects",
-        "manifest.json",
+        "_firn",
+        "_delta_log",
         CLAIM_NAME,
     }  # that of the killed holder, who is known to be dead
 

@@ -128,7 +128,7 @@ def test_a_plain_set_keeps_its_column_and_its_models(
     np.testing.assert_array_equal(values, added.to_numpy("train", "features")[0])
 
 
-@pytest.mark.parametrize("moment", ["place_files", "write_manifest", "remove_staging"])
+@pytest.mark.parametrize("moment", ["place_files", "publish", "remove_staging"])
 def test_a_killed_job_is_taken_up_again(
     spark: SparkSession, parts: dict[str, Any], tmp_path: Path, moment: str
 ) -> None:
@@ -138,7 +138,7 @@ import os, signal
 import featurize
 from featurize.jobs import add_column
 
-target = add_column.staging if {moment != "write_manifest"} else add_column
+target = add_column.staging if {moment != "publish"} else add_column
 setattr(target, {moment!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
 featurize.add_column({str(recipe)!r})
 """

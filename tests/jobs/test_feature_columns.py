@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.tables.building import SPLIT
+from helpers.tables.publishing import write_manifest
 from pyspark.sql import SparkSession
 
 import featurize
 from featurize.errors import UsageError
 from featurize.recipes.recipe import read_recipe
-from featurize.tables.manifests import write_manifest
 
 pytestmark = pytest.mark.spark
 
@@ -120,7 +120,7 @@ def test_readers_must_say_which_column(spark: SparkSession, photos: Path, small_
     with pytest.raises(UsageError, match=r"`features.column` is required"):
         several.similar(image)
     assert len(several.similar(image, k=3, column="features_mean").images) == 3
-    with pytest.raises(ValueError, match="must not be written"):
+    with pytest.raises(ValueError, match="must not be published"):
         write_manifest(several.url, several.manifest.of_column("features_mean", several.url))
     facts = dict(several.describe().as_dict())
     assert [column["name"] for column in facts["columns"]] == ["features_pool", "features_mean"]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from helpers.tables.building import files_of
 from PIL import Image
 from pyspark.sql import SparkSession
 
@@ -18,7 +19,8 @@ from featurize.recipes.recipe import FractionSplit
 from featurize.recipes.toml_settings import check_settings
 from featurize.sources.cards import Card
 from featurize.sources.splits import split_by_fractions
-from featurize.tables.manifests import ImagesManifest, read_manifest
+from featurize.tables.manifests import ImagesManifest
+from featurize.tables.publication import read_manifest
 from featurize.tables.readable import read_features_manifest
 
 pytestmark = pytest.mark.spark
@@ -107,10 +109,10 @@ def test_the_manifest_names_the_card_and_counts_the_rejects(table: Path) -> None
 
 
 def test_a_rerun_adds_nothing(spark: SparkSession, source: Path, table: Path) -> None:
-    before = (table / "manifest.json").read_bytes()
+    before = files_of(table)
     result = ingest(spark, card(source, split={"seed": 3}), str(table))
     assert (result.added, result.skipped) == (0, 12)
-    assert (table / "manifest.json").read_bytes() == before
+    assert files_of(table) == before
 
 
 def test_equal_bytes_in_two_classes_are_in_one_split(table: Path, source: Path) -> None:

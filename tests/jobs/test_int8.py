@@ -24,6 +24,7 @@ from featurize.jobs.image_samples import ImageSample
 from featurize.jobs.run import featurize
 from featurize.recipes.model_section import ModelSettings
 from featurize.sources.opening import open_source
+from featurize.tables.layout import NETWORKS
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import read_features_manifest
 from finetune.networks.unfrozen import find_head
@@ -64,7 +65,7 @@ def run(spark: SparkSession, photos: Path, folder: Path, backbone: Path, **chang
 
 
 def network_of(folder: Path) -> Path:
-    (network,) = (folder / "networks").glob("*.onnx")
+    (network,) = (folder / NETWORKS).glob("*.onnx")
     return network
 
 
@@ -120,7 +121,7 @@ def test_features_in_int8_are_near_those_in_float32_and_of_another_backbone(
     exact = run(spark, many_photos, tmp_path / "exact", small_backbone, precision="float32")
     with pytest.raises(UsageError, match="exact holds features in float32, not in int8; a mixture is refused"):
         run(spark, many_photos, tmp_path / "exact", small_backbone)
-    assert not (tmp_path / "exact" / "networks").exists()
+    assert not (tmp_path / "exact" / NETWORKS).exists()
     assert exact.preparation_id != read_features_manifest(str(made)).preparation_id
     ours, theirs = read_rows(made), read_rows(tmp_path / "exact")
     np.testing.assert_allclose(stacked(ours), stacked(theirs.loc[ours.index]), atol=0.05 * stacked(theirs).max())
@@ -273,12 +274,12 @@ def test_columns_in_int8_have_a_network_each_and_more_can_be_added(
     del asked["backbone"]["layer"]
     asked["backbone"]["layers"] = ["mean"]
     before = firn.run(asked, spark=spark).to_pandas().set_index("path").sort_index()
-    (there,) = (tmp_path / "set" / "networks").glob("*.onnx")
+    (there,) = (tmp_path / "set" / NETWORKS).glob("*.onnx")
     asked["backbone"]["layers"] = ["mean", "pool:mean"]
     asked["backbone"]["precision"] = "int8"
     added = firn.add_column(asked, spark=spark)
     assert added.manifest.column_names == ["features_mean", "features_pool_mean"]
-    networks = sorted(path.stem for path in (tmp_path / "set" / "networks").glob("*.onnx"))
+    networks = sorted(path.stem for path in (tmp_path / "set" / NETWORKS).glob("*.onnx"))
     assert networks == sorted(one.backbone["quantized_sha256"] for one in added.manifest.columns)
     assert there.stem in networks
     assert len(networks) == 2

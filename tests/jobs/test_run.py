@@ -94,9 +94,9 @@ def test_the_manifest_says_how_the_features_were_made(built: Built) -> None:
 
 
 def test_nothing_else_is_left_in_the_folder(built: Built) -> None:
-    assert {path.name for path in built.folder.iterdir()} == {"manifest.json", "data", "rejects", "index"}
+    assert {path.name for path in built.folder.iterdir()} == {"_delta_log", "_firn", "data"}
     listed = {file.path for shard in built.manifest.shards for file in shard.all_files}
-    assert set(files_of(built.folder)) == listed | {"manifest.json"}
+    assert set(files_of(built.folder)) == listed | {f"_delta_log/{0:020d}.json"}
 
 
 def test_row_groups_hold_the_rows_that_were_asked_for(built: Built) -> None:

@@ -18,6 +18,7 @@ from helpers.models.unfrozen_place import (
     weights_by_name,
 )
 from helpers.tables.feature_sets import write_feature_set
+from helpers.tables.publishing import write_manifest
 from helpers.toml_files import write_toml
 from numpy.typing import NDArray
 
@@ -25,7 +26,6 @@ from featurize.backbones.backbone import load_backbone, prepare_backbone
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.recipe import RegistrySettings
 from featurize.recipes.toml_settings import check_settings
-from featurize.tables.manifests import write_manifest
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.models.folder import load_model, read_model_card
 from finetune.networks.build import logits_of

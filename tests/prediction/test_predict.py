@@ -158,7 +158,7 @@ def test_a_corrupt_image_is_a_reject_and_too_many_publish_nothing(
     (tmp_path / "images" / "loose.jpg").write_bytes(b"no picture")
     with pytest.raises(JobError, match="1 of 10 images could not be read"):
         predicted(spark, model.folder, out, images=tmp_path / "images", max_reject_fraction=0.05)
-    assert not (partition(out, model) / "manifest.json").exists()
+    assert not (partition(out, model) / "_delta_log").exists()
     result = predicted(spark, model.folder, out, images=tmp_path / "images", max_reject_fraction=0.1)
     assert (result.added, result.skipped, result.manifest.reject_count) == (0, 10, 1)
     reject = read_rejects(partition(out, model)).loc["loose.jpg"]
@@ -203,7 +203,7 @@ def test_a_killed_job_that_is_run_again_gives_the_predictions_of_an_undisturbed_
         finally:
             os.killpg(job.pid, signal.SIGKILL)
             job.wait()
-    assert not (partition(out, model) / "manifest.json").exists(), "it was too fast to be killed"
+    assert not (partition(out, model) / "_delta_log").exists(), "it was too fast to be killed"
     result = predicted(spark, model.folder, out, images=heavy)
     assert result.skipped >= 100
     assert result.added + result.rejected + result.skipped == 260

@@ -65,7 +65,7 @@ def test_memory_is_as_stated_and_does_not_grow_with_the_split(tmp_path: Path) ->
 
 def write_links(folder: Path, manifest: FeaturesManifest, times: int) -> None:
     """Makes the feature set `times` as large, by further names of its files."""
-    from featurize.tables.manifests import write_manifest
+    from helpers.tables.publishing import write_manifest
 
     files = []
     for number in range(times):

@@ -14,6 +14,7 @@ from helpers.models.report_folders import HOSTILE, make_features
 from helpers.project import ROOT
 from helpers.tables.building import Built, read_rows, stacked
 from helpers.tables.feature_sets import image_ids, make_clusters, write_feature_set
+from helpers.tables.publishing import write_manifest
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -124,12 +125,12 @@ def test_a_file_that_changed_since_is_not_taken_for_its_row(built: Built, tmp_pa
 def test_a_backbone_that_has_changed_is_refused(built: Built, tmp_path: Path) -> None:
     moved, other = tmp_path / "set", tmp_path / "other.keras"
     shutil.copytree(built.folder, moved)
-    manifest = json.loads((moved / "manifest.json").read_text())
+    manifest = built.manifest
     from helpers.models.networks import small_network
 
     shutil.copy(small_network(tmp_path), other)
-    manifest["recipe"]["backbone"]["name"] = str(other)
-    (moved / "manifest.json").write_text(json.dumps(manifest))
+    backbone = {**manifest.recipe["backbone"], "name": str(other)}
+    write_manifest(str(moved), manifest.model_copy(update={"recipe": {**manifest.recipe, "backbone": backbone}}))
     picture = tmp_path / "new.png"
     Image.new("RGB", (30, 30), (1, 2, 3)).save(picture)
     with pytest.raises(UsageError, match="has changed since it made the features"):

@@ -202,11 +202,11 @@ def failing_once(function: Any) -> Any:
 def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "notes.txt").write_text("{}")
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", failing_once(os.scandir))
         with pytest.raises(OSError, match="Input/output"):
             storage.remove_if_empty(str(tmp_path))
     with monkeypatch.context() as patch, storage.no_empty_folder(str(tmp_path)):
         patch.setattr(os, "scandir", failing_once(os.scandir))
-    assert (tmp_path / "manifest.json").exists()
+    assert (tmp_path / "notes.txt").exists()

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.tables.drift_sets import Known, Pixels, draw_many, grey, train_on_shapes
 from helpers.tables.grown_predictions import BEGIN, MODEL, Predictions, image_id
+from helpers.tables.publishing import write_manifest
 from helpers.tables.stream_places import Place
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -21,13 +22,13 @@ from PIL import Image
 from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
-from featurize.building.compaction import compact_table
 from featurize.errors import UsageError
 from featurize.sql.ddl import make_ddl
 from featurize.sql.query import register_views
 from featurize.sql.tables import find_tables
 from featurize.storage.claims import claim_output
-from featurize.tables.manifests import read_manifest, write_manifest
+from featurize.tables.publication import read_manifest
+from featurize.upkeep.compaction import compact_table
 from finetune.__main__ import app
 from finetune.commands.stream import report_batch
 from finetune.drift import check

@@ -14,12 +14,12 @@ from helpers.tables.stream_places import Models, Place, copy_models, promote_to,
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
-from featurize.building.compaction import compact_table
 from featurize.errors import JobError, UsageError
 from featurize.recipes.recipe import RegistrySettings
 from featurize.sql.tables import find_tables
 from featurize.storage.claims import CLAIM_NAME, claim_output
 from featurize.tables.predictions import read_views
+from featurize.upkeep.compaction import compact_table
 from finetune.registry.client import ENVIRONMENT
 from finetune.streams.checkpoint import Checkpoint, Pin, StreamRecord
 from finetune.streams.folder import stream_files

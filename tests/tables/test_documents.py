@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from featurize.errors import JobError
-from featurize.tables.manifests import read_manifest
 from featurize.tables.predictions import Views, read_views_file
+from featurize.tables.publication import read_manifest
 from finetune.models.folder import read_model_card
 from finetune.streams.checkpoint import Checkpoint, StreamRecord
 from finetune.streams.drift_windows import read_position

@@ -27,6 +27,7 @@ from pyspark.sql import SparkSession
 from featurize.errors import FirnError
 from featurize.recipes.recipe import Recipe
 from featurize.recipes.toml_settings import check_settings
+from featurize.tables import publication
 from finetune.api.sweeping import _log
 from finetune.sweeps.folder import read_sweep
 from finetune.sweeps.plan import plan_sweep
@@ -88,6 +89,7 @@ class Case:
         for reader in readers:
             shutil.copytree(self._right, self.folder, copy_function=os.link, symlinks=True)
             change(self.folder)
+            publication._cached.clear()
             try:
                 reader(self.folder)
             except FirnError as error:
@@ -109,6 +111,7 @@ class Case:
         self.tried += 1
         shutil.copytree(self._right, self.folder, copy_function=os.link, symlinks=True)
         change(self.folder)
+        publication._cached.clear()
         self._watch.seen(may_read=False)
         for reader in readers:
             try:
@@ -310,4 +313,4 @@ def test_a_table_that_is_reached_through_a_link_is_read_and_written(root: Path, 
     (root / "linked").symlink_to(root / "features")
     for reader in (*READERS["features"].read, *READERS["features"].clean):
         reader(root / "linked")
-    assert (root / "features" / "manifest.json").exists() or (root / "features" / "_delta_log").exists()
+    assert (root / "features" / "_delta_log").exists()

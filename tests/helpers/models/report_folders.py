@@ -14,13 +14,14 @@ from featurize.digests import settings_digest
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.recipe import FeaturesSettings, FinetuneRecipe
 from featurize.recipes.training_section import TrainingSettings
-from featurize.tables.manifests import utc_now, write_manifest
+from featurize.tables.manifests import utc_now
 from finetune.models.folder import ModelCard
 from finetune.ranks.communicator import SingleRank
 from finetune.sweeps.folder import CARD_NAME, MODELS_FOLDER, SweepCard, Trial
 from finetune.training.plan import plan_training
 from finetune.training.train import train
 from helpers.tables.feature_sets import make_clusters, write_feature_set
+from helpers.tables.publishing import write_manifest
 
 HOSTILE = '<script>alert("class")</script>'
 ODD_CLASSES = (

@@ -71,9 +71,9 @@ def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def read_rows(folder: Path) -> pd.DataFrame:
+def read_rows(folder: Path, version: int | None = None) -> pd.DataFrame:
     """All rows that the manifest lists, by path, with their split."""
-    manifest = read_features_manifest(str(folder))
+    manifest = read_features_manifest(str(folder), version)
     parts: list[pd.DataFrame] = [
         pq.ParquetFile(folder / file.path).read().to_pandas().assign(split=file.split) for file in manifest.files
     ]

@@ -20,7 +20,6 @@ from featurize.tables.manifests import (
     add_counts,
     library_versions,
     utc_now,
-    write_manifest,
 )
 from featurize.tables.schemas import PREDICTIONS_SCHEMA
 from featurize.timings import Timings
@@ -31,6 +30,7 @@ from finetune.models.folder import ModelCard, load_model
 from finetune.prediction.answers import answers_of
 from helpers.models.logged_models import train_model
 from helpers.tables.feature_sets import write_feature_set
+from helpers.tables.publishing import write_manifest
 
 CLASSES = ("ant", "bee", "cat", "dog")
 NEW = "eel"

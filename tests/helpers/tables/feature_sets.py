@@ -13,19 +13,13 @@ from numpy.typing import NDArray
 from featurize.backbones.spec import BackboneSpec
 from featurize.building.shard_files import ShardWriter
 from featurize.digests import combine_digests, settings_digest
-from featurize.jobs.run_task import features_schema
-from featurize.tables.manifests import (
-    DataFile,
-    FeaturesManifest,
-    add_counts,
-    library_versions,
-    utc_now,
-    write_manifest,
-)
+from featurize.tables.manifests import DataFile, FeaturesManifest, add_counts, library_versions, utc_now
+from featurize.tables.schemas import features_schema
 from featurize.timings import Timings
 from finetune.rows.batches import PADDING
 from finetune.rows.loader import BatchPlan
 from finetune.rows.splits import SplitData
+from helpers.tables.publishing import write_manifest
 from helpers.toml_files import write_toml
 
 Floats = NDArray[np.float32]

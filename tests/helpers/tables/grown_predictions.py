@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.building.shard_files import ShardWriter
-from featurize.tables.manifests import PREDICTED, PredictionsManifest, ShardRecord, write_manifest
+from featurize.tables.manifests import PREDICTED, PredictionsManifest, ShardRecord
 from featurize.tables.schemas import PREDICTIONS_SCHEMA
 from helpers.tables.drift_sets import predictions_of
+from helpers.tables.publishing import write_manifest
 
 MODEL = "5" * 64
 BEGIN = datetime(2026, 11, 1, tzinfo=UTC)

@@ -15,8 +15,9 @@ from featurize.building.build import BuildResult
 from featurize.jobs.run import featurize
 from featurize.recipes.recipe import FinetuneRecipe
 from featurize.recipes.toml_settings import check_settings
-from featurize.tables.manifests import PredictionsManifest, read_manifest
+from featurize.tables.manifests import PredictionsManifest
 from featurize.tables.predictions import partition_url, read_views
+from featurize.tables.publication import read_manifest
 from finetune.models.folder import ModelCard, load_model
 from finetune.networks.forward import predict_probabilities
 from finetune.prediction.predict import plan_prediction, predict

@@ -8,17 +8,11 @@ import pyarrow.parquet as pq
 
 from featurize.building.shard_files import ShardWriter
 from featurize.digests import settings_digest
-from featurize.tables.manifests import (
-    PREDICTED,
-    FeaturesManifest,
-    PredictionsManifest,
-    library_versions,
-    utc_now,
-    write_manifest,
-)
+from featurize.tables.manifests import PREDICTED, FeaturesManifest, PredictionsManifest, library_versions, utc_now
 from featurize.tables.schemas import PREDICTIONS_SCHEMA
 from featurize.timings import Timings
 from helpers.tables.feature_sets import image_ids, make_clusters, write_feature_set
+from helpers.tables.publishing import write_manifest
 
 ODD_NAMES = ["my photos", "50% off", "a+b", "été", "split=train", "c#1", "what?", "[a]*", "it's; {b}", "a\\b"]
 

@@ -24,10 +24,12 @@ from featurize.sources.listing import ImageSource, planned_images
 from featurize.sources.opening import open_features, open_source
 from featurize.sql.tables import SqlTable, find_tables
 from featurize.storage.claims import CLAIM_NAME, Claim
-from featurize.tables.manifests import read_manifest
+from featurize.tables import delta_log, publication
 from featurize.tables.predictions import read_views
+from featurize.tables.publication import read_manifest
 from featurize.tables.readable import read_features_manifest
 from featurize.tables.row_groups import read_table
+from featurize.upkeep.versions import upgrade, vacuum
 from finetune.drift.check import reference_of
 from finetune.drift.read import EVERYTHING, read_rows
 from finetune.drift.reference import read_reference
@@ -50,12 +52,13 @@ from finetune.training.tensorboard import remove_event_files
 from finetune.training.train import _remove_evaluations
 from helpers.images.photos import make_photos
 from helpers.models.logged_models import registry_in, train_model
+from helpers.project import ROOT
 from helpers.tables.building import recipe
 from helpers.tables.listings import card
 from helpers.tables.stream_places import Place
 
 Reader = Callable[[Path], object]
-FOLDERS = ("images", "features", "unfinished", "predictions", "model", "sweep", "checkpoint", "cache")
+FOLDERS = ("images", "features", "legacy", "unfinished", "predictions", "model", "sweep", "checkpoint", "cache")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,7 @@ def make_places(spark: SparkSession, backbone: Path, root: Path) -> None:
     (root / "model" / "events" / "events.out").write_bytes(b"events")
     run_sweep(plan_sweep(check_settings(Recipe, sweep_document(root), origin="test"), origin="test"))
     _make_stream(spark, root)
+    shutil.copytree(ROOT / "tests/helpers/tables/made_by_0_1", root / "legacy")
     _make_unfinished(root)
     _make_cache(root / "cache")
 
@@ -114,11 +118,13 @@ def _make_unfinished(root: Path) -> None:
     """A feature set whose run was killed after its shards were done, by a process that is gone."""
     url = str(root / "unfinished")
     manifest = read_features_manifest(str(root / "features"))
+    publication._write_snapshot(str(root / "features"), manifest)  # as every hundredth version has one
+    delta_log.write_checkpoint(str(root / "features"), 0)
     for file in (file for shard in manifest.shards for file in shard.all_files):
         target = root / "unfinished" / staging.STAGING / file.path
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(root / "features" / file.path, target)
-    staging.write_state(url, settings=manifest.settings, run="run1", records=manifest.shards[:1])
+    staging.write_state(url, settings=manifest.settings, run="run1", records=manifest.shards[:1], there=None)
     for number, shard in enumerate(manifest.shards):
         staging.commit(url, "run1", number, shard)
     dead = {"host": os.uname().nodename, "pid": 2**22 - 3, "user": "x", "since": "2026-01-01", "beat_at": 0.0}
@@ -168,15 +174,20 @@ def read_features(url: Path) -> None:
     backbone_settings(str(url), manifest)
 
 
+def read_legacy(url: Path) -> None:
+    manifest = read_features_manifest(str(url))
+    for split in manifest.rows:
+        read_table(str(url), manifest, split, ("image_id", "label", "features"))
+    read_sql(features=str(url))
+
+
 def clean_table(url: Path) -> None:
-    manifest = read_manifest(str(url))
-    if manifest is None:
-        raise UsageError(f"{url} is no table")
-    staging.remove_all_but(str(url), manifest.shards)
+    vacuum(str(url), older_than="0s")
+    staging.remove_staging(str(url))
 
 
 def read_unfinished(url: Path) -> None:
-    unfinished = staging.read_unfinished(str(url))
+    unfinished = staging.read_unfinished(str(url), read_manifest(str(url)))
     for index in unfinished.index_urls if unfinished is not None else ():
         storage.read_bytes(index)
 
@@ -185,10 +196,10 @@ def clean_unfinished(url: Path) -> None:
     claim = Claim(str(url), patience_s=0, settling_s=0)
     claim.take()
     try:
-        unfinished = staging.read_unfinished(str(url))
+        unfinished = staging.read_unfinished(str(url), None)
         records = [] if unfinished is None else unfinished.records
-        staging.write_state(str(url), settings={}, run="run2", records=records)
-        staging.remove_others(str(url), records, published=set())
+        staging.write_state(str(url), settings={}, run="run2", records=records, there=None)
+        staging.remove_others(str(url), records)
         staging.place_files(str(url), records)
         staging.remove_staging(str(url))
     finally:
@@ -205,9 +216,7 @@ def read_predictions(url: Path) -> None:
 
 
 def clean_predictions(url: Path) -> None:
-    for folder in storage.list_folders(str(url)):
-        if "model_id=" in folder and (manifest := read_manifest(folder)) is not None:
-            staging.remove_all_but(folder, manifest.shards)
+    vacuum(str(url), older_than="0s")
 
 
 def read_model(url: Path) -> None:
@@ -258,6 +267,7 @@ def read_cache(url: Path) -> None:
 READERS = {
     "images": Folder([read_images], clean=[clean_table]),
     "features": Folder([read_features], clean=[clean_table]),
+    "legacy": Folder([read_legacy], clean=[lambda url: upgrade(str(url))]),
     "unfinished": Folder([read_unfinished], clean=[clean_unfinished]),
     "predictions": Folder([read_predictions], clean=[clean_predictions]),
     "model": Folder([read_model], load=[lambda url: load_model(str(url))], clean=[clean_model]),

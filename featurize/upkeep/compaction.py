@@ -1,8 +1,8 @@
 """Compaction: neighbouring small shards of a table of predictions become larger ones, with the same rows in the same order.
 
-The larger ones are written to the staging folder and moved beside the small ones, which the manifest still lists; then the
-manifest is replaced, and the small ones are removed. If it is killed at any moment, the table is the old one or the new one, and
-the next run removes files that the manifest does not list.
+The larger ones are written to the staging folder and moved beside the small ones, and a new version lists them in their place.
+If it is killed at any moment, the table is the old one or the new one. The small ones stay for readers of older versions, until
+`vacuum_table` removes them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -18,15 +18,10 @@ from featurize.building.shard_files import ParquetFile
 from featurize.digests import combine_digests
 from featurize.errors import JobError, UsageError, first_line
 from featurize.storage.claims import Claim
-from featurize.tables.manifests import (
-    DataFile,
-    PredictionsManifest,
-    ShardRecord,
-    add_counts,
-    read_manifest,
-    write_manifest,
-)
+from featurize.tables.layout import DATA, INDEX, REJECTS
+from featurize.tables.manifests import DataFile, Manifest, PredictionsManifest, ShardRecord, add_counts
 from featurize.tables.predictions import PLAIN_COLUMNS, ROWS_PER_GROUP
+from featurize.tables.publication import publish, read_manifest
 from featurize.tables.row_groups import open_source
 from featurize.tables.schemas import INDEX_SCHEMA, PREDICTIONS_SCHEMA, REJECTS_SCHEMA
 from featurize.timings import add_timings
@@ -59,10 +54,10 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
     manifest = read_manifest(url)
     if not isinstance(manifest, PredictionsManifest):
         raise UsageError(f"{url} holds no predictions of a model.")
-    if _has_unpublished(url, manifest.shards):
+    if _has_unpublished(url, manifest):
         raise JobError(f"{url}: an unfinished run would be lost. Start it again and let it finish first.")
     claim.verify()
-    staging.remove_all_but(url, manifest.shards)
+    staging.remove_staging(url)
     groups = list(_groups(manifest.shards, least_images, kept))
     if len(groups) < len(manifest.shards):
         run = uuid4().hex[:8]
@@ -73,15 +68,15 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
         claim.verify()
         staging.place_files(url, [shard for shard, group in zip(merged, groups, strict=True) if len(group) > 1])
         claim.verify()
-        write_manifest(url, manifest.model_copy(update={"shards": merged}))
-        staging.remove_all_but(url, merged)
+        publish(url, manifest.model_copy(update={"shards": merged}), after=manifest, operation="OPTIMIZE")
+        staging.remove_staging(url)
     return Compacted(len(manifest.shards), len(groups), manifest.row_count)
 
 
-def _has_unpublished(url: str, published: Sequence[ShardRecord]) -> bool:
+def _has_unpublished(url: str, published: Manifest) -> bool:
     """Whether a killed run left finished shards that are not published."""
-    unfinished = staging.read_unfinished(url)
-    listed = {shard.index_file.path for shard in published}
+    unfinished = staging.read_unfinished(url, published)
+    listed = {shard.index_file.path for shard in published.shards}
     return unfinished is not None and any(record.index_file.path not in listed for record in unfinished.records)
 
 
@@ -125,9 +120,9 @@ def _merge(url: str, name: str, shards: Sequence[ShardRecord]) -> ShardRecord:
 
     reasons = add_counts({"": shard.rejects} for shard in shards).get("", {})
     return ShardRecord(
-        files=[merge("data", files, PREDICTIONS_SCHEMA, PLAIN_COLUMNS)] if files else [],
-        reject_files=[merge("rejects", rejects, REJECTS_SCHEMA)] if rejects else [],
-        index_file=merge("index", index, INDEX_SCHEMA),
+        files=[merge(DATA, files, PREDICTIONS_SCHEMA, PLAIN_COLUMNS)] if files else [],
+        reject_files=[merge(REJECTS, rejects, REJECTS_SCHEMA)] if rejects else [],
+        index_file=merge(INDEX, index, INDEX_SCHEMA),
         rows=add_counts(shard.rows for shard in shards),
         rejects=reasons,
         unread=sum(shard.unread for shard in shards),
