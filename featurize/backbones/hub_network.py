@@ -20,9 +20,9 @@ _FAMILIES = ("vit", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 
 def files_of_hub(url: str) -> list[str]:
     """The files in a folder that make a network of keras-hub; empty where it has other weights, or none."""
-    files = [file for file in storage.list_files(url) if file.endswith(_SUFFIXES)]
+    files = [file for file in storage.list_source(url) if file.endswith(_SUFFIXES)]
     has_weights = any(not file.endswith(".json") for file in files)
-    return files if has_weights and storage.exists(storage.join_url(url, _CONFIG)) else []
+    return files if has_weights and storage.exists(storage.source_url(url, _CONFIG)) else []
 
 
 def load_hub_network(url: str) -> "tuple[keras.Model, str]":

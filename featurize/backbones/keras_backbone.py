@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from featurize import __version__, storage
 from featurize.backbones import kept, keras_network
 from featurize.backbones.hub_network import files_of_hub
@@ -26,6 +28,7 @@ from featurize.recipes.backbone_section import BackboneSettings
 if TYPE_CHECKING:
     import keras
 
+_REPORT = TypeAdapter(WeightsReport)
 _FORMAT = 1  # of what is kept: another number, and it is made anew
 _DESCRIBED = "specs"
 _NOT_THE_NETWORK = {"engine", "precision", "batch_size", "layers", "column", "quantized"}
@@ -54,11 +57,9 @@ class KerasBackbone:
         self._exported: Path | None = None
         if can_export() and settings.engine != "tensorflow":
             self._key = _key_of(settings)
-            found = kept.find_network(self._key) if self._key is not None else None
+            found = kept.find_network(self._key, _parse_about) if self._key is not None else None
             if found is not None:
-                self._exported, about = found
-                self.spec = BackboneSpec.from_dict(about["spec"])
-                self.report = WeightsReport(**about["report"])
+                self._exported, (self.spec, self.report) = found
                 return
         self.spec, self.report = self._built[1:]
 
@@ -96,9 +97,9 @@ class KerasBackbone:
         """
         settings = self._settings.model_copy(update={"layer": layer})
         key = _key_of(settings) if self._key is not None else None
-        found = kept.find_document(_DESCRIBED, key) if key is not None else None
+        found = kept.find_document(_DESCRIBED, key, BackboneSpec.from_dict) if key is not None else None
         if found is not None:
-            return BackboneSpec.from_dict(found)
+            return found
         spec = self._cut_at(settings)[1]
         if key is not None and self.report.notice is None:
             kept.keep_document(_DESCRIBED, key, spec.as_dict())
@@ -172,6 +173,10 @@ class KerasBackbone:
         if self._key is not None and self.report.notice is None:  # random weights in place of others are not kept
             kept.keep_network(self._key, path, {"spec": spec.as_dict(), "report": asdict(self.report)})
         return path
+
+
+def _parse_about(about: Mapping[str, Any]) -> tuple[BackboneSpec, WeightsReport]:
+    return BackboneSpec.from_dict(about["spec"]), _REPORT.validate_python(about["report"])
 
 
 def _key_of(settings: BackboneSettings) -> str | None:

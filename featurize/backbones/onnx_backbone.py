@@ -133,7 +133,7 @@ def _with_shape(spec: BackboneSpec, forward: Forward) -> BackboneSpec:
 
 def has_onnx_file(url: str) -> bool:
     """Whether a folder has an ONNX file."""
-    return any(file.endswith(".onnx") for file in storage.list_files(url))
+    return any(file.endswith(".onnx") for file in storage.list_source(url))
 
 
 def _network_of_folder(url: str) -> str:
@@ -141,11 +141,11 @@ def _network_of_folder(url: str) -> str:
     if not storage.is_folder(url):
         raise UsageError(f"`backbone.name`: there is no folder {url}, and files end in .keras or .onnx.")
     for place in _USUAL_PLACES:
-        if storage.exists(storage.join_url(url, place)):
-            return storage.join_url(url, place)
-    found = sorted(file for file in storage.list_files(url) if file.endswith(".onnx"))
+        if storage.exists(storage.source_url(url, place)):
+            return storage.source_url(url, place)
+    found = sorted(file for file in storage.list_source(url) if file.endswith(".onnx"))
     if len(found) == 1:
-        return found[0] if "/" in found[0] else storage.join_url(url, found[0])
+        return found[0] if "/" in found[0] else storage.source_url(url, found[0])
     if found:
         raise UsageError(
             f"`backbone.name`: {url} has {len(found)} ONNX files, none of them model.onnx. Name one of them."

@@ -162,7 +162,7 @@ def read_preparation(url: str) -> Preparation:
     config = _read(url, CONFIG)
     patch: Any = config.get("patch_size")
     found: Mapping[str, Any] | None = (
-        _read(url, PREPROCESSOR) if storage.exists(storage.join_url(url, PREPROCESSOR)) else None
+        _read(url, PREPROCESSOR) if storage.exists(storage.source_url(url, PREPROCESSOR)) else None
     )
     if found is not None:
         prepared = from_huggingface(found, origin=f"{url}/{PREPROCESSOR}")
@@ -309,7 +309,7 @@ def from_timm(config: Mapping[str, Any], *, origin: str) -> Preparation:
 
 
 def _read(url: str, name: str) -> Mapping[str, Any]:
-    path = storage.join_url(url, name)
+    path = storage.source_url(url, name)
     if not storage.exists(path):
         raise UsageError(f"`backbone.name`: {url} has no {name}, so it is not a folder from Hugging Face.")
     try:

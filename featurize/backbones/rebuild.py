@@ -7,10 +7,11 @@ from typing import Any
 
 from featurize import storage
 from featurize.backbones.backbone import prepare_backbone
-from featurize.backbones.spec import PreparedBackbone
+from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.errors import UsageError
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.recipes.toml_settings import check_settings
+from featurize.storage.inner_path import named_url
 from featurize.tables.layout import NETWORKS
 from featurize.tables.manifests import FeaturesManifest
 
@@ -19,7 +20,7 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
     """The settings that made the backbone of the feature set at `url`, so that it can be rebuilt; files by absolute URLs.
 
     Raises:
-        UsageError: The set's manifest does not contain them.
+        UsageError: The set's manifest does not contain them, or names a file that it may not name, see `storage.checked_url`.
     """
     origin = f"the recipe in the manifest of {url}"
     if "backbone" not in features.recipe:
@@ -28,12 +29,13 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
         )
     settings = check_settings(BackboneSettings, features.recipe["backbone"], origin=origin)
     backbone = features.backbone
+    BackboneSpec.read(backbone, origin=f"the manifest of {url}")
     changes: dict[str, Any] = {"precision": backbone["precision"], "engine": backbone.get("engine", "tensorflow")}
     changes["batch_size"] = settings.batch_size or backbone.get("batch_size")
     for key in ("name", "weights"):
         value = getattr(settings, key)
         if (value is not None and value.endswith((".keras", ".h5", ".onnx"))) or (key == "name" and settings.is_folder):
-            changes[key] = storage.absolute_url(value)  # ranks on Spark have their own working directory
+            changes[key] = named_url(storage.absolute_url(value), document=url)  # ranks have another working directory
     if backbone["precision"] == "int8":
         changes["quantized"] = kept_network(url, backbone["quantized_sha256"])
     return settings.model_copy(update=changes)

@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
+
+from pydantic import TypeAdapter
 
 from featurize.backbones.weights import WeightsReport
 from featurize.decoding.decode import Fit, Interpolation
@@ -12,6 +15,7 @@ from featurize.engines.engine import Engine
 from featurize.engines.measurement import Measurement
 from featurize.engines.onnx_graph import Normalization
 from featurize.engines.precision import Precision
+from featurize.errors import JobError, first_line
 
 Preprocessing = Literal["none", "caffe", "tf", "torch", "stated"]
 
@@ -79,6 +83,7 @@ class BackboneSpec:
 
         Raises:
             KeyError: A part is missing.
+            ValueError: A part has another type.
         """
         known: dict[str, Any] = {}
         for entry in fields(cls):
@@ -87,7 +92,24 @@ class BackboneSpec:
                 known[entry.name] = tuple(value) if isinstance(value, list) else value
             elif entry.default is MISSING:
                 raise KeyError(entry.name)
+        _adapter().validate_python(known)  # the values are kept as they are: their digest must not change
         return cls(**known)
+
+    @classmethod
+    def read(cls, document: Mapping[str, Any], *, origin: str) -> Self:
+        """The backbone described in a document of someone else, like `from_dict`.
+
+        Args:
+            document: the description.
+            origin: the document that it is in.
+
+        Raises:
+            JobError: It is damaged.
+        """
+        try:
+            return cls.from_dict(document)
+        except (KeyError, ValueError) as error:
+            raise JobError(f"{origin} is damaged: the description of the backbone: {first_line(error)}") from error
 
     @property
     def preparation_id(self) -> str:
@@ -98,6 +120,11 @@ class BackboneSpec:
     def determining(self) -> dict[str, Any]:
         """The parts of the description that determine the features of an image."""
         return {key: value for key, value in self.as_dict().items() if key not in ("name", "weights", "engine")}
+
+
+@cache
+def _adapter() -> TypeAdapter[BackboneSpec]:
+    return TypeAdapter(BackboneSpec)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from featurize import storage
 from featurize.errors import JobError
+from featurize.storage.inner_path import InnerName
+from featurize.tables.documents import DamagedDocumentError, read_document
 from featurize.tables.layout import LEGACY_SHARD_FOLDERS, NETWORKS, SHARD_FOLDERS
 from featurize.tables.manifests import Manifest, ShardRecord
 
@@ -29,6 +31,8 @@ _COMMITS = f"{STAGING}/commits"
 ALL_SHARD_FOLDERS = (*SHARD_FOLDERS, *LEGACY_SHARD_FOLDERS)
 _FOLDER_PREFIXES = tuple(f"{folder}/" for folder in ALL_SHARD_FOLDERS)
 _NETWORK_NAME = re.compile(rf"{NETWORKS}/[0-9a-f]{{64}}\.(onnx|json)")
+SCHEMA_VERSION = 1
+"""The schema version of `state.json` and of commits."""
 _PART_NAME = re.compile(r"part-[0-9a-f]{8}-\d{5,}-\d+\.parquet")
 
 
@@ -39,8 +43,9 @@ class StagingState(BaseModel):
     that of the table when the run started; -1: there was none.
     """
 
+    schema_version: int = SCHEMA_VERSION
     settings: dict[str, Any]
-    run: str
+    run: InnerName
     records: list[ShardRecord]
     purpose: str = ""
     version: int = -1
@@ -69,15 +74,8 @@ def read_state(url: str) -> StagingState | None:
     Raises:
         JobError: the state is damaged, or was written by another version of Firn.
     """
-    state_url = storage.join_url(url, STATE_NAME)
-    try:
-        return StagingState.model_validate(storage.read_json(state_url))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, ValidationError) as error:
-        raise JobError(
-            f"{state_url} is damaged, or of another version of Firn. Remove {storage.join_url(url, STAGING)} to start afresh."
-        ) from error
+    remedy = f"Remove {storage.join_url(url, STAGING)} to start afresh."
+    return read_document(storage.join_url(url, STATE_NAME), StagingState, version=SCHEMA_VERSION, remedy=remedy)
 
 
 def read_unfinished(url: str, there: Manifest | None) -> Unfinished | None:
@@ -130,9 +128,12 @@ def write_state(
 def commit(url: str, run: str, shard: int, record: ShardRecord) -> ShardRecord:
     """Worker side: commits a shard, unless another attempt has done so. Returns the record that counts."""
     commit_url = storage.join_url(url, _COMMITS, f"{run}-{shard:06d}.json")
-    if storage.create_exclusively(commit_url, record.model_dump_json().encode()):
+    document = {"schema_version": SCHEMA_VERSION, **record.model_dump()}
+    if storage.create_exclusively(commit_url, storage.encode_json(document)):
         return record
-    first = ShardRecord.model_validate(storage.read_json(commit_url))
+    first = read_document(commit_url, ShardRecord, version=SCHEMA_VERSION)
+    if first is None:
+        raise JobError(f"{commit_url} was removed while the shard was committed.")
     if (
         first.index_file.path != record.index_file.path
     ):  # otherwise it is this record, and the storage's answer was lost
@@ -254,8 +255,8 @@ def _own_commits(url: str, state: StagingState) -> list[str]:
 
 def _read_record(url: str) -> ShardRecord | None:
     try:
-        return ShardRecord.model_validate(storage.read_json(url))
-    except ValueError:  # cut off, by a storage failure
+        return read_document(url, ShardRecord, version=SCHEMA_VERSION)
+    except DamagedDocumentError:  # cut off, by a storage failure
         return None
 
 

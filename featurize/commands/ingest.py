@@ -6,6 +6,7 @@ import typer
 
 from featurize.commands.options import (
     DecodeTimeoutOption,
+    FollowLinksOption,
     JsonOption,
     RejectFractionOption,
     print_result,
@@ -24,6 +25,7 @@ def ingest_command(
     source: Annotated[
         str | None, typer.Option(help="Folder or URL of the data set; default: the card's own source.")
     ] = None,
+    follow_links: FollowLinksOption = False,
     max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
@@ -39,6 +41,7 @@ def ingest_command(
             card,
             output,
             source=source,
+            follow_links=follow_links,
             max_reject_fraction=max_reject_fraction,
             decode_timeout_s=decode_timeout_s,
         )

@@ -25,6 +25,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Prints the result as o
 RejectFractionOption = Annotated[
     float, typer.Option(min=0, max=1, help="Largest share of unreadable images; above it nothing is published.")
 ]
+FollowLinksOption = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links", help="Follows links that lead out of the images' folder; otherwise they are rejects."
+    ),
+]
 DecodeTimeoutOption = Annotated[
     float, typer.Option(min=0.001, help="Seconds; an image that takes longer to decode is rejected.")
 ]

@@ -13,6 +13,9 @@ def upload_command(
     url: Annotated[str, typer.Argument(help="The target, such as webhdfs://namenode:9870/path.")],
     threads: Annotated[int, typer.Option(min=1, max=64, help="Number of files sent at a time.")] = 4,
     user: Annotated[str | None, typer.Option(help="HDFS user name; default: HADOOP_USER_NAME, or yours.")] = None,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Also sends what links that lead out of the folder lead to.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Copies a local folder to HDFS over WebHDFS; files that are already there with the same size are skipped."""
@@ -29,6 +32,7 @@ def upload_command(
                 url,
                 threads=threads,
                 user=user,
+                follow_links=follow_links,
                 on_bytes=lambda count: progress.advance(bar, count),
                 on_total=lambda count: progress.update(bar, total=count),
             )

@@ -111,7 +111,7 @@ def _download_beside(url: str, name: str, folder: Path) -> None:
     path = PurePosixPath(name)
     if not path.parts or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
         raise UsageError(f"`backbone.name`: {url} asks for external data outside its own folder: {name!r}.")
-    source = storage.join_url(url.rpartition("/")[0] or ".", name)
+    source = storage.source_url(url.rpartition("/")[0] or ".", name)
     if not _is_file(source):
         raise UsageError(f"`backbone.name`: {url} needs the file {name} beside it, which is missing.")
     target = folder / path

@@ -105,7 +105,12 @@ def add_columns(
     wanted = _wanted(recipe, there, url, where=where, columns=columns)
     if not wanted:
         return BuildResult(there, skipped=there.row_count, seconds=perf_counter() - started)
-    source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)
+    source = open_source(
+        recipe.images.source,
+        recipe.images.split,
+        card_folders=card_folders,
+        follow_links=recipe.images.follow_links,
+    )
     _check_source(recipe, source, there, url)
     prepared = prepare_asked(spark, recipe, source, [as_decided(one, _decided(there, one), url) for one in wanted])
     if where is not None:

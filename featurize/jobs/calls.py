@@ -100,6 +100,7 @@ def ingest(
     *,
     spark: SparkSession | None = None,
     source: str | Path | None = None,
+    follow_links: bool = False,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Images:
@@ -110,6 +111,7 @@ def ingest(
         output: URL of the images table.
         spark: the session to run in, which is not stopped. Default: the active session, or else one made for this call.
         source: folder or URL of the data set; default: the card's own source.
+        follow_links: whether links that lead out of the data set are followed; otherwise they are rejects.
         max_reject_fraction: largest share of unreadable images, in [0, 1]; above it nothing is published.
         decode_timeout_s: seconds; an image that takes longer to decode is rejected.
 
@@ -125,6 +127,7 @@ def ingest(
             checked,
             str(output),
             source=None if source is None else str(source),
+            follow_links=follow_links,
             max_reject_fraction=max_reject_fraction,
             decode_timeout_s=decode_timeout_s,
         )

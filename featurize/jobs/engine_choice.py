@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+from pydantic import TypeAdapter
 from pyspark import SparkFiles
 from pyspark.sql import SparkSession
 
@@ -30,6 +31,8 @@ from featurize.recipes.recipe import FeaturizeRecipe
 
 _logger = logging.getLogger(__name__)
 _MEASURED, _CHOSEN = "engines", "chosen"
+_MEASUREMENTS: TypeAdapter[tuple[Measurement, ...]] = TypeAdapter(tuple[Measurement, ...])
+_ENGINE: TypeAdapter[Engine] = TypeAdapter(Engine)
 _ENVIRONMENT = ("ONEDNN_MAX_CPU_ISA", "TF_ENABLE_ONEDNN_OPTS", "OMP_NUM_THREADS")
 _PRECISIONS: dict[Engine, tuple[Precision, ...]] = {
     "tensorflow": ("float32", "bfloat16"),
@@ -59,15 +62,15 @@ class EngineChoice:
         unmeasured = None if is_open else decide_unmeasured(opened, settings)
         session = ready_session(self._spark)
         key = _key_of(opened, usable, session)
-        found = kept.find_document(_MEASURED, key)
+        found = kept.find_document(_MEASURED, key, _MEASUREMENTS.validate_python)
         if unmeasured is not None:
-            return _as_measured(unmeasured, [Measurement(**one) for one in found or ()], settings)
+            return _as_measured(unmeasured, found or (), settings)
         if found is None:
             stage(f"measuring {', '.join(NAMES[engine] for engine in usable)} for {opened.spec.name}, once")
             measured = self._measure(session, opened)
             kept.keep_document(_MEASURED, key, [one.as_dict() for one in measured])
         else:
-            measured = tuple(Measurement(**one) for one in found)
+            measured = found
         decision = decide(measured, settings)
         kept.keep_document(_CHOSEN, _name_of(settings), decision.engine)
         return decision
@@ -120,8 +123,8 @@ def likely_engine(settings: BackboneSettings) -> Engine | None:
         return None
     if settings.engine != "auto":
         return settings.engine
-    chosen: Engine | None = kept.find_document(_CHOSEN, _name_of(settings))
-    if chosen in NAMES:
+    chosen = kept.find_document(_CHOSEN, _name_of(settings), _ENGINE.validate_python)
+    if chosen is not None:
         return chosen
     return None if can_export() else "tensorflow"
 

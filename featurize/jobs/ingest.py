@@ -29,6 +29,7 @@ def ingest(
     url: str,
     *,
     source: str | None = None,
+    follow_links: bool = False,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> BuildResult:
@@ -39,13 +40,14 @@ def ingest(
         card: The data set card.
         url: URL of the images table.
         source: Where the data set is; default: the card's own source.
+        follow_links: Whether links that lead out of the source are followed; otherwise they are rejects.
         max_reject_fraction: Largest share of unreadable images in the table, in [0, 1]; above it nothing is published.
         decode_timeout_s: Seconds; an image that takes longer to decode is rejected.
 
     Raises:
         UsageError, JobError: Raised by `open_card` and `build_table`.
     """
-    opened = open_card(card, source=source)
+    opened = open_card(card, source=source, follow_links=follow_links)
     return build_table(
         spark,
         opened,

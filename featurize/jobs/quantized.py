@@ -35,8 +35,12 @@ from featurize.jobs.image_samples import ImageSample, Pixels
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings
 from featurize.sources.listing import ImageSource
+from featurize.tables.documents import check_version
 
 _logger = logging.getLogger(__name__)
+SCHEMA_VERSION = 1
+"""The schema version of the document beside a kept network."""
+_VERSION = "schema_version"
 _BATCH = 32
 _MOST_VALUES = 1 << 26  # of features in float32 that are held to judge: 256 MB
 
@@ -89,7 +93,8 @@ def kept_files(backbone: PreparedBackbone) -> dict[str, Path]:
     if backbone.spec.precision != "int8" or backbone.path is None:
         return {}
     document = backbone.path.with_suffix(".json")
-    document.write_text(json.dumps(backbone.quantization), encoding="utf-8")
+    content = {_VERSION: SCHEMA_VERSION, **(backbone.quantization or {})}
+    document.write_text(json.dumps(content), encoding="utf-8")
     return {f"{backbone.sha256}.onnx": backbone.path, f"{backbone.sha256}.json": document}
 
 
@@ -147,9 +152,15 @@ def _speeds(measured: Sequence[Measurement]) -> str:
 
 
 def _read_document(network_url: str) -> dict[str, Any]:
-    """How a kept network was made and judged; empty where that is not kept beside it."""
+    """How a kept network was made and judged; empty where that is not kept beside it.
+
+    Raises:
+        JobError: It has another schema version.
+    """
+    url = f"{network_url.removesuffix('.onnx')}.json"
     try:
-        document = storage.read_json(f"{network_url.removesuffix('.onnx')}.json")
-    except (OSError, ValueError):
+        document = storage.read_json(url)
+    except (OSError, ValueError, RecursionError):
         return {}
-    return document if isinstance(document, dict) else {}
+    check_version(document, version=SCHEMA_VERSION, origin=url)
+    return {key: value for key, value in document.items() if key != _VERSION} if isinstance(document, dict) else {}

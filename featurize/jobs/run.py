@@ -40,7 +40,12 @@ def featurize(
         UsageError: the source, the backbone or what is at the target does not match the recipe.
         JobError: the job failed, or another one is writing to the same place.
     """
-    source = open_source(recipe.images.source, recipe.images.split, card_folders=card_folders)
+    source = open_source(
+        recipe.images.source,
+        recipe.images.split,
+        card_folders=card_folders,
+        follow_links=recipe.images.follow_links,
+    )
     if len(source.classes) < 2:
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."

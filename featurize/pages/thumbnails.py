@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Any
 
+from featurize import storage
 from featurize.decoding.decode import DecodeError
 from featurize.decoding.decoder_process import Decoder
 from featurize.errors import FirnError
 from featurize.sources.listing import ContentReader, ImageReadError, PlannedImage, planned_images
 from featurize.sources.readers import FileReader, IdxReader, SceneReader
+from featurize.storage.inner_path import named_url
 from featurize.tables.manifests import FeaturesManifest
 
 MAX_SIDE = 160  # pixels
@@ -22,12 +24,13 @@ class ImagesUnreadableError(Exception):
     """No image can be read. The message is the reason: one line."""
 
 
-def read_thumbnails(manifest: FeaturesManifest, paths: Iterable[str]) -> tuple[dict[str, str], str | None]:
+def read_thumbnails(manifest: FeaturesManifest, paths: Iterable[str], *, url: str) -> tuple[dict[str, str], str | None]:
     """The images at `paths` as data URLs of JPEGs, none larger than `MAX_SIDE` pixels a side.
 
     Args:
         manifest: Manifest of the feature set, whose settings name the images' source.
-        paths: Paths as in the feature set.
+        paths: Paths as in the feature set. Only those in the source that its settings name are read.
+        url: URL of the feature set. It may name sources where `storage.checked_url` allows it.
 
     Returns:
         A data URL for each path whose image can be read, and, if there are others, the reason for one of them.
@@ -36,7 +39,7 @@ def read_thumbnails(manifest: FeaturesManifest, paths: Iterable[str]) -> tuple[d
     if not wanted:
         return {}, None
     try:
-        reader, images = _locate(manifest, wanted)
+        reader, images = _locate(manifest, wanted, url)
     except (ImagesUnreadableError, FirnError, OSError) as error:
         return {}, str(error)
     found, reason = dict[str, str](), None
@@ -84,12 +87,15 @@ def _read_all(
             yield image.path, str(error)
 
 
-def _locate(manifest: FeaturesManifest, paths: Sequence[str]) -> _Located:
+def _locate(manifest: FeaturesManifest, paths: Sequence[str], url: str) -> _Located:
     """How to read the images at `paths`. Where paths are sufficient, the source is not listed again."""
     source: dict[str, Any] = manifest.settings.get("source") or {}
     layout = source.get("layout")
+    if layout in ("folders", "idx"):
+        folder = named_url(storage.absolute_url(str(source.get("source"))), document=url)
+        paths = [path for path in paths if storage.is_within(storage.absolute_url(path), folder)]
     if layout == "folders":
-        return FileReader(), [_plan(path) for path in paths]
+        return FileReader(inside=folder), [_plan(path) for path in paths]
     if layout == "idx":
         parts = [path.rpartition("#") for path in paths]
         places = [
@@ -101,7 +107,7 @@ def _locate(manifest: FeaturesManifest, paths: Sequence[str]) -> _Located:
         scenes = [_plan(path, label=path.split("/")[-2], position=_number_of(path)) for path in paths]
         return SceneReader(seed=drawn["seed"], height=drawn["height"], width=drawn["width"]), scenes
     if layout == "images":
-        return _locate_in_table(str(source["source"]), paths)
+        return _locate_in_table(named_url(str(source["source"]), document=url), paths)
     raise ImagesUnreadableError("the feature set does not say where its images came from")
 
 

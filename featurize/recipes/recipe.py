@@ -1,11 +1,12 @@
 """Recipes: one TOML file describes a whole run. `featurize run` reads its upper half, `finetune fit` its lower half."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from featurize import storage
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
 from featurize.recipes.backbone_section import BackboneSettings
@@ -52,6 +53,9 @@ class ImagesSettings(Settings):
 
     source: str = Field(min_length=1, description="a folder per class, an images table, or a data set card")
     split: Split | None = Field(default=None, description="default: the source's own, or else fractions 0.6/0.2/0.2")
+    follow_links: bool = Field(
+        default=False, description="follow links that lead out of the folder; otherwise they are rejects"
+    )
     max_reject_fraction: float = Field(
         default=MAX_REJECT_FRACTION,
         ge=0,
@@ -181,7 +185,21 @@ def read_recipe(recipe: str | Path | Mapping[str, Any] | Recipe, overrides: Over
         UsageError: The file cannot be read, or has faults; the message lists all of them.
     """
     document = recipe if isinstance(recipe, Mapping) else _document_of(recipe)
-    return check_settings(Recipe, apply_overrides(document, overrides or ()), origin=origin_of(recipe))
+    found = check_settings(Recipe, apply_overrides(document, overrides or ()), origin=origin_of(recipe))
+    storage.give(*_urls_in(found.model_dump()))
+    return found
+
+
+def _urls_in(value: Any) -> Iterator[str]:
+    """The texts of a recipe that may be URLs."""
+    if isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _urls_in(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _urls_in(inner)
+    elif isinstance(value, str) and "/" in value:
+        yield value
 
 
 def origin_of(recipe: str | Path | Mapping[str, Any] | Recipe) -> str:

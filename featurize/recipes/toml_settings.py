@@ -70,6 +70,8 @@ def check_settings(model: type[AnySettings], document: Mapping[str, Any], *, ori
     Raises:
         UsageError: There are faults; the message has a line for each.
     """
+    if not isinstance(document, Mapping):
+        raise UsageError(f"{origin}: must be a table of settings. Got {document!r}.")
     try:
         return model.model_validate(document)
     except ValidationError as error:

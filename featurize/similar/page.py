@@ -68,7 +68,9 @@ def similar_page(similar: Similar) -> str:
     query = similar.query
     paths = [image.path for image in similar.images]
     shown_path = query.row.path if query.row is not None else query.name
-    thumbnails, reason = read_thumbnails(similar.manifest, paths + ([query.row.path] if query.row is not None else []))
+    thumbnails, reason = read_thumbnails(
+        similar.manifest, paths + ([query.row.path] if query.row is not None else []), url=similar.url
+    )
     missing = len(set(paths) - thumbnails.keys())
     return render_page(
         _TEMPLATE,
@@ -108,7 +110,9 @@ def similar_gallery(similar: Similar) -> str:
     """The result as HTML for a notebook: thumbnails with label, split and distance."""
     paths = [image.path for image in similar.images]
     query = similar.query
-    thumbnails, reason = read_thumbnails(similar.manifest, paths + ([query.row.path] if query.row is not None else []))
+    thumbnails, reason = read_thumbnails(
+        similar.manifest, paths + ([query.row.path] if query.row is not None else []), url=similar.url
+    )
     of_query = thumbnails.get(query.row.path) if query.row is not None else _thumbnail_of(query.content)
     root = _root_of(similar.manifest)
     shown = [(query.row.label if query.row is not None else "", "the query image", query.name, of_query)]

@@ -11,6 +11,7 @@ from featurize.foreign_text import without_secrets_in
 from featurize.recipes.backbone_section import Sha256
 from featurize.recipes.recipe import Split
 from featurize.recipes.toml_settings import Settings, check_settings, read_toml
+from featurize.storage.inner_path import InnerPath
 
 
 class CardFile(Settings):
@@ -28,8 +29,8 @@ class CardFile(Settings):
 class IdxPart(Settings):
     """One split of an IDX data set: the names of its files without ``.gz``, which is tried automatically."""
 
-    images: str
-    labels: str
+    images: InnerPath
+    labels: InnerPath
 
 
 class IdxLayout(Settings):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from featurize import storage
 from featurize.digests import sha256_bytes
@@ -19,11 +18,12 @@ from featurize.sources.cards import Card, describe_card, find_card, read_card
 from featurize.sources.folders import open_files, open_folder
 from featurize.sources.idx import read_idx, unzip
 from featurize.sources.listing import ImageSource, describe_rule, listing_batch, make_listing
-from featurize.sources.readers import FeaturesReader, IdxReader, SceneReader, TableReader
+from featurize.sources.readers import OUTSIDE, FeaturesReader, IdxReader, SceneReader, TableReader
 from featurize.sources.scenes import SCENE_CLASSES
 from featurize.sources.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
 from featurize.tables.manifests import NAMES, DataFile, FeaturesManifest, ImagesManifest
 from featurize.tables.publication import read_manifest
+from featurize.tables.row_groups import open_parquet
 
 _FILES_AT_A_TIME = 16
 
@@ -34,6 +34,7 @@ def open_source(
     *,
     card_folders: Sequence[Path] = (Path("datasets"),),
     is_sorted: bool = True,
+    follow_links: bool = False,
 ) -> ImageSource:
     """Opens the images that `source` names: a card, an images table, or a folder per class.
 
@@ -42,13 +43,14 @@ def open_source(
         split: How images are divided; default: the source's own splits, or else fractions.
         card_folders: Where cards are looked for.
         is_sorted: Whether a folder must have a folder per class; if not, its images may be at any depth.
+        follow_links: Whether links in a folder that lead out of it are followed; otherwise they are rejects.
 
     Raises:
         UsageError: There is nothing there, or it does not match the settings.
     """
     card_path = find_card(source, card_folders)
     if card_path is not None and not Path(source).is_dir():
-        return open_card(read_card(card_path), split=split)
+        return open_card(read_card(card_path), split=split, follow_links=follow_links)
     stage("listing images")
     url = storage.absolute_url(source)
     if not storage.exists(url):
@@ -62,17 +64,20 @@ def open_source(
     if manifest is not None:
         raise UsageError(f"{url} is {NAMES[manifest.kind]}; images are required.")
     if not is_sorted:
-        return open_files(url)
-    return open_folder(url, split or FractionSplit(), DEFAULT_VALIDATION_FRACTION)
+        return open_files(url, follow_links=follow_links)
+    return open_folder(url, split or FractionSplit(), DEFAULT_VALIDATION_FRACTION, follow_links=follow_links)
 
 
-def open_card(card: Card, *, source: str | None = None, split: Split | None = None) -> ImageSource:
+def open_card(
+    card: Card, *, source: str | None = None, split: Split | None = None, follow_links: bool = False
+) -> ImageSource:
     """Opens the data set of a card.
 
     Args:
         card: The card.
         source: Where the data set is; default: the card's own source.
         split: How images are divided; default: as in the card.
+        follow_links: As for `open_source`.
 
     Raises:
         UsageError: The source is missing, or `split` does not suit the card.
@@ -89,9 +94,10 @@ def open_card(card: Card, *, source: str | None = None, split: Split | None = No
         if not storage.is_folder(url):
             raise UsageError(f"card {card.name}: there is no folder at {url}.")
         if card.layout == "idx":
-            opened = _open_idx(url, card, split)
+            opened = _open_idx(url, card, split, follow_links=follow_links)
         else:
-            opened = open_folder(url, split or FractionSplit(), card.validation_fraction)
+            asked = split or FractionSplit()
+            opened = open_folder(url, asked, card.validation_fraction, follow_links=follow_links)
     settings = {**opened.settings, "card": card.name}
     return replace(opened, settings=settings, card=card, lineage={"card": describe_card(card)})
 
@@ -155,8 +161,8 @@ def _list_rows(url: str, file: DataFile, others: list[str]) -> tuple[pa.Table, d
         others: Further columns to read.
     """
     container = storage.join_url(url, file.path)
-    with storage.open_input(container) as opened:
-        rows = pq.ParquetFile(opened).read(columns=["path", "label", "image_id", *others])
+    with open_parquet(container) as opened:
+        rows = opened.read(columns=["path", "label", "image_id", *others])
     return rows, {
         "path": rows["path"].to_pylist(),
         "label": rows["label"].to_pylist(),
@@ -194,12 +200,13 @@ def _open_scenes(card: Card, split: Split | None) -> ImageSource:
     )
 
 
-def _open_idx(url: str, card: Card, split: Split | None) -> ImageSource:
+def _open_idx(url: str, card: Card, split: Split | None, *, follow_links: bool) -> ImageSource:
     if card.idx is None or split is not None:
         raise UsageError(f"card {card.name}: an idx data set has its own splits; remove `split`.")
     batches, classes = [], set[str]()
     for own_split, part in (("train", card.idx.train), ("test", card.idx.test)):
-        images_url, labels_url = (_find_idx_file(url, name, card) for name in (part.images, part.labels))
+        names = (part.images, part.labels)
+        images_url, labels_url = (_find_idx_file(url, name, card, follow_links=follow_links) for name in names)
         images, digits = read_idx(images_url), read_idx(labels_url)
         if images.ndim != 3 or len(images) != len(digits):
             raise JobError(f"{images_url}: {images.shape} images do not match {len(digits)} labels.")
@@ -228,9 +235,12 @@ def _open_idx(url: str, card: Card, split: Split | None) -> ImageSource:
     )
 
 
-def _find_idx_file(url: str, name: str, card: Card) -> str:
+def _find_idx_file(url: str, name: str, card: Card, *, follow_links: bool) -> str:
     """The URL of an IDX file, plain or with .gz; the digest of its unzipped content is checked where the card states it."""
-    candidates = [storage.join_url(url, name), storage.join_url(url, name + ".gz")]
+    candidates = [storage.source_url(url, name), storage.source_url(url, name + ".gz")]
+    for candidate in () if follow_links else candidates:
+        if storage.leads_outside(candidate, url):
+            raise UsageError(f"card {card.name}: {candidate}: {OUTSIDE}.")
     found = next((candidate for candidate in candidates if storage.exists(candidate)), None)
     if found is None:
         raise UsageError(f"card {card.name}: {url} has neither {name} nor {name}.gz.")

@@ -24,6 +24,7 @@ from featurize.sources.scenes import draw_scene, encode_scene
 
 MAX_FILE_BYTES = 512 << 20
 """A larger file is rejected without being read: it is a film, an archive, or a mistake."""
+OUTSIDE = "the link leads out of the source, and `follow_links` is not set"
 _PAUSES_S = (0.5, 2.0, 5.0)  # pauses before trying to read a file again
 
 Value = TypeVar("Value")
@@ -39,11 +40,17 @@ class _ById:
 
 @dataclass(frozen=True)
 class FileReader(_ById):
-    """Images in files of their own; `path` is the URL."""
+    """Images in files of their own; `path` is the URL.
+
+    Attributes:
+        inside: URL of the folder that links must not lead out of; None: all links are followed.
+    """
+
+    inside: str | None = None
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
         """See `ContentReader`."""
-        return (partial(read_file, image.path, image.bytes_size) for image in images)
+        return (partial(read_file, image.path, image.bytes_size, inside=self.inside) for image in images)
 
 
 @dataclass(frozen=True)
@@ -100,13 +107,21 @@ class SceneReader(_ById):
         return encode_scene(draw_scene(label, seed=self.seed, index=index, height=self.height, width=self.width))
 
 
-def read_file(url: str, bytes_size: int | None = None) -> bytes:
+def read_file(url: str, bytes_size: int | None = None, *, inside: str | None = None) -> bytes:
     """The content of an image file; reading is retried for some seconds where storage fails.
 
+    Args:
+        url: URL of the file.
+        bytes_size: The size that was listed, if it is known.
+        inside: As for `FileReader`.
+
     Raises:
-        ImageReadError: The file is gone, not readable for this user, or too large; or only this file cannot be read.
+        ImageReadError: The file is gone, not readable for this user, or too large; a link leads out of the folder; or only this
+            file cannot be read.
         OSError: The storage does not answer.
     """
+    if inside is not None and storage.leads_outside(url, inside):
+        raise ImageReadError(OUTSIDE)
     if bytes_size is not None and bytes_size > MAX_FILE_BYTES:
         raise ImageReadError(f"the file has {bytes_size} bytes, more than the limit of {MAX_FILE_BYTES}")
     pauses = iter(_PAUSES_S)

@@ -44,6 +44,7 @@ def upload_folder(
     *,
     threads: int = 4,
     user: str | None = None,
+    follow_links: bool = False,
     pauses_s: Sequence[float] = PAUSES_S,
     on_bytes: Callable[[int], None] = lambda count: None,
     on_total: Callable[[int], None] = lambda count: None,
@@ -55,6 +56,7 @@ def upload_folder(
     Args:
         url: ``webhdfs://namenode:9870/path``, or swebhdfs, http, https: of the NameNode or of a gateway.
         user: the HDFS user name; default: HADOOP_USER_NAME, or else the user of this process.
+        follow_links: whether links that lead out of the folder are followed; otherwise they are left out.
         pauses_s: seconds to wait before each further try of a file that failed.
         on_bytes: called, from several threads, with the number of bytes that were just sent.
         on_total: called once with the number of bytes there are to send.
@@ -65,7 +67,7 @@ def upload_folder(
     """
     started = perf_counter()
     client, target = _open_client(url, user)
-    sizes = _local_sizes(folder)
+    sizes = _local_sizes(folder, follow_links=follow_links)
     present = _remote_sizes(client, target)
     missing = [inner for inner, size in sizes.items() if present.get(inner) != size]
     total = sum(sizes[inner] for inner in missing)
@@ -96,12 +98,15 @@ def _open_client(url: str, user: str | None) -> tuple[InsecureClient, str]:
     return InsecureClient(f"{_SCHEMES[parts.scheme]}://{parts.netloc}", user=user, timeout=_TIMEOUT_S), parts.path
 
 
-def _local_sizes(folder: str | Path) -> dict[str, int]:
-    """The size in bytes of every file, by its path below the folder."""
+def _local_sizes(folder: str | Path, *, follow_links: bool) -> dict[str, int]:
+    """The size in bytes of every file, by its path below the folder; links that lead out of it are files if they are followed."""
     if not Path(folder).is_dir():
         raise UsageError(f"there is no folder {folder}.")
-    files = storage.walk_files(storage.absolute_url(str(folder)))
-    sizes = {file.inner: file.size for file in files if not is_hidden(file.inner)}
+    url = storage.absolute_url(str(folder))
+    files = [file for file in storage.walk_source(url, follow_links=follow_links) if not is_hidden(file.inner)]
+    if not follow_links:
+        files = [file for file in files if not storage.leads_outside(f"{url}/{file.inner}", url)]
+    sizes = {file.inner: file.size for file in files}
     if not sizes:
         raise UsageError(f"{folder} holds no files.")
     return sizes

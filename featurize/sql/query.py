@@ -62,6 +62,8 @@ def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:
     frames = []
     for values in dict.fromkeys(part.values for part in table.parts):
         files = [file for part in table.parts if part.values == values for file in part.files]
+        for file in files:
+            storage.check_url(file)  # Spark opens them itself
         frame = spark.read.schema(columns).parquet(*(_PATTERN.sub(r"\\\1", file) for file in files))
         for name, value in zip(table.partition, values, strict=True):
             frame = frame.withColumn(name, lit(value))

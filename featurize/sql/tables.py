@@ -225,7 +225,10 @@ def _any_table(url: str, name: str) -> SqlTable:
     if manifest is not None:
         parts = _parts(url, manifest.files, ())
         return SqlTable(name, _columns_of(parts, PREDICTIONS_SCHEMA), (), parts, (url,))
-    found_files = storage.list_files(url)
+    found_files = storage.list_source(url, follow_links=False)
+    for file in found_files:
+        if storage.leads_outside(file, url):
+            raise UsageError(f"{file} is a link that leads out of {url}; it is not followed.")
     if any(f"/{STAGING}/" in file.removeprefix(url) for file in found_files):
         raise UsageError(
             f"{url}: nothing is published there yet, and a run of Firn is unfinished. Let it finish first."

@@ -33,7 +33,8 @@ PATIENCE_S = 5.0
 """How long to wait for the content of a claim that exists but is still empty."""
 SETTLING_S = 1.0
 """How long a job that took over a claim waits for other jobs that took the same holder for dead."""
-_KEYS = frozenset({"token", "host", "pid", "user", "since", "beat_at"})
+SCHEMA_VERSION = 1
+_KEYS: dict[str, Any] = {"token": str, "host": str, "pid": int, "user": str, "since": str, "beat_at": (int, float)}
 
 
 class Claim:
@@ -48,6 +49,7 @@ class Claim:
         self._patience_s, self._settling_s = patience_s, settling_s
         self._url = storage.join_url(url, CLAIM_NAME)
         self._holder = {
+            "schema_version": SCHEMA_VERSION,
             "token": uuid4().hex,
             "host": socket.gethostname(),
             **identify_process(),
@@ -140,12 +142,19 @@ def claim_output(url: str, *, patience_s: float = PATIENCE_S) -> Iterator[Claim]
 
 
 def _read_holder(url: str) -> dict[str, Any] | None:
-    """The holder of the claim; None where it is gone, damaged or not completely written yet."""
+    """The holder of the claim; None where it is gone, damaged or not completely written yet.
+
+    Raises:
+        JobError: The claim is of another version of Firn.
+    """
     try:
         holder = storage.read_json(url)
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
-    return holder if isinstance(holder, dict) and holder.keys() >= _KEYS else None
+    if isinstance(holder, dict) and holder.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION:
+        raise JobError(f"{url} has schema version {holder['schema_version']!r}; this Firn reads {SCHEMA_VERSION}.")
+    is_whole = isinstance(holder, dict) and all(isinstance(holder.get(key), kind) for key, kind in _KEYS.items())
+    return holder if is_whole else None
 
 
 def _wait_for_holder(url: str, patience_s: float) -> dict[str, Any] | None:

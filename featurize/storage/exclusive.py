@@ -12,19 +12,18 @@ from pathlib import Path
 from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
+from featurize.storage.checked_url import find_link
 from featurize.storage.urls import (
     absolute_url,
-    find_file,
     is_folder,
     is_local,
     join_url,
-    list_files,
     open_filesystem,
-    raise_error,
     remove,
     sync_folder,
     write_temporary,
 )
+from featurize.storage.walking import find_file, list_files, raise_error
 
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
@@ -35,7 +34,7 @@ def create_exclusively(url: str, content: bytes) -> bool:
     It appears with its content: an exclusive open would first show an empty file, for ever if its writer dies.
     """
     temporary = write_temporary(url, lambda file: file.write(content))
-    filesystem, path = open_filesystem(url)
+    filesystem, path = open_filesystem(url, is_entry=True)
     temporary_path = open_filesystem(temporary)[1]
     try:
         if absolute_url(url).startswith("file://"):
@@ -78,7 +77,9 @@ def move_files(url: str, source: str, target: str, paths: Iterable[str]) -> None
     folders = set[str]()
     filesystem, _ = open_filesystem(url)
     for path in paths:
-        source_path, target_path = (open_filesystem(join_url(url, top, path))[1] for top in (source, target))
+        source_path, target_path = (
+            open_filesystem(join_url(url, top, path), is_entry=True)[1] for top in (source, target)
+        )
         folder = posixpath.dirname(target_path)
         if folder not in folders:
             filesystem.makedirs(folder, exist_ok=True)
@@ -129,7 +130,7 @@ def no_empty_folder(url: str) -> Iterator[None]:
 
 
 def remove_if_empty(url: str) -> None:
-    """Removes the folder at `url` if there is no file in it, at any depth.
+    """Removes the folder at `url` if there is no file in it, at any depth; a link in place of the folder stays.
 
     Folders go one by one, from the innermost, and only while they are empty: what another process writes meanwhile stays.
 
@@ -137,6 +138,8 @@ def remove_if_empty(url: str) -> None:
         OSError: A folder cannot be listed.
     """
     if not is_folder(url) or list_files(url):
+        return
+    if find_link(absolute_url(url), absolute_url(url).rpartition("/")[0]) is not None:
         return
     filesystem, path = open_filesystem(url)
     for folder in [*sorted(_folders_below(filesystem, path, is_local=is_local(url)), reverse=True), path]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
@@ -24,6 +24,7 @@ import fsspec
 from fsspec import AbstractFileSystem
 
 from featurize.errors import JobError, UsageError, first_line
+from featurize.storage.checked_url import CheckedUrl, below, keep_rule
 
 _CONNECT_TIMEOUT_S = 10.0
 SCHEMES = ("file", "hdfs")
@@ -38,6 +39,8 @@ def absolute_url(url: str) -> str:
     Raises:
         UsageError: Firn does not support the scheme.
     """
+    if isinstance(url, CheckedUrl):  # it keeps its rule
+        return url if url.root else keep_rule(url, absolute_url(str(url)))
     if "://" not in url and not url.startswith("file:/"):
         # ".." is resolved but links are not, as in Spark; Path.resolve would follow links.
         return "file://" + os.path.abspath(Path(url).expanduser())  # noqa: PTH100
@@ -53,9 +56,17 @@ def absolute_url(url: str) -> str:
     return f"hdfs://{authority}{posixpath.normpath('/' + path.lstrip('/'))}"
 
 
-def open_filesystem(url: str) -> tuple[AbstractFileSystem, str]:
-    """The file system of `url` and the path inside it. HDFS is opened here, lazily: call it only after forking."""
+def open_filesystem(url: str, *, is_entry: bool = False) -> tuple[AbstractFileSystem, str]:
+    """The file system of `url` and the path inside it. HDFS is opened here, lazily: call it only after forking.
+
+    Args:
+        url: URL; if it carries a rule, see `checked_url`, the rule is checked.
+        is_entry: whether only the entry in its folder is renamed or removed, which may be a link.
+    """
     url = absolute_url(url)
+    if isinstance(url, CheckedUrl):
+        url.check(is_entry=is_entry)
+        url = str(url)
     if url.startswith("file://"):
         return fsspec.filesystem("file"), url.removeprefix("file://")
     authority, _, path = url.removeprefix("hdfs://").partition("/")
@@ -77,8 +88,21 @@ def _check_reachable(host: str, port: int) -> None:
 
 
 def join_url(url: str, *parts: str) -> str:
-    """`url` with path `parts` appended."""
-    return posixpath.join(absolute_url(url), *parts)
+    """`url`, of a folder of Firn's own, with path `parts` appended; no link below `url` is followed when it is opened.
+
+    Raises:
+        JobError: A part leads out of the folder.
+    """
+    for part in parts:
+        if part.startswith("/") or ".." in part.split("/"):
+            raise JobError(f"{part!r} is not a path inside {url}.")
+    folder = absolute_url(url)
+    return below(folder, posixpath.join(folder, *parts))
+
+
+def source_url(url: str, *parts: str) -> str:
+    """`url`, of a folder that is not Firn's own, with path `parts` appended; links are followed."""
+    return str(join_url(url, *parts))
 
 
 def is_local(url: str) -> bool:
@@ -119,99 +143,6 @@ def _kind(url: str) -> str | None:
         return str(filesystem.info(path)["type"])
     except (FileNotFoundError, NotADirectoryError):
         return None
-
-
-def list_files(url: str) -> list[str]:
-    """The URLs of all files under `url`, at any depth, sorted; empty where there is no such folder."""
-    if not exists(url):
-        return []
-    prefix = absolute_url(url)
-    return sorted(
-        f"{prefix}/{file.inner}" for file in walk_files(url)
-    )  # fsspec's `find` returns an empty list where listing fails
-
-
-def list_folders(url: str) -> list[str]:
-    """The URLs of the folders directly in the folder at `url`, sorted; empty where there is no such folder."""
-    if not is_folder(url):
-        return []
-    filesystem, path = open_filesystem(url)
-    names = (str(info["name"]) for info in filesystem.ls(path, detail=True) if info["type"] == "directory")
-    return sorted(join_url(url, name.rstrip("/").rsplit("/", 1)[1]) for name in names)
-
-
-class WalkedFile(NamedTuple):
-    """A file in a folder: its path below the folder, its size in bytes, and when it was last modified, as the storage counts."""
-
-    inner: str
-    size: int
-    modified: int
-
-    def modified_ms(self, url: str) -> int:
-        """When the file was last modified, in milliseconds since 1970; `url` says on which storage."""
-        return self.modified // 1_000_000 if is_local(url) else self.modified
-
-
-def walk_files(url: str) -> Iterator[WalkedFile]:
-    """Every file in the folder at `url`, at any depth, in any order; links are followed unless they lead in a circle.
-
-    Pipes, sockets and devices are skipped, as opening one would wait for ever.
-
-    Raises:
-        OSError: A folder cannot be listed.
-    """
-    filesystem, path = open_filesystem(url)
-    if absolute_url(url).startswith("file://"):
-        for folder, folders, names in os.walk(path, onerror=raise_error, followlinks=True):
-            folders[:] = [name for name in folders if not _leads_back(Path(folder, name))]
-            for name in names:
-                full = os.path.join(folder, name)  # noqa: PTH118 - Path objects would double the time of the walk
-                if (status := _status(full)) is not None:
-                    yield WalkedFile(full[len(path) :].lstrip("/"), status.st_size, status.st_mtime_ns)
-        return
-    for folder, _, files in filesystem.walk(path, detail=True, on_error="raise"):
-        for name, info in files.items():
-            modified = int(info.get("modification_time", 0))
-            yield WalkedFile(f"{folder[len(path) :]}/{name}".lstrip("/"), int(info["size"]), modified)
-
-
-def find_file(url: str) -> WalkedFile | None:
-    """The file at `url`, as `walk_files` would find it in its folder, with an empty inner path; None where there is no file.
-
-    Raises:
-        OSError: The storage does not answer, or refuses to.
-    """
-    filesystem, path = open_filesystem(url)
-    if absolute_url(url).startswith("file://"):
-        status = _status(path)
-        return None if status is None else WalkedFile("", status.st_size, status.st_mtime_ns)
-    try:
-        info = filesystem.info(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    return WalkedFile("", int(info["size"]), int(info.get("modification_time", 0))) if info["type"] == "file" else None
-
-
-def _leads_back(folder: Path) -> bool:
-    """Whether a folder is a link to one of its parents, so that following it would lead in a circle."""
-    return folder.is_symlink() and folder.resolve() in {parent.resolve() for parent in folder.parents}
-
-
-def _status(path: str) -> os.stat_result | None:
-    """Status of a local file; of the link itself where it leads nowhere or in a circle; None where there is no such file now."""
-    for look in (os.stat, os.lstat):
-        try:
-            status = look(path)
-            return status if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode) else None
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                raise
-    return None
-
-
-def raise_error(error: OSError) -> None:
-    """Raises `error`: for functions that walk folders, and would pass over those that cannot be listed."""
-    raise error
 
 
 def read_bytes(url: str) -> bytes:
@@ -302,7 +233,7 @@ def write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
 
 def _temporary_name(url: str) -> str:
     """Name of the temporary file that is renamed when it is complete."""
-    return f"{url}.{uuid4().hex[:8]}.tmp"
+    return keep_rule(url, f"{url}.{uuid4().hex[:8]}.tmp")
 
 
 def remove_temporaries(url: str) -> None:
@@ -342,8 +273,8 @@ def download(url: str, local: str | Path) -> None:
 
 def replace(source: str, target: str) -> None:
     """Renames the file `source` to `target`, replacing a file there."""
-    filesystem, source_path = open_filesystem(source)
-    target_path = open_filesystem(target)[1]
+    filesystem, source_path = open_filesystem(source, is_entry=True)
+    target_path = open_filesystem(target, is_entry=True)[1]
     if absolute_url(target).startswith("file://"):
         Path(source_path).replace(target_path)
         sync_folder(posixpath.dirname(target_path))
@@ -365,7 +296,7 @@ def sync_folder(path: str) -> None:
 
 def move(source: str, target: str) -> None:
     """Renames a file or a folder to `target`, which must not exist; the folder above it is made if it is missing."""
-    filesystem, source_path = open_filesystem(source)
+    filesystem, source_path = open_filesystem(source, is_entry=True)
     target_path = open_filesystem(target)[1]
     filesystem.makedirs(posixpath.dirname(target_path), exist_ok=True)
     filesystem.mv(source_path, target_path, recursive=True)
@@ -374,7 +305,17 @@ def move(source: str, target: str) -> None:
 
 
 def remove(url: str) -> None:
-    """Removes the file or folder at `url`, if it is there."""
-    filesystem, path = open_filesystem(url)
-    if _kind(url) is not None:
+    """Removes the file or folder at `url`, if it is there. Of a link, the link is removed, and never what it leads to."""
+    filesystem, path = open_filesystem(url, is_entry=True)
+    if absolute_url(url).startswith("file://"):
+        _remove_local(Path(path))
+    elif _kind(url) is not None:
         filesystem.rm(path, recursive=True)
+
+
+def _remove_local(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+        return
+    with suppress(FileNotFoundError, NotADirectoryError):
+        path.unlink()

@@ -164,7 +164,7 @@ def read_commit(url: str, version: int) -> list[Action]:
     place = commit_url(url, version)
     try:
         actions = [json.loads(line) for line in storage.read_bytes(place).decode().splitlines() if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JobError(f"{place} is damaged: {error}.") from error
     if not actions or not all(isinstance(action, dict) for action in actions):
         raise JobError(f"{place} is damaged: it holds no actions.")

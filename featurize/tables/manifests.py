@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, PrivateAttr
 
 from featurize.digests import settings_digest
 from featurize.errors import UsageError
+from featurize.storage.inner_path import InnerPath
 from featurize.tables.row_edits import RowEdits
 from featurize.timings import Timings
 
@@ -39,7 +40,7 @@ _RECORDED_LIBRARIES = (
 class DataFile(BaseModel):
     """A Parquet file of a table; `path` is relative to the table."""
 
-    path: str
+    path: InnerPath
     rows: int
     bytes: int
     split: str | None = None

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.errors import UsageError
+from featurize.storage.inner_path import InnerName
 from featurize.tables.documents import read_document
 from featurize.tables.manifests import PredictionsManifest
 from featurize.tables.publication import read_manifest
@@ -47,8 +48,8 @@ class Views(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     registered_model: str | None = None
-    aliases: dict[str, str] = {}
-    latest: str | None = None
+    aliases: dict[str, InnerName] = {}
+    latest: InnerName | None = None
     updated_at: str = ""
 
     def by_name(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ A commit is a compare-and-swap on the version that its writer started from: of t
 older versions stay until `vacuum_table` removes them.
 """
 
+import json
 import logging
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
@@ -23,7 +24,7 @@ from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
 from featurize.tables import delta_log
 from featurize.tables.delta_log import Action, ListedFile
-from featurize.tables.documents import read_document
+from featurize.tables.documents import check_version, read_document
 from featurize.tables.layout import SNAPSHOTS
 from featurize.tables.manifests import (
     MANIFEST_NAME,
@@ -41,6 +42,7 @@ from featurize.tables.schemas import IMAGES_SCHEMA, PREDICTIONS_SCHEMA, features
 _LEGACY_SCHEMA_VERSION = 2
 _KEY = "firn"
 _AnyManifest = Annotated[ImagesManifest | FeaturesManifest | PredictionsManifest, Discriminator("kind")]
+_SNAPSHOT = b"firn.snapshot"
 _CACHED_TABLES = 8
 
 
@@ -352,7 +354,9 @@ def _listed(manifest: Manifest, shards: Iterable[ShardRecord]) -> dict[str, List
 
 def _write_snapshot(url: str, manifest: Manifest) -> None:
     """Writes the shards of a version; it says the same whoever writes it. Readers do without it where it fails."""
-    table = pa.table({"shard": [shard.model_dump_json() for shard in manifest.shards]})
+    about = {_SNAPSHOT: json.dumps({"schema_version": SCHEMA_VERSION}).encode()}
+    shards = pa.array([shard.model_dump_json() for shard in manifest.shards], pa.string())
+    table = pa.table({"shard": shards}).replace_schema_metadata(about)
     try:
         storage.write_file(_snapshot_url(url, manifest.version.number), lambda file: pq.write_table(table, file))
     except OSError as error:
@@ -369,9 +373,10 @@ def _read_snapshot(url: str, number: int) -> tuple[int, list[ShardRecord]]:
     place = _snapshot_url(url, start)
     try:
         with storage.open_input(place) as file:
-            rows = pq.ParquetFile(file).read()["shard"].to_pylist()
-        return start, [ShardRecord.model_validate_json(row) for row in rows]
-    except (pa.ArrowException, KeyError, ValidationError) as error:
+            table = pq.ParquetFile(file).read()
+        check_version(json.loads((table.schema.metadata or {})[_SNAPSHOT]), version=SCHEMA_VERSION, origin=place)
+        return start, [ShardRecord.model_validate_json(row) for row in table["shard"].to_pylist()]
+    except (pa.ArrowException, KeyError, ValueError, RecursionError) as error:
         raise JobError(f"{place} is damaged: {first_line(error)}. Remove it; the commits say the same.") from error
 
 

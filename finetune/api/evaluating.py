@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune.api.model import Model, as_model
+from featurize.recipes.recipe import RegistrySettings
+from finetune.api.model import Model, load_model
 from finetune.api.names import HasUrl, url_of
 from finetune.api.notebook import displayable
 from finetune.api.tables import MOST_ROWS, Summarised, Summary
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.registry.log_model import LoggedModel, log_evaluation
+from finetune.registry.resolve import is_folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,6 +132,7 @@ def evaluate(
     split: str = "test",
     output: str | Path | None = None,
     all_rows: bool = False,
+    registry: str | None = None,
     on_result: Callable[[ModelEvaluation], None] = lambda result: None,
 ) -> ModelEvaluation:
     """Evaluates a model on one split, and writes scores, confusion matrix and its plot beside the model.
@@ -140,17 +143,21 @@ def evaluate(
         split: ``train``, ``validation`` or ``test``.
         output: the folder for the three files; default: the model's.
         all_rows: evaluates on all rows; by default on those that the model's `where` selects, if it has one.
+        registry: the MLflow tracking URI of the registry to log to, where a name is looked up too; default: that of the
+            environment, or else `sqlite:///runs/mlflow.db` if the model was found or logged there.
         on_result: called with the result before it is logged, so that a registry that fails does not hide it.
 
     Raises:
         UsageError: there is no such model or feature set, its features are of another backbone, or the split has no rows.
         JobError: files are damaged, or the evaluation could not be logged.
     """
-    chosen = as_model(model)
+    chosen = model if isinstance(model, Model) else load_model(model, registry=registry)
+    is_found = not isinstance(model, Model) and not is_folder(str(model))  # in a registry
     url = None if features is None else url_of(features)
     folder = None if output is None else str(output)
     result = evaluate_model(chosen.url, url, split, folder, all_rows=all_rows)
     files = result.pop("files")
     evaluation = ModelEvaluation(chosen, result, files)
+    named = RegistrySettings(url=registry) if registry is not None or is_found else None
     on_result(evaluation)
-    return replace(evaluation, logged=log_evaluation(chosen.url, {**result, "files": files}))
+    return replace(evaluation, logged=log_evaluation(chosen.url, {**result, "files": files}, registry=named))

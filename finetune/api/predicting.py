@@ -105,6 +105,7 @@ def predict(
     output: str | Path,
     spark: "SparkSession | None" = None,
     target_precision: float | None = None,
+    follow_links: bool = False,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> PredictionTable: ...
@@ -117,6 +118,7 @@ def predict(
     column: str | None = None,
     spark: "SparkSession | None" = None,
     target_precision: float | None = None,
+    follow_links: bool = False,
     max_reject_fraction: float = MAX_REJECT_FRACTION,
     decode_timeout_s: float = DECODE_TIMEOUT_S,
 ) -> Any:
@@ -140,6 +142,7 @@ def predict(
             this call.
         target_precision: the share of right labels to reach among those that are given, in (0, 1], judged by the validation
             split; less certain images get no label, and `reason` says so. None: every image gets a label.
+        follow_links: whether links that lead out of a folder of images are followed; otherwise they are rejects.
         max_reject_fraction: the share of images that may be unreadable, in [0, 1]; above it no table is published.
         decode_timeout_s: seconds; in Spark an image that takes longer to decode is rejected.
 
@@ -155,6 +158,7 @@ def predict(
             str(output),
             **urls,
             target_precision=target_precision,
+            follow_links=follow_links,
             spark=spark,
             max_reject_fraction=max_reject_fraction,
             decode_timeout_s=decode_timeout_s,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featurize import storage
 from featurize.backbones.keras_network import set_threads
 from featurize.errors import UsageError
 from featurize.recipes.recipe import Recipe, origin_of, read_recipe
@@ -228,11 +229,15 @@ def _runner(plan: SweepPlan, tasks: int | None, spark: "SparkSession | None") ->
 
 
 def _log(plan: SweepPlan, card: SweepCard) -> LoggedTrials | None:
-    """Logs the models of the sweep that are not in the registry, if one is named."""
+    """Logs the models of the sweep that are not in the registry, if one is named.
+
+    Logging sends files and leaves a record, so models elsewhere that `sweep.json` names are passed over.
+    """
     registry = used_registry(plan.recipe.registry)
     if registry is None:
         return None
-    done = [trial for trial in card.trials if trial.state == "done"]
+    folder = storage.absolute_url(plan.url)
+    done = [trial for trial in card.trials if trial.state == "done" and storage.is_within(trial.url, folder)]
     todo = [trial for trial in done if not is_logged(trial.url, registry, model_id=trial.model_id)]
     for trial in todo:
         log_fit(trial.url, registry)

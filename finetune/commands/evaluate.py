@@ -6,7 +6,7 @@ import typer
 
 from featurize.commands.options import JsonOption, print_result, reported_errors
 from featurize.console import make_console
-from finetune.commands.models import report_logged
+from finetune.commands.models import RegistryOption, report_logged
 
 if TYPE_CHECKING:
     from finetune.api.evaluating import ModelEvaluation
@@ -22,6 +22,7 @@ def evaluate_command(
     all_rows: Annotated[
         bool, typer.Option("--all-rows", help="Evaluates on all rows, also those that the model's `where` leaves out.")
     ] = False,
+    registry: RegistryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Evaluates a model: accuracy, precision, recall, F1, confusion matrix as table and plot."""
@@ -34,5 +35,7 @@ def evaluate_command(
             print_evaluation(result, make_console(stderr=as_json))
             print_result(result, as_json=as_json)
 
-        found = evaluate(model, features, split=split, output=output, all_rows=all_rows, on_result=show)
+        found = evaluate(
+            model, features, split=split, output=output, all_rows=all_rows, registry=registry, on_result=show
+        )
         report_logged(found.logged)

@@ -6,6 +6,7 @@ import typer
 
 from featurize.commands.options import (
     DecodeTimeoutOption,
+    FollowLinksOption,
     JsonOption,
     RejectFractionOption,
     print_result,
@@ -52,6 +53,7 @@ def predict_command(
     features: Annotated[str | None, typer.Option(help="The feature set to label, in place of images.")] = None,
     target_precision: TargetPrecisionOption = None,
     precision: OldPrecisionOption = None,
+    follow_links: FollowLinksOption = False,
     max_reject_fraction: RejectFractionOption = MAX_REJECT_FRACTION,
     decode_timeout_s: DecodeTimeoutOption = DECODE_TIMEOUT_S,
     as_json: JsonOption = False,
@@ -66,6 +68,7 @@ def predict_command(
             features=features,
             output=output,
             target_precision=target_precision,
+            follow_links=follow_links,
             max_reject_fraction=max_reject_fraction,
             decode_timeout_s=decode_timeout_s,
         )

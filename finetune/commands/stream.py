@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featurize.commands.options import DecodeTimeoutOption, JsonOption, print_result, reported_errors
+from featurize.commands.options import (
+    DecodeTimeoutOption,
+    FollowLinksOption,
+    JsonOption,
+    print_result,
+    reported_errors,
+)
 from featurize.console import say, warn
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import JobError
@@ -53,6 +59,7 @@ def stream_command(
     ] = None,
     target_precision: TargetPrecisionOption = None,
     precision: OldPrecisionOption = None,
+    follow_links: FollowLinksOption = False,
     max_reject_fraction: Annotated[
         float,
         typer.Option(min=0, max=1, help="The share of unreadable images in a batch above which there is a warning."),
@@ -83,6 +90,7 @@ def stream_command(
             kafka_options=kafka_options,
             allow_urls=allow_urls,
             target_precision=target_precision,
+            follow_links=follow_links,
             windows=windows,
         )
         stopped = stop_on_signals(signal.SIGTERM, signal.SIGINT, second_ends=True)

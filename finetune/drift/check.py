@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 
 from featurize import storage
 from featurize.errors import UsageError
+from featurize.storage.inner_path import named_url
 from featurize.tables.manifests import PredictionsManifest, utc_now
-from featurize.tables.predictions import LATEST, WINDOWS_FOLDERS, read_views
+from featurize.tables.predictions import LATEST, WINDOWS_FOLDERS, partition_url, read_views
 from finetune.drift.read import EVERYTHING, Selection, find_predictions, read_rows, window_of
 from finetune.drift.reference import Reference, find_reference, read_reference, reference_url
 from finetune.drift.window import (
@@ -163,13 +164,13 @@ def reference_of(output: str, manifest: PredictionsManifest) -> Reference:
         JobError: It is damaged, or belongs to another network.
     """
     kept = read_reference(output, manifest.model_id)
-    if kept is not None and kept.origin["network_sha256"] == manifest.model["network_sha256"]:
+    if kept is not None and kept.origin["network_sha256"] == manifest.model.get("network_sha256"):
         return kept
     if kept is not None:
         raise UsageError(f"{reference_url(output, manifest.model_id)} belongs to another network than the predictions.")
-    url = str(manifest.model["url"])
+    url = named_url(str(manifest.model.get("url")), document=partition_url(output, manifest.model_id))
     card = read_folder(url)
-    if card.network_sha256 != manifest.model["network_sha256"]:
+    if card.network_sha256 != manifest.model.get("network_sha256"):
         raise UsageError(f"{url} now holds another model than the one that predicted, so no reference can be made.")
     return find_reference(output, url, card)
 

@@ -19,9 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
+from featurize.storage.inner_path import InnerName, NamedUrl
+from featurize.tables.documents import DamagedDocumentError, parse_document
 from featurize.tables.predictions import DRIFT
 from finetune.drift.projection import SIZE, Projection, embed, embedding_model, median_distance, seed_of
 from finetune.evaluation.split_answers import SplitRows, open_split_rows
@@ -35,6 +38,28 @@ LEAST_IMAGES = 50
 _SCHEMA = pa.schema([("label", pa.string()), ("probability", pa.float32()), ("projection", pa.list_(pa.float32()))])
 _KEY = b"firn.reference"
 _ROW_ID_BITS = 60
+SCHEMA_VERSION = 1
+
+
+class _Origin(BaseModel):
+    """Where a reference comes from: `Reference.origin`."""
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    model_id: InnerName
+    network_sha256: str
+    features: NamedUrl
+    features_identity: str
+    split: str
+    rows: int
+
+
+class _About(BaseModel):
+    """What is in the metadata of the file's schema."""
+
+    schema_version: int = SCHEMA_VERSION
+    origin: _Origin
+    projection: Projection
 
 
 @dataclass(frozen=True)
@@ -164,8 +189,8 @@ def read_reference(output: str, model_id: str) -> Reference | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     try:
-        return decode(content)
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        return decode(content, origin=url)
+    except (pa.ArrowException, ValueError, KeyError, TypeError, OverflowError, DamagedDocumentError) as error:
         raise JobError(
             f"{url} is not a reference, or is damaged: {first_line(error)}. Remove it, and it will be made again."
         ) from error
@@ -173,7 +198,11 @@ def read_reference(output: str, model_id: str) -> Reference | None:
 
 def encode(reference: Reference) -> bytes:
     """A reference as a Parquet file; its origin is in the metadata of the schema."""
-    about = {"origin": dict(reference.origin), "projection": reference.projection.as_dict()}
+    about = {
+        "schema_version": SCHEMA_VERSION,
+        "origin": dict(reference.origin),
+        "projection": reference.projection.as_dict(),
+    }
     flat = pa.array(reference.projections.ravel(), pa.float32())
     ends = pa.array(np.arange(reference.rows + 1, dtype=np.int32) * reference.projection.size)
     columns = [
@@ -187,18 +216,29 @@ def encode(reference: Reference) -> bytes:
     return buffer.getvalue()
 
 
-def decode(content: bytes) -> Reference:
-    """Reads what `encode` wrote. Raises ArrowException, ValueError, KeyError or TypeError for anything else."""
+def decode(content: bytes, *, origin: str) -> Reference:
+    """Reads what `encode` wrote.
+
+    Args:
+        content: The content of the file.
+        origin: URL of the file.
+
+    Raises:
+        JobError: It has another schema version.
+        ArrowException, ValueError, KeyError, TypeError, OverflowError, DamagedDocumentError: It is anything else.
+    """
     table = pq.read_table(io.BytesIO(content))
-    about = json.loads((table.schema.metadata or {})[_KEY])
-    projection = Projection(**about["projection"])
+    about = parse_document((table.schema.metadata or {})[_KEY], _About, version=SCHEMA_VERSION, origin=origin)
+    if not table.schema.equals(_SCHEMA) or about.projection.size < 1:
+        raise ValueError("its columns are not those of a reference")
+    projection = about.projection
     flat = table["projection"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
     return Reference(
         labels=tuple(table["label"].to_pylist()),
         probabilities=table["probability"].to_numpy(),
         projections=flat.astype(np.float32, copy=False).reshape(table.num_rows, projection.size),
         projection=projection,
-        origin=about["origin"],
+        origin=about.origin.model_dump(),
     )
 
 

@@ -12,6 +12,7 @@ from featurize.display import as_cell
 from featurize.foreign_text import CsvWriter, shown
 from finetune.evaluation.split_answers import open_split_rows
 from finetune.models.folder import load_model
+from finetune.registry.run_values import SCHEMA_VERSION
 from finetune.scores.figures import plot_confusion_matrix, render_png
 from finetune.scores.metrics import Evaluation, evaluate_probabilities, most_confused
 
@@ -37,6 +38,7 @@ def evaluate_model(
     Raises:
         UsageError: There is no model or feature set, the features come from another backbone, or the split has no rows.
     """
+    storage.give(features_url, output)
     network, card = load_model(model_url)
     rows = open_split_rows([card], split, url=features_url, all_rows=all_rows)
     # part by part: only the probabilities of all rows are in memory at once
@@ -51,6 +53,7 @@ def evaluate_model(
     edits = rows.manifest.edits
     paths = {name: storage.join_url(folder, f"{stem}-{split}.{ending}") for name, stem, ending in _OUTPUTS}
     result = {
+        "schema_version": SCHEMA_VERSION,
         **evaluation.as_dict(),
         "most_confused": confused,
         "model_id": card.model_id,

@@ -21,7 +21,10 @@ def prepare_model_backbone(card: ModelCard, folder: str | Path) -> PreparedBackb
     """
     reference = card.features
     if reference.feature_dtype == "uint8":
-        return PreparedBackbone(BackboneSpec.from_dict(reference.backbone), batch_size=rows_at_a_time(reference))
+        return PreparedBackbone(
+            BackboneSpec.read(reference.backbone, origin=f"the model {card.model_id[:16]}"),
+            batch_size=rows_at_a_time(reference),
+        )
     manifest = read_features_manifest(reference.url).made_by(reference.preparation_id)
     if manifest.preparation_id != reference.preparation_id:
         raise UsageError(f"{reference.url} now holds features of another backbone.")

@@ -3,16 +3,17 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from zipfile import BadZipFile
 
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.digests import sha256_file
 from featurize.engines.keras_memory import check_keras_memory
 from featurize.errors import JobError, UsageError, first_line
+from featurize.storage.inner_path import InnerName, NamedUrl, named_url
 from featurize.tables.documents import read_document
 from featurize.tables.manifests import FeaturesManifest
 
@@ -34,13 +35,39 @@ _ONLY_DESCRIBE = (
 class FeaturesReference(BaseModel):
     """The feature set that a model was trained on."""
 
-    url: str
+    url: NamedUrl
     identity: str
     content_digest: str
     preparation_id: str
     backbone: dict[str, Any]
     feature_shape: list[int]
     feature_dtype: str
+
+
+class _Network(BaseModel):
+    name: str
+
+
+class _Training(BaseModel):
+    epochs: int
+
+
+class _Sections(BaseModel):
+    """What every recipe in a document has."""
+
+    features: dict[str, Any]
+    model: _Network
+    training: _Training
+
+
+def check_sections(recipe: dict[str, Any]) -> dict[str, Any]:
+    """`recipe`, as a document holds it, if it has the sections of a training. Raises ValidationError if it has not."""
+    _Sections.model_validate(recipe)
+    return recipe
+
+
+TrainingRecipe = Annotated[dict[str, Any], AfterValidator(check_sections)]
+"""The recipe of a training in a document."""
 
 
 class ModelCard(BaseModel):
@@ -55,10 +82,10 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
     schema_version: int = SCHEMA_VERSION
-    model_id: str
+    model_id: InnerName
     features: FeaturesReference
     classes: list[str]
-    recipe: dict[str, Any]
+    recipe: TrainingRecipe
     seed: int
     ranks: int
     global_batch_size: int
@@ -76,6 +103,20 @@ class ModelCard(BaseModel):
     last_network_sha256: str | None = None
     created_at: str
     versions: dict[str, str]
+
+    @property
+    def document(self) -> str:
+        """URL of the `model.json` that it was read from; "" if it was made here."""
+        return str(getattr(self.features.url, "named_by", ""))
+
+    def named(self, url: str) -> str:
+        """`url`, which the recipe names, if the model may name it, see `storage.checked_url`.
+
+        Raises:
+            UsageError: It may not.
+        """
+        document = self.document
+        return named_url(storage.absolute_url(url), document=document) if document else url
 
 
 def refer_to_features(url: str, manifest: FeaturesManifest) -> FeaturesReference:

@@ -98,6 +98,7 @@ def plan_prediction(
     images: str | None = None,
     features: str | None = None,
     target_precision: float | None = None,
+    follow_links: bool = False,
     card_folders: Sequence[Path] = (Path("datasets"),),
 ) -> PredictionPlan:
     """Finds the model and lists what it should label. Needs neither Spark nor TensorFlow.
@@ -108,18 +109,20 @@ def plan_prediction(
         features: A feature set, in place of images.
         target_precision: The required share of right labels among those given, as measured on the validation split, in (0, 1].
             None: every image gets a label.
+        follow_links: Whether links that lead out of the folder of images are followed; otherwise they are rejects.
 
     Raises:
         UsageError: There is no such model, there are no images, or the features were made differently from the training features.
     """
     if (images is None) == (features is None):
         raise UsageError("either `images` or `features` is required, and not both.")
+    storage.give(images, features, output)
     folder = resolve_model(model)
     card = read_folder(folder)
     output = storage.absolute_url(output)
     check_output(output)
     if features is None:
-        source = open_source(str(images), None, card_folders=card_folders, is_sorted=False)
+        source = open_source(str(images), None, card_folders=card_folders, is_sorted=False, follow_links=follow_links)
     else:
         source = _open_features(card, storage.absolute_url(features))
     return PredictionPlan(model, folder, card, source, images is not None, output, target_precision)

@@ -7,24 +7,38 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict
+
 from featurize import storage
+from featurize.console import warn
 from featurize.errors import FirnError, JobError, UsageError
 from featurize.recipes.recipe import RegistrySettings
 from featurize.storage.claims import claim_output, user_name
+from featurize.storage.inner_path import InnerName
+from featurize.tables.documents import DamagedDocumentError, read_document
 from featurize.tables.manifests import utc_now
 from finetune.models.folder import CARD_NAME, ModelCard, read_model_card
 from finetune.registry.client import (
     ENVIRONMENT,
     MODEL_ID_TAG,
     MODEL_URL_TAG,
+    all_experiments,
     find_experiment,
     find_run,
     open_registry,
+    registry_at,
     registry_errors,
     shown,
     used_registry,
 )
-from finetune.registry.run_parts import write_evaluation, write_files, write_history, write_network, write_settings
+from finetune.registry.run_parts import (
+    files_of_evaluation,
+    write_evaluation,
+    write_files,
+    write_history,
+    write_network,
+    write_settings,
+)
 from finetune.registry.run_values import read_evaluations
 from finetune.registry.versions import NAME_TAG, register_version
 
@@ -32,11 +46,32 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-RECORD_NAME = "registry.json"  # in a model's folder: where the model was logged
+RECORD_NAME = (
+    "registry.json"  # in a model's folder: where the model was logged; nothing is ever sent to an address in it
+)
+SCHEMA_VERSION = 1
 FEATURES_TAG = "firn.features_url"
 _LOGGED_TAG = "firn.logged_at"
 _PATIENCE_S = 300.0  # longest wait for another process that logs the same model
 _POLL_S = 0.5
+
+
+class RegistryRecord(BaseModel):
+    """`registry.json`: whether a model was logged to a registry that the caller names.
+
+    Attributes:
+        url: URL of the registry; None where it has a password.
+    """
+
+    model_config = ConfigDict(frozen=True, protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    model_id: InnerName
+    url: str | None
+    experiment: str
+    name: str | None
+    backbone: bool
+    run_id: InnerName
 
 
 @dataclass(frozen=True)
@@ -68,13 +103,20 @@ def log_fit(model_url: str, settings: RegistrySettings | None) -> LoggedModel | 
     return None if registry is None else _log(model_url, registry, what="finetune fit")
 
 
-def log_evaluation(model_url: str, evaluation: Mapping[str, Any]) -> LoggedModel | None:
-    """Logs the result of `evaluate_model` to the registry that has the model, or else to the environment's, if any.
+def log_evaluation(
+    model_url: str, evaluation: Mapping[str, Any], *, registry: RegistrySettings | None = None
+) -> LoggedModel | None:
+    """Logs the result of `evaluate_model`, if there is a registry to log to; see `registry_for_evaluations`.
+
+    Args:
+        model_url: URL of the model's folder.
+        evaluation: The result.
+        registry: The registry that the caller names, if any.
 
     Raises:
         JobError: It could not be logged. The evaluation stays where it was written.
     """
-    registry = registry_of_model(model_url)
+    registry = registry_for_evaluations(model_url, registry)
     return None if registry is None else _log(model_url, registry, evaluation=evaluation, what="finetune evaluate")
 
 
@@ -89,24 +131,39 @@ def log_to(model_url: str, registry: RegistrySettings) -> LoggedModel:
 
 def is_logged(model_url: str, registry: RegistrySettings, *, model_id: str) -> bool:
     """Whether a model's folder says that it was logged to this registry; the registry itself is not contacted."""
-    try:
-        record = storage.read_json(storage.join_url(model_url, RECORD_NAME))
-    except (FileNotFoundError, ValueError):
-        return False
+    record = _read_record(model_url)
     wanted = _record_of(registry, model_id=model_id)
-    return isinstance(record, dict) and {key: record.get(key) for key in wanted} == wanted
+    return record is not None and {key: getattr(record, key) for key in wanted} == wanted
 
 
-def registry_of_model(model_url: str) -> RegistrySettings | None:
-    """The registry that has the model, or else the environment's, if any."""
+def registry_for_evaluations(model_url: str, named: RegistrySettings | None = None) -> RegistrySettings | None:
+    """The registry that evaluations of a model are logged to: the one that the caller names, or else the environment's.
+
+    Without either it is the default one, if the model was logged there. The folder of a model may come from a stranger, so its
+    `registry.json` never gives an address: with it, the stranger would be sent the evaluation, and the password of the caller.
+    """
+    if named is not None or os.environ.get(ENVIRONMENT):
+        return registry_at(named or RegistrySettings())
+    record, usual = _read_record(model_url), registry_at(RegistrySettings())
+    if record is None or record.url == usual.url:
+        return None if record is None else usual
+    warn(
+        f"{model_url} says that it was logged to {shown(record.url) or 'a registry with a password'}, which nobody has named "
+        f"here: the evaluation is not logged. Name the registry, with `registry` (--registry) or {ENVIRONMENT}."
+    )
+    return None
+
+
+def _read_record(model_url: str) -> RegistryRecord | None:
+    """The content of `registry.json`; None where there is none, or a damaged one.
+
+    Raises:
+        JobError: It has another schema version.
+    """
     try:
-        record = storage.read_json(storage.join_url(model_url, RECORD_NAME))
-        known = {key: record[key] for key in ("url", "experiment", "name", "backbone")}
-        settings = RegistrySettings.model_validate(known)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # no record, or a damaged one
-        return used_registry(None)
-    is_known = settings.url is not None or os.environ.get(ENVIRONMENT)  # a URL with a password is not recorded
-    return used_registry(settings) if is_known else None
+        return read_document(storage.join_url(model_url, RECORD_NAME), RegistryRecord, version=SCHEMA_VERSION)
+    except DamagedDocumentError:
+        return None
 
 
 def _log(
@@ -130,7 +187,8 @@ def _log_model(
     card = read_model_card(url)
     if card is None:
         raise UsageError(f"{url} is not a model: it has no {CARD_NAME}.")
-    run, is_new = _find_or_create_run(client, registry, card, url)
+    known = None if evaluation is None else find_run(client, list(all_experiments(client)), card.model_id)
+    run, is_new = _find_or_create_run(client, registry, card, url) if known is None else (known, False)
     run_id, notice = str(run.info.run_id), None
     if _LOGGED_TAG not in run.data.tags:
         write_settings(client, run, card)
@@ -140,15 +198,19 @@ def _log_model(
     is_moved = run.data.tags.get(MODEL_URL_TAG) != url
     if is_moved and evaluation is None:  # an evaluated model may be a copy
         client.set_tag(run_id, MODEL_URL_TAG, url)
-    evaluations = [found for found in read_evaluations(url).values() if found["model_id"] == card.model_id]
-    for found in (*evaluations, *([evaluation] if evaluation is not None else [])):
-        write_evaluation(client, run, card, found, url)
+    for found in read_evaluations(url).values():
+        if found["model_id"] == card.model_id:
+            write_evaluation(client, run, card, found, files_of_evaluation(url, found["split"]))
+    if evaluation is not None:
+        write_evaluation(client, run, card, evaluation, evaluation["files"])
     if _LOGGED_TAG not in run.data.tags:
         client.set_tag(run_id, _LOGGED_TAG, utc_now())
         client.set_terminated(run_id)
     version = register_version(client, run, registry.name) if registry.name else None
-    write_record(url, registry, model_id=card.model_id, run_id=run_id)
-    return LoggedModel(shown(registry.url), registry.experiment, run_id, is_new, version=version, notice=notice)
+    if known is None:
+        write_record(url, registry, model_id=card.model_id, run_id=run_id)
+    experiment = client.get_experiment(run.info.experiment_id).name
+    return LoggedModel(shown(registry.url), experiment, run_id, is_new, version=version, notice=notice)
 
 
 def _find_or_create_run(
@@ -209,11 +271,10 @@ def _one_at_a_time(url: str) -> Iterator[None]:
 
 
 def write_record(url: str, registry: RegistrySettings, *, model_id: str, run_id: str) -> None:
-    """Records where the model was logged, so that its evaluations go there too; never records a database password."""
-    record = {**_record_of(registry, model_id=model_id), "run_id": run_id}
-    record_url = storage.join_url(url, RECORD_NAME)
-    if not storage.exists(record_url) or storage.read_json(record_url) != record:
-        storage.write_json(record_url, record)
+    """Records where the model was logged; never records a database password."""
+    record = RegistryRecord(**_record_of(registry, model_id=model_id), run_id=run_id)
+    if _read_record(url) != record:
+        storage.write_json(storage.join_url(url, RECORD_NAME), record.model_dump())
 
 
 def _record_of(registry: RegistrySettings, *, model_id: str) -> dict[str, Any]:

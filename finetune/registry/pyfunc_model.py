@@ -25,6 +25,7 @@ from featurize.decoding.decode import DecodeError
 from featurize.decoding.decoder_process import DecoderPool
 from featurize.engines.keras_memory import check_keras_memory
 from featurize.engines.precision import Forward
+from featurize.tables.documents import check_version
 from finetune.models.folder import load_model
 from finetune.networks.forward import FEATURES_NOT_FINITE, NOT_FINITE, is_finite, predict_probabilities
 
@@ -33,6 +34,8 @@ OUTPUTS = ("label", "probability", "probabilities", "error")
 MODEL_FOLDER = "model"
 BACKBONE_FOLDER = "backbone"
 BACKBONE_CARD = "backbone.json"
+SCHEMA_VERSION = 1
+"""The schema version of `backbone.json`."""
 _BATCH = 32  # images in one forward pass, and decoded at a time
 _THREADS = min(4, os.cpu_count() or 1)
 
@@ -153,7 +156,8 @@ def _load_pyfunc(path: str) -> Classifier:
     card_file = folder / BACKBONE_FOLDER / BACKBONE_CARD
     if card_file.exists():
         document = json.loads(card_file.read_text(encoding="utf-8"))
-        spec = BackboneSpec.from_dict(document["spec"])
+        check_version(document, version=SCHEMA_VERSION, origin=str(card_file))
+        spec = BackboneSpec.read(document["spec"], origin=str(card_file))
         file = folder / BACKBONE_FOLDER / backbone_file(spec)
         if file.suffix == ".keras" and file.exists():
             check_keras_memory(file)

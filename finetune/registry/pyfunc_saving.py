@@ -21,6 +21,7 @@ from finetune.registry.pyfunc_model import (
     FEATURES,
     IMAGE,
     MODEL_FOLDER,
+    SCHEMA_VERSION,
     backbone_file,
 )
 
@@ -109,7 +110,8 @@ def _write_backbone(card: ModelCard, folder: Path) -> None:
 def _write_spec(folder: Path, spec: dict[str, Any], *, sha256: str | None) -> None:
     """Writes the backbone's description, last: without it there is no backbone."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / BACKBONE_CARD).write_text(json.dumps({"spec": spec, "sha256": sha256}, indent=2), encoding="utf-8")
+    document = {"schema_version": SCHEMA_VERSION, "spec": spec, "sha256": sha256}
+    (folder / BACKBONE_CARD).write_text(json.dumps(document, indent=2), encoding="utf-8")
 
 
 def _signature(*, takes_images: bool, is_head: bool) -> Any:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurize import storage
-from featurize.errors import JobError, UsageError
+from featurize.errors import FirnError, JobError, UsageError
 from featurize.recipes.recipe import RegistrySettings
+from featurize.storage.inner_path import check_inner_name
 from finetune.models.folder import CARD_NAME, NETWORK_NAME, ModelCard, read_model_card
 from finetune.registry.client import (
     MODEL_ID_TAG,
@@ -146,7 +147,7 @@ def _known(client: "MlflowClient") -> str:
 def _folder_of(client: "MlflowClient", run: "Run", text: str, url: str) -> str:
     """The folder that a run's model was trained into, if it is still there, or else a copy of the logged model."""
     folder, model_id = str(run.data.tags.get(MODEL_URL_TAG, "")), str(run.data.tags[MODEL_ID_TAG])
-    if folder and _holds(folder, model_id):
+    if folder and _may_open(folder, url) and _holds(folder, model_id):
         return folder
     logged = logged_model_of(run)
     if logged is None:
@@ -161,10 +162,22 @@ def _folder_of(client: "MlflowClient", run: "Run", text: str, url: str) -> str:
     return copy
 
 
+def _may_open(folder: str, registry: str) -> bool:
+    """Whether a folder that a registry names is looked at: a local one, or any if the registry is a file of the caller's own.
+
+    Others could be anywhere, by the will of whoever may write to the registry; the registry's copy of the model is taken.
+    """
+    try:
+        place = storage.absolute_url(folder)
+    except UsageError:
+        return False
+    return registry.startswith("sqlite:") or storage.may_be_named(place, "file:///")
+
+
 def _holds(folder: str, model_id: str) -> bool:
     try:
         card = read_model_card(folder)
-    except (OSError, JobError):  # a storage out of reach, or a damaged description: the copy remains
+    except (OSError, FirnError):  # a storage out of reach, or a damaged description: the copy remains
         return False
     return card is not None and card.model_id == model_id
 
@@ -175,7 +188,10 @@ def _copy_of(source: str, model_id: str, url: str, lost: str) -> str:
     from mlflow.exceptions import MlflowException
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "firn" / "models"
-    copy = cache / model_id
+    try:
+        copy = cache / check_inner_name(model_id)
+    except ValueError as error:
+        raise JobError(f"the registry {shown(url)} has a run whose model id {error}.") from error
     if not _holds(str(copy), model_id):
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".firn-", dir=cache) as temporary:

@@ -109,20 +109,30 @@ def _takes_images(card: ModelCard, registry: RegistrySettings) -> bool:
     return registry.backbone or card.features.feature_dtype == "uint8"
 
 
+def files_of_evaluation(url: str, split: str) -> dict[str, str]:
+    """The URLs of the files that an evaluation on a split has written to the folder of the model at `url`."""
+    names = {"table": f"confusion-{split}.csv", "plot": f"confusion-{split}.png"}
+    return {key: storage.join_url(url, name) for key, name in names.items()}
+
+
 def write_evaluation(
-    client: "MlflowClient", run: "Run", card: ModelCard, evaluation: Mapping[str, Any], url: str
+    client: "MlflowClient", run: "Run", card: ModelCard, evaluation: Mapping[str, Any], files: Mapping[str, str]
 ) -> None:
-    """Writes scores and files of an evaluation, unless they are there already."""
+    """Writes scores and files of an evaluation, unless they are there already.
+
+    Args:
+        client: Client of the registry.
+        run: The run of the model.
+        card: The model's description.
+        evaluation: The scores.
+        files: URLs of the files, which this process made or `files_of_evaluation` names: they are sent to the registry.
+    """
     metrics = evaluation_metrics(card, evaluation)
     if all(run.data.metrics.get(key) == value for key, value in metrics.items()):
         return
     prefix, split = evaluation_prefix(card, evaluation), evaluation["split"]
     if prefix:
         client.set_tag(run.info.run_id, f"firn.{prefix.rstrip('/')}", str(evaluation["features"]))
-    files = evaluation.get("files") or {
-        key: storage.join_url(url, name)
-        for key, name in (("table", f"confusion-{split}.csv"), ("plot", f"confusion-{split}.png"))
-    }
     with tempfile.TemporaryDirectory(prefix="firn-") as folder:
         document = {key: value for key, value in evaluation.items() if key != "files"}
         (Path(folder) / f"evaluation-{split}.json").write_text(json.dumps(document, indent=2), encoding="utf-8")

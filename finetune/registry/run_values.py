@@ -4,12 +4,16 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from hashlib import sha256
-from typing import Any
+from typing import Any, Literal
 
 import tomli_w
+from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
-from featurize.errors import FirnError
+from featurize.errors import FirnError, JobError
+from featurize.recipes.recipe import SPLITS
+from featurize.storage.inner_path import InnerName, NamedUrl
+from featurize.tables.documents import read_document
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import read_features_manifest
 from finetune.models.folder import ModelCard
@@ -18,6 +22,26 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_\-]+")
 _MAX_PARAMETER = 6000  # characters; source: mlflow.utils.validation.MAX_PARAM_VAL_LENGTH
 _SCORES = ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss")
 _SHOWN_OF_BACKBONE = ("name", "layer", "precision")
+_EVALUATIONS = tuple(f"evaluation-{split}.json" for split in SPLITS)
+SCHEMA_VERSION = 1
+"""The schema version of `evaluation-<split>.json`."""
+
+
+class EvaluationRecord(BaseModel):
+    """`evaluation-<split>.json`: the fields that others rely on. Its `files` are not among them: nobody opens those."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+    schema_version: int = SCHEMA_VERSION
+    model_id: InnerName
+    features: NamedUrl
+    split: Literal["train", "validation", "test"]
+    accuracy: float | None = None
+    top5_accuracy: float | None = None
+    precision: float | None = None
+    recall: float | None = None
+    f1: float | None = None
+    log_loss: float | None = None
 
 
 def flat_settings(card: ModelCard) -> dict[str, str]:
@@ -76,14 +100,19 @@ def recipe_toml(card: ModelCard) -> str:
 
 
 def read_evaluations(model_url: str) -> dict[str, dict[str, Any]]:
-    """The evaluations in a model's folder, by file name."""
+    """The evaluations in a model's folder, by file name.
+
+    Raises:
+        JobError: One is damaged, has another schema version, or is of another split than its name says.
+    """
     found = {}
-    for file in storage.list_files(model_url):
-        name = file.rsplit("/", 1)[1]
-        if name.startswith("evaluation-") and name.endswith(".json"):
-            document = storage.read_json(file)
-            if isinstance(document, dict) and {"split", "features", "model_id"} <= document.keys():
-                found[name] = document
+    for name in _EVALUATIONS:
+        url = storage.join_url(model_url, name)
+        record = read_document(url, EvaluationRecord, version=SCHEMA_VERSION)
+        if record is not None and name != f"evaluation-{record.split}.json":
+            raise JobError(f"{url} is of the split {record.split}.")
+        if record is not None:
+            found[name] = record.model_dump()
     return found
 
 

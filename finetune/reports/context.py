@@ -35,7 +35,7 @@ def report_context(target: Target, judged: Judgement, *, title: str | None, chec
     mistakes, stability = mistakes_section(judged), stability_section(judged)
     quality = quality_section(judged.features_url, manifest) if is_checked(manifest, check_data) else []
     shown = [*mistakes, *(stability["images"] if stability else []), *_images_of(quality)]
-    thumbnails, reason = read_thumbnails(manifest, [item["path"] for item in shown])
+    thumbnails, reason = read_thumbnails(manifest, [item["path"] for item in shown], url=judged.features_url)
     missing = len({item["path"] for item in shown} - thumbnails.keys())
     return {
         "title": title or target.url.rpartition("/")[2],

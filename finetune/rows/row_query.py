@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from featurize.errors import UsageError
-from featurize.recipes.recipe import FeaturesSettings
+from featurize.recipes.recipe import JOINED, FeaturesSettings
+from featurize.recipes.toml_settings import check_settings
 from featurize.shortening import name_some
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.readable import EditedRows, read_features_manifest, scan_rows
@@ -60,9 +61,19 @@ def read_selected_by_model(card: ModelCard, url: str, *, all_rows: bool = False)
         UsageError: There is no feature set, or the query cannot be run there or selects nothing.
         JobError: Files are damaged.
     """
-    features = FeaturesSettings.model_validate({**card.recipe["features"], "url": url})
+    section = {key: value for key, value in card.recipe["features"].items() if value is not None}
+    tables = (
+        {} if all_rows else {name: card.named(section[name]) for name in JOINED if isinstance(section.get(name), str)}
+    )
+    origin = f"the recipe in {card.document or f'the model {card.model_id[:16]}'}"
+    features = check_settings(FeaturesSettings, {**section, **tables, "url": str(url)}, origin=origin)
     manifest = read_features_manifest(url).made_by(card.features.preparation_id)
-    return manifest if features.where is None or all_rows else select_rows(features, manifest)
+    if features.where is None or all_rows:
+        return manifest
+    try:
+        return select_rows(features, manifest)
+    except UsageError as error:
+        raise UsageError(f"{origin}: {error}") from error
 
 
 def select_rows(features: FeaturesSettings, manifest: FeaturesManifest) -> FeaturesManifest:

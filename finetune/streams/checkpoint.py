@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.errors import JobError, UsageError
+from featurize.storage.inner_path import InnerName, NamedUrl
 from featurize.tables.documents import read_document
 
 FOLDER = "firn"
@@ -36,7 +37,7 @@ class StreamRecord(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     images: str
-    output: str
+    output: NamedUrl
     messages: str | None = None
 
 
@@ -52,10 +53,11 @@ class Pin(BaseModel):
 
     model_config = ConfigDict(frozen=True, protected_namespaces=())
 
+    schema_version: int = SCHEMA_VERSION
     query: str
-    model_id: str
+    model_id: InnerName
     name: str
-    url: str
+    url: NamedUrl
     pinned_at: str
 
 
@@ -109,7 +111,7 @@ class Checkpoint:
         url = storage.join_url(self.url, _SPARKS_NAME)
         try:
             return str(storage.read_json(url)["id"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, IsADirectoryError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise JobError(f"{url}, which Spark writes, is missing or damaged.") from error
 
     def read_pin(self, batch_id: int, query: str) -> Pin | None:

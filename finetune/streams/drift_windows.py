@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from featurize import storage
 from featurize.console import warn
 from featurize.errors import JobError, UsageError
+from featurize.storage.inner_path import InnerPath
 from featurize.tables.documents import read_document
 from featurize.tables.manifests import Manifest, PredictionsManifest
 from featurize.tables.predictions import WINDOWS_FOLDERS, partition_url
@@ -62,7 +63,7 @@ class Position(BaseModel):
 
     schema_version: int = SCHEMA_VERSION
     windows: int = 0
-    through: str | None = None
+    through: InnerPath | None = None
 
 
 class StreamDrift:

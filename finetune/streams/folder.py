@@ -86,10 +86,15 @@ class ArrivingImages(Protocol):
 
 @dataclass(frozen=True)
 class FolderImages:
-    """The images in a folder, at any depth: an `ArrivingImages`."""
+    """The images in a folder, at any depth: an `ArrivingImages`.
+
+    Attributes:
+        follow_links: Whether links that lead out of the folder are followed; otherwise they are rejects.
+    """
 
     url: str
     messages: None = None
+    follow_links: bool = False
 
     @property
     def place(self) -> str:
@@ -98,7 +103,7 @@ class FolderImages:
 
     def source(self) -> ImageSource:
         """See `ArrivingImages`."""
-        return files_source(self.url)
+        return files_source(self.url, follow_links=self.follow_links)
 
     def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
         """See `ArrivingImages`."""
@@ -108,7 +113,7 @@ class FolderImages:
     def of_batch(self, batch: DataFrame, staging_url: str) -> Iterator[BatchImages]:
         """See `ArrivingImages`."""
         rows = collect(batch)
-        yield BatchImages(files_source(self.url, rows), found=len(rows))
+        yield BatchImages(files_source(self.url, rows, follow_links=self.follow_links), found=len(rows))
 
     def failures(self) -> AbstractContextManager[None]:
         """See `ArrivingImages`."""
@@ -136,24 +141,25 @@ def stream_files(spark: SparkSession, url: str, *, most_per_batch: int | None) -
     return files.select("path", "length", F.expr("unix_millis(modificationTime)").alias("modified"))
 
 
-def files_source(url: str, rows: Sequence[Any] = ()) -> ImageSource:
+def files_source(url: str, rows: Sequence[Any] = (), *, follow_links: bool = False) -> ImageSource:
     """The images of a batch as a source.
 
     Args:
         url: URL of the folder.
         rows: Rows of `stream_files`.
+        follow_links: As for `FolderImages`.
 
     Raises:
         JobError: A file is not in the folder.
     """
-    listed = {}
+    listed, inside = {}, None if follow_links else url
     for path, length, modified in rows:
         file = f"{url}/{_inner_path(path, url)}"
-        listed[file] = _size_and_stamp(file, int(length), int(modified))
+        listed[file] = _size_and_stamp(file, int(length), int(modified), inside)
     sizes, stamps = zip(*listed.values(), strict=True) if listed else ((), ())
     return ImageSource(
         listing=make_listing([listing_batch({"path": list(listed), "bytes_size": sizes, "stamp": stamps})]),
-        reader=FileReader(),
+        reader=FileReader(inside=inside),
         classes=(),
         split_rule=SplitRule(fractions=None),
         settings={"source": url, "layout": "folders"},
@@ -168,8 +174,8 @@ def _inner_path(path: str, url: str) -> str:
     return found[len(folder) :]
 
 
-def _size_and_stamp(file: str, length: int, modified_ms: int) -> tuple[int, str]:
+def _size_and_stamp(file: str, length: int, modified_ms: int, inside: str | None) -> tuple[int, str]:
     """Size and stamp to the nanosecond, as a walk over the folder gives them, or `finetune predict` would see a changed file."""
-    if file.startswith("file://") and (found := storage.find_file(file)) is not None:
+    if file.startswith("file://") and (found := storage.find_file(file, source=inside)) is not None:
         return found.size, f"{found.size}:{found.modified}"
     return length, f"{length}:{modified_ms}"

@@ -165,7 +165,7 @@ class KafkaImages:
         sizes, stamps = zip(*known.values(), strict=True) if known else ((), ())
         batch = listing_batch({"path": list(known), "bytes_size": sizes, "stamp": stamps})
         found = sum(url in known for url in named) + len(known.keys() - set(named))
-        yield BatchImages(self._source(MessageFileReader(allowed), [batch]), found=found)
+        yield BatchImages(self._source(MessageFileReader(allowed=allowed), [batch]), found=found)
         unread.settle(known, {url: str(why) for url, why in answers.items() if isinstance(why, UnansweredError)})
 
     def _source(self, reader: ContentReader, batches: list[pa.RecordBatch]) -> ImageSource:

@@ -53,7 +53,7 @@ class UnansweredError(Exception):
 class MessageFileReader(FileReader):
     """Reads the files that messages name, where they lie in an allowed place; one of unknown size is not touched."""
 
-    allowed: AllowedUrls
+    allowed: AllowedUrls = AllowedUrls(())
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
         """See `ContentReader`."""

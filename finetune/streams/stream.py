@@ -126,6 +126,7 @@ def plan_stream(
     kafka_options: str | None = None,
     allow_urls: Sequence[str] | None = None,
     target_precision: float | None = None,
+    follow_links: bool = False,
     windows: WindowSettings | None = None,
 ) -> StreamPlan:
     """Finds the model and checks that a stream can go from `images` to `output`. Needs neither Spark nor TensorFlow.
@@ -139,6 +140,7 @@ def plan_stream(
         kafka_options: Path of a local file of options for Spark's connector; for a topic only.
         allow_urls: The folders whose files the messages of a topic may name; see `kafka.open_topic`.
         target_precision: The target precision, as for `plan_prediction`.
+        follow_links: Whether links that lead out of a folder are followed; otherwise they are rejects.
         windows: The windows to test for drift; None: none.
 
     Raises:
@@ -147,12 +149,15 @@ def plan_stream(
     """
     if windows is not None:
         windows.check()
+    storage.give(output, checkpoint, None if images.startswith(SCHEME) else images)
     output, checkpoint = storage.absolute_url(output), storage.absolute_url(checkpoint)
     arriving: ArrivingImages
     if images.startswith(SCHEME):
         arriving = open_topic(images, messages, kafka_options, allow_urls)
     elif messages is None and kafka_options is None and not allow_urls:
-        arriving = _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint)
+        arriving = replace(
+            _open_folder(storage.absolute_url(images), output=output, checkpoint=checkpoint), follow_links=follow_links
+        )
     else:
         raise UsageError(
             f"`messages`, `kafka_options` and `allow_urls` need a topic, {SCHEME}host:port/topic. Got {images}."

@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict
 
 from featurize import storage
 from featurize.recipes.sweep_section import EPOCHS
+from featurize.storage.inner_path import InnerName, NamedUrl
 from featurize.tables.documents import read_document
-from finetune.models.folder import FeaturesReference
+from finetune.models.folder import FeaturesReference, TrainingRecipe
 from finetune.scores.metrics import CONFIDENCE
 
 SCHEMA_VERSION = 1
@@ -25,8 +26,8 @@ class Trial(BaseModel):
 
     values: dict[str, Any]  # values of the swept keys, such as {"training.learning_rate": 0.1}; without the seed
     seed: int
-    model_id: str
-    url: str  # URL of the model folder
+    model_id: InnerName
+    url: NamedUrl  # URL of the model folder
     state: Literal["done", "failed"]
     error: str | None = None
     metrics: dict[str, float] = {}  # metrics of the best epoch, as in the model's `model.json`
@@ -52,7 +53,7 @@ class SweepCard(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     schema_version: int = SCHEMA_VERSION
-    recipe: dict[str, Any]  # recipe of every trial, without its own values and seed
+    recipe: TrainingRecipe  # recipe of every trial, without its own values and seed
     features: FeaturesReference
     classes: list[str]
     keys: list[str]  # the swept keys

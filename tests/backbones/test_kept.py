@@ -19,9 +19,9 @@ def write(path: Path, content: bytes) -> Path:
 
 
 def test_a_kept_network_is_found_with_what_was_said_of_it(tmp_path: Path) -> None:
-    assert kept.find_network("a") is None
+    assert kept.find_network("a", dict) is None
     kept.keep_network("a", write(tmp_path / "n", b"network"), {"spec": 1})
-    found = kept.find_network("a")
+    found = kept.find_network("a", dict)
     assert found is not None
     assert (found[0].read_bytes(), found[1]["spec"]) == (b"network", 1)
 
@@ -36,9 +36,9 @@ def test_a_damaged_network_is_forgotten(tmp_path: Path, damage: str) -> None:
         about.write_text("{")
     else:
         network.write_bytes(b"netwerk" if damage == "other bytes" else b"net")
-    assert kept.find_network("a") is None
+    assert kept.find_network("a", dict) is None
     kept.keep_network("a", write(tmp_path / "n", b"network"), {})
-    assert kept.find_network("a") is not None
+    assert kept.find_network("a", dict) is not None
 
 
 def test_the_networks_used_longest_ago_go_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,23 +47,23 @@ def test_the_networks_used_longest_ago_go_first(tmp_path: Path, monkeypatch: pyt
         kept.keep_network(name, write(tmp_path / "n", name.encode() * 10), {})
         if name in "ab":
             os.utime(kept.cache_folder() / "networks" / name / "about.json", (number, number))
-    assert [name for name in "abc" if kept.find_network(name)] == ["b", "c"]
+    assert [name for name in "abc" if kept.find_network(name, dict)] == ["b", "c"]
 
 
 def test_where_nothing_can_be_kept_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FIRN_CACHE", str(write(tmp_path / "file", b"")))
     kept.keep_network("a", write(tmp_path / "n", b"network"), {})
     kept.keep_document("kind", "a", 1)
-    assert kept.find_network("a") is None
-    assert kept.find_document("kind", "a") is None
+    assert kept.find_network("a", dict) is None
+    assert kept.find_document("kind", "a", int) is None
 
 
 def test_documents_are_kept_by_kind_and_key() -> None:
     kept.keep_document("one", "a", {"x": 1})
     kept.keep_document("other", "a", [2])
     kept.keep_document("other", "a", [3])
-    assert (kept.find_document("one", "a"), kept.find_document("other", "a")) == ({"x": 1}, [3])
-    assert kept.find_document("one", "b") is None
+    assert (kept.find_document("one", "a", dict), kept.find_document("other", "a", list)) == ({"x": 1}, [3])
+    assert kept.find_document("one", "b", dict) is None
 
 
 def test_the_folder_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

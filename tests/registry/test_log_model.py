@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tomllib
@@ -22,10 +23,18 @@ from helpers.models.logged_models import (
 from featurize.errors import JobError, UsageError
 from featurize.recipes.recipe import FinetuneRecipe, RegistrySettings
 from featurize.recipes.toml_settings import check_settings
+from finetune.api.evaluating import evaluate
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.models.folder import read_model_card
 from finetune.registry.client import ENVIRONMENT, absolute_registry, open_registry, registry_at, shown, used_registry
-from finetune.registry.log_model import RECORD_NAME, log_evaluation, log_fit, registry_of_model, write_record
+from finetune.registry.log_model import (
+    RECORD_NAME,
+    log_evaluation,
+    log_fit,
+    log_to,
+    registry_for_evaluations,
+    write_record,
+)
 from finetune.registry.run_values import flat_settings, recipe_toml
 from finetune.registry.versions import logged_model_of
 from finetune.training.plan import plan_training
@@ -177,7 +186,7 @@ def test_evaluations_are_logged_where_the_model_was(trained: Trained, tmp_path: 
     model, settings = trained.copy_to(tmp_path / "model"), registry_in(tmp_path)
     log_fit(model, settings)
     result = evaluate_model(model, None, "test", str(tmp_path / "elsewhere"))
-    logged = log_evaluation(model, result)
+    logged = log_evaluation(model, result, registry=settings)
     assert logged is not None
     (run,) = runs_of(settings)
     assert run.data.metrics["test/accuracy"] == result["accuracy"]
@@ -189,8 +198,9 @@ def test_evaluations_on_other_features_are_told_apart(trained: Trained, tmp_path
     model, settings = trained.copy_to(tmp_path / "model"), registry_in(tmp_path)
     log_fit(model, settings)
     shutil.copytree(trained.set, tmp_path / "other")
-    log_evaluation(model, evaluate_model(model, None, "test", None))
-    log_evaluation(model, evaluate_model(model, str(tmp_path / "other"), "test", str(tmp_path / "out")))
+    log_evaluation(model, evaluate_model(model, None, "test", None), registry=settings)
+    result = evaluate_model(model, str(tmp_path / "other"), "test", str(tmp_path / "out"))
+    log_evaluation(model, result, registry=settings)
     (run,) = runs_of(settings)
     prefixes = {key.removesuffix("test/accuracy") for key in run.data.metrics if key.endswith("test/accuracy")}
     (other,) = prefixes - {""}
@@ -263,18 +273,66 @@ def test_a_password_is_neither_shown_nor_kept(trained: Trained, tmp_path: Path) 
     assert not (tmp_path / "model" / RECORD_NAME).exists()
 
 
-def test_a_model_whose_registry_has_a_password_is_evaluated_to_that_of_the_environment(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_never_holds_a_password(trained: Trained, tmp_path: Path) -> None:
     model = trained.copy_to(tmp_path / "model")
     settings = RegistrySettings(url="postgresql://firn:secret@127.0.0.1/models", experiment="mine")
     write_record(model, settings, model_id=trained.card.model_id, run_id="0" * 32)
     assert "secret" not in (tmp_path / "model" / RECORD_NAME).read_text()
-    assert registry_of_model(model) is None
-    monkeypatch.setenv(ENVIRONMENT, str(settings.url))
-    found = registry_of_model(model)
-    assert found is not None
-    assert (found.url, found.experiment) == (settings.url, "mine")
+
+
+def test_evaluations_go_to_the_registry_that_the_caller_names_and_to_no_other(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = trained.copy_to(tmp_path / "model")
+    usual = absolute_registry(None)
+    assert registry_for_evaluations(model) is None
+    for url, expected in ((usual, usual), ("http://foreign:5000", None), ("sqlite:////foreign/mlflow.db", None)):
+        write_record(model, RegistrySettings(url=url), model_id=trained.card.model_id, run_id="0" * 32)
+        found = registry_for_evaluations(model)
+        assert (None if found is None else found.url) == expected
+    monkeypatch.setenv(ENVIRONMENT, "http://server:5000")
+    for named, expected in (
+        (None, "http://server:5000"),
+        (RegistrySettings(url="http://mine:5000"), "http://mine:5000"),
+    ):
+        found = registry_for_evaluations(model, named)
+        assert found is not None
+        assert (found.url, found.experiment) == (expected, "firn")
+
+
+def test_a_received_model_sends_nothing_to_the_registry_that_it_names(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = trained.copy_to(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        write_record(model, RegistrySettings(url=url), model_id=trained.card.model_id, run_id="0" * 32)
+        assert evaluate(model).logged is None
+        listener.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+    assert url in capsys.readouterr().err.replace("\n", "")
+
+
+def test_files_that_an_evaluation_names_are_not_sent_to_the_registry(trained: Trained, tmp_path: Path) -> None:
+    model, settings = trained.copy_to(tmp_path / "model"), registry_in(tmp_path)
+    evaluate_model(model, None, "test", None)
+    (tmp_path / "private.txt").write_text("private")
+    evaluation = tmp_path / "model" / "evaluation-test.json"
+    document = json.loads(evaluation.read_text())
+    evaluation.write_text(json.dumps({**document, "files": {"table": (tmp_path / "private.txt").as_uri()}}))
+    logged = log_to(model, settings)
+    names = {"evaluation-test.json", "confusion-test.csv", "confusion-test.png"}
+    assert files_of_run(settings, logged.run_id, "evaluation") == {f"evaluation/{name}" for name in names}
+    evaluation.write_text(json.dumps({**document, "split": "../../x"}))
+    with pytest.raises(JobError, match=r"evaluation-test\.json is damaged: split"):
+        log_to(model, settings)
+    evaluation.write_text(json.dumps({**document, "schema_version": 2}))
+    with pytest.raises(JobError, match=r"evaluation-test\.json has schema version 2"):
+        log_to(model, settings)
 
 
 def test_an_experiment_that_was_deleted_is_named(trained: Trained, tmp_path: Path) -> None:

@@ -135,17 +135,17 @@ def test_images_that_are_gone_are_said_to_be(folder: Path, tmp_path: Path, monke
 def test_a_feature_set_that_names_no_source_gives_no_thumbnails(tmp_path: Path) -> None:
     features = np.eye(3, dtype=np.float32)
     manifest = write_feature_set(tmp_path / "set", features, np.arange(3))
-    assert read_thumbnails(manifest, ["photos/1.png"]) == (
+    assert read_thumbnails(manifest, ["photos/1.png"], url=f"file://{tmp_path}/set") == (
         {},
         "the feature set does not say where its images came from",
     )
-    assert read_thumbnails(manifest, []) == ({}, None)
+    assert read_thumbnails(manifest, [], url=f"file://{tmp_path}/set") == ({}, None)
 
 
 def test_some_images_unreadable_leave_the_others(folder: Path) -> None:
     manifest = read_features_manifest(str(folder / "set"))
     (folder / "photos" / "broken.png").write_bytes(b"no image")
-    found, reason = read_thumbnails(manifest, ["photos/00001.png", "photos/broken.png"])
+    found, reason = read_thumbnails(manifest, ["photos/00001.png", "photos/broken.png"], url=f"file://{folder}/set")
     assert set(found) == {"photos/00001.png"}
     assert reason
 

@@ -124,22 +124,59 @@ def test_the_stamps_are_those_of_the_last_listing_unless_a_file_was_written_to(t
     assert {name for name in before if before[name] != after[name]} == {"later.png", "longer.png"}
 
 
-def test_links_are_followed_and_those_that_lead_nowhere_are_unreadable_images(tmp_path: Path) -> None:
-    put(tmp_path / "elsewhere", "x.png", "deep/y.png")
-    put(tmp_path / "photos", "a/1.png", "b/2.png")
-    photos = tmp_path / "photos"
-    (photos / "a" / "linked.png").symlink_to(tmp_path / "elsewhere" / "x.png")
-    (photos / "c").symlink_to(tmp_path / "elsewhere")
-    (photos / "a" / "nowhere.png").symlink_to(tmp_path / "none.png")
-    source = open_source(str(photos), None)
+def linked_photos(folder: Path) -> Path:
+    """Photos with links to a file and a folder outside, to nothing, and to a file inside."""
+    put(folder / "elsewhere", "x.png", "deep/y.png")
+    put(folder / "photos", "a/1.png", "b/2.png")
+    photos = folder / "photos"
+    (photos / "a" / "linked.png").symlink_to(folder / "elsewhere" / "x.png")
+    (photos / "c").symlink_to(folder / "elsewhere")
+    (photos / "a" / "nowhere.png").symlink_to(photos / "none.png")
+    (photos / "b" / "inside.png").symlink_to("../a/1.png")
+    return photos
+
+
+def answers(source: ImageSource, folder: Path) -> dict[str, bytes | str]:
+    """The bytes of each image, or why it cannot be read."""
+    found: dict[str, bytes | str] = {}
     images = planned_images(source.listing)
-    assert [image.path.removeprefix(f"file://{photos}/") for image in images] == [
-        *("a/1.png", "a/linked.png", "a/nowhere.png", "b/2.png", "c/deep/y.png", "c/x.png")
+    for image, fetch in zip(images, source.reader.open(images), strict=True):
+        try:
+            found[image.path.removeprefix(f"file://{folder}/")] = fetch()
+        except ImageReadError as error:
+            found[image.path.removeprefix(f"file://{folder}/")] = str(error)
+    return found
+
+
+def test_links_that_lead_out_of_the_source_are_rejects_and_others_are_followed(tmp_path: Path) -> None:
+    photos = linked_photos(tmp_path)
+    one, two = ((photos / name).read_bytes() for name in ("a/1.png", "b/2.png"))
+    refused = "the link leads out of the source, and `follow_links` is not set"
+    expected = {"a/1.png": one, "a/linked.png": refused, "a/nowhere.png": "the file is gone", "b/2.png": two}
+    expected |= {"b/inside.png": one, "c": refused}
+    for source in (open_source(str(photos), None), open_source(str(photos), None, is_sorted=False)):
+        assert answers(source, photos) == expected
+
+
+def test_links_out_of_the_source_are_followed_where_the_recipe_says_so(tmp_path: Path) -> None:
+    photos = linked_photos(tmp_path)
+    found = answers(open_source(str(photos), None, follow_links=True), photos)
+    assert list(found) == [
+        *("a/1.png", "a/linked.png", "a/nowhere.png", "b/2.png", "b/inside.png", "c/deep/y.png", "c/x.png")
     ]
-    reads = [fetch for image, fetch in zip(images, source.reader.open(images), strict=True)]
-    assert reads[1]() == (tmp_path / "elsewhere" / "x.png").read_bytes()
-    with pytest.raises(ImageReadError, match="gone"):
-        reads[2]()
+    assert found["a/linked.png"] == (tmp_path / "elsewhere" / "x.png").read_bytes()
+    assert found["a/nowhere.png"] == "the file is gone"
+
+
+def test_class_folders_that_are_links_are_named(tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere", "x.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cats").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"cats is a link that leads out of the source.*follow_links"):
+        open_source(str(tmp_path / "photos"), None)
+    (tmp_path / "also photos").symlink_to(tmp_path / "photos")
+    source = open_source(str(tmp_path / "also photos"), None, follow_links=True)
+    assert labels_by_name(source, tmp_path / "also photos") == {"cats/x.png": "cats"}
 
 
 def test_links_in_a_circle_are_not_followed_round_and_round(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers.project import Firn
@@ -20,7 +22,7 @@ from featurize.errors import JobError, UsageError
 from featurize.jobs.ingest import ingest
 from featurize.sources.cards import Card, read_card
 from featurize.sql.query import fetch, plain_value, register_views, run_query, write_answer
-from featurize.sql.tables import find_tables
+from featurize.sql.tables import SqlTable, find_tables
 
 pytestmark = pytest.mark.spark
 MODELS: dict[str, list[str | None]] = {"0" * 64: ["ant"] * 20, "0" * 63 + "1": ["bee"] * 15 + [None] * 5}
@@ -103,6 +105,30 @@ def test_predictions_without_manifests_and_any_other_table_are_read(spark: Spark
     one = ask(spark, "SELECT count(*) AS n FROM predictions", predictions=f"{tmp_path}/predictions/data")
     assert [row["model_id"] for row in found] == list(MODELS)
     assert one == [{"n": 40}]
+
+
+def test_spark_is_given_no_file_that_is_a_link(spark: SparkSession, built: Built, tmp_path: Path) -> None:
+    shutil.copytree(built.folder, tmp_path / "set")
+    last = tmp_path / "set" / built.manifest.files[-1].path
+    (tmp_path / "outside.parquet").write_bytes(last.read_bytes())
+    last.unlink()
+    last.symlink_to(tmp_path / "outside.parquet")
+    tables = find_tables(features=str(tmp_path / "set"))
+    with pytest.raises(JobError, match=f"{re.escape(last.name)} is a link"):
+        register_views(spark, tables)
+
+
+def test_a_folder_of_parquet_files_is_read_with_links_inside_it_and_none_that_leads_out(tmp_path: Path) -> None:
+    (tmp_path / "any").mkdir()
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "any" / "a.parquet")
+    (tmp_path / "any" / "b.parquet").symlink_to("a.parquet")
+    (table,) = find_tables(others={"any": str(tmp_path / "any")})
+    assert isinstance(table, SqlTable)
+    assert [len(part.files) for part in table.parts] == [2]
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "outside.parquet")
+    (tmp_path / "any" / "c.parquet").symlink_to("../outside.parquet")
+    with pytest.raises(UsageError, match=r"c\.parquet is a link that leads out of"):
+        find_tables(others={"any": str(tmp_path / "any")})
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)

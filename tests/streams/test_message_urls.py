@@ -129,7 +129,7 @@ def planned(url: str, size: int | None, stamp: str = "") -> PlannedImage:
 
 
 def read(allowed: AllowedUrls, image: PlannedImage) -> bytes:
-    (fetch,) = MessageFileReader(allowed).open([image])
+    (fetch,) = MessageFileReader(allowed=allowed).open([image])
     return fetch()
 
 
