@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers.project import ROOT
 from hypothesis import given
@@ -31,6 +32,10 @@ from featurize.foreign_text import (
 )
 from featurize.progress import shown_progress, stage
 from featurize.progress_views import LogView
+from finetune.evaluation.evaluate import confusion_csv
+from finetune.evaluation.relabel import read_labels
+from finetune.rows.joined_tables import read_label_table
+from finetune.scores.metrics import Evaluation
 
 HOSTILE = "a\x1b[2J\x07\x9b31m\u202egpj.\u2066b\r\nerror: all is lost\udc80\x7f"
 UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -218,3 +223,15 @@ def python_files() -> list[Path]:
 def test_there_is_one_printer_and_one_writer_of_csv(what: str, allowed: set[str]) -> None:
     found = {str(path.relative_to(ROOT)) for path in python_files() if re.search(what, path.read_text())}
     assert found == allowed
+
+
+def test_what_firn_wrote_as_csv_it_reads_as_it_was(tmp_path: Path) -> None:
+    labels = ["=HYPERLINK(1)", "-2", "@a", "plain", "'=b"]
+    rows = [["image_id", "label"], *([f"{number:064x}", label] for number, label in enumerate(labels))]
+    (tmp_path / "labels.csv").write_text(as_csv(rows), newline="")
+    assert list(read_labels(str(tmp_path / "labels.csv")).values()) == labels
+    assert read_label_table(str(tmp_path / "labels.csv"))["label"].to_pylist() == labels
+    matrix = np.zeros((5, 5), np.int64)
+    scored = Evaluation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, rows=0, confusion_matrix=matrix, classes=tuple(labels))
+    lines = confusion_csv(scored).splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == ["'=HYPERLINK(1)", "-2", "'@a", "plain", "''=b"]
