@@ -18,7 +18,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, Discriminator, RootModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, Discriminator, NonNegativeInt, RootModel, TypeAdapter, ValidationError
 
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
@@ -67,7 +67,7 @@ class _Commit(BaseModel):
     token: str
     table_id: str
     facts: dict[str, Any]
-    kept: int
+    kept: NonNegativeInt
     shards: list[ShardRecord]
     oldest: int = 0
     vacuumed: int = -1
@@ -242,7 +242,9 @@ def _read_version(url: str, number: int, known: Manifest | None) -> Manifest:
     """The manifest of a version, from an older one that is known, or else from the last snapshot before it."""
     start, shards = (known.version.number, known.shards) if known is not None else _read_snapshot(url, number)
     commits = [_parse(url, start + 1 + at, actions) for at, actions in enumerate(_read_after(url, start, number))]
-    for commit in commits:
+    for at, commit in enumerate(commits, start=start + 1):
+        if commit.kept > len(shards):
+            raise _damaged(url, at, ValueError(f"kept: it keeps {commit.kept} of {len(shards)} shards"))
         shards = [*shards[: commit.kept], *commit.shards]
     last = commits[-1] if commits else _read_commit(url, number)
     try:

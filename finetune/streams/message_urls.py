@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -53,7 +53,7 @@ class UnansweredError(Exception):
 class MessageFileReader(FileReader):
     """Reads the files that messages name, where they lie in an allowed place; one of unknown size is not touched."""
 
-    allowed: AllowedUrls = AllowedUrls(())
+    allowed: AllowedUrls = field(default_factory=lambda: AllowedUrls(()))
 
     def open(self, images: Sequence[PlannedImage]) -> Iterator[Fetch]:
         """See `ContentReader`."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fsspec import AbstractFileSystem
+from helpers.tables.feature_sets import make_clusters, write_feature_set
 from helpers.tables.shard_files import files_in, paths_of, write_shard
 from helpers.tables.worker_runs import no_file_over
 
@@ -24,7 +25,7 @@ from featurize.building.staging import (
 )
 from featurize.errors import JobError
 from featurize.storage import exclusive
-from featurize.tables.manifests import ShardRecord
+from featurize.tables.manifests import ShardRecord, Version
 
 RUN, NEXT, LAST = "0123abcd", "89abcdef", "76543210"
 SETTINGS = {"table": "test", "seed": 3}
@@ -244,6 +245,20 @@ def test_what_earlier_runs_left_goes_away_and_foreign_files_stay(tmp_path: Path)
     left = paths_of([published, replaced]) | staged
     assert files_in(tmp_path) == FOREIGN | left
     assert {name for name in files_in(tmp_path) if staging.is_ours(name)} == left
+
+
+def test_shards_that_were_moved_already_are_made_again_after_a_vacuum_that_may_not_have_seen_them(
+    tmp_path: Path,
+) -> None:
+    there = write_feature_set(tmp_path / "other", *make_clusters(30))
+    begin(tmp_path, RUN)
+    placed, staged = (committed(tmp_path, RUN, shard) for shard in range(2))
+    place_files(str(tmp_path), [placed])
+    for vacuumed, records in ((-1, [placed, staged]), (0, [staged])):
+        there.set_version(Version(number=1, vacuumed=vacuumed))
+        unfinished = read_unfinished(str(tmp_path), there)
+        assert unfinished is not None
+        assert unfinished.records == records
 
 
 # A run that came to nothing

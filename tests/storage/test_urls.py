@@ -1,7 +1,9 @@
 """Storage: every spelling of a URL means one place, and what is written is seen whole or not at all."""
 
+import errno
 import os
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from hypothesis import strategies as st
 
 from featurize import storage
 from featurize.errors import UsageError
+from featurize.tables.corrections import read_corrections
+from featurize.tables.layout import CORRECTIONS
 
 ODD_NAMES = [
     "plain",
@@ -210,3 +214,42 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
     with monkeypatch.context() as patch, storage.no_empty_folder(str(tmp_path)):
         patch.setattr(os, "scandir", failing_once(os.scandir))
     assert (tmp_path / "notes.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "ask", [storage.exists, storage.is_folder, storage.list_files, storage.find_file, storage.remove]
+)
+def test_a_storage_that_does_not_answer_is_not_taken_for_an_empty_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Callable[[str], object]
+) -> None:
+    """As NFS does when its server is gone."""
+    path = tmp_path / "features"
+    path.mkdir()
+    for name in ("stat", "lstat"):
+        real = getattr(os, name)
+
+        def broken(asked: Any, *arguments: Any, real: Any = real, **named: Any) -> Any:
+            if str(asked) == str(path):
+                raise OSError(errno.EIO, "Input/output error", str(asked))
+            return real(asked, *arguments, **named)
+
+        monkeypatch.setattr(os, name, broken)
+    with pytest.raises(OSError, match=str(path)):
+        ask(str(path))
+
+
+def test_labels_are_not_read_uncorrected_where_corrections_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / CORRECTIONS
+    folder.mkdir(parents=True)
+    real = os.stat
+
+    def broken(asked: Any, *arguments: Any, **named: Any) -> Any:
+        if str(asked) == str(folder):
+            raise OSError(errno.EIO, "Input/output error", str(asked))
+        return real(asked, *arguments, **named)
+
+    monkeypatch.setattr(os, "stat", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        read_corrections(str(tmp_path))

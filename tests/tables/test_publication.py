@@ -157,6 +157,8 @@ def _change(folder: Path, change: Callable[[dict[str, object]], object]) -> None
         (lambda info: info["firn"].update(schema_version=2), "has schema version 2; this Firn reads 3"),
         (lambda info: info["firn"].pop("schema_version"), "has schema version None; this Firn reads 3"),
         (lambda info: info["firn"].update(shards=7), r"json is damaged: shards: "),
+        (lambda info: info["firn"].update(kept=-1), r"json is damaged: kept: "),
+        (lambda info: info["firn"].update(kept=1), r"json is damaged: kept: it keeps 1 of 0 shards"),
         (lambda info: info["firn"]["facts"].pop("kind"), r"json is damaged: "),
         (lambda info: info["firn"]["facts"].update(identity=[]), r"json is damaged: features\.identity: "),
     ],
