@@ -34,7 +34,7 @@ from finetune.sweeps.plan import plan_sweep
 
 LOCAL_URLS = re.compile(r"(^|\.)(url|features|images|output|name|weights|source)$")
 """Fields of documents that may name a local URL elsewhere."""
-KEPT_ITEMS = 2  # of a list: others would be treated alike
+KEPT_ITEMS = 1  # of a list: others would be treated alike
 _PARQUET = ".parquet"
 
 
@@ -137,12 +137,11 @@ def hostile_texts(root: Path, port: int) -> list[str]:
         outside.parent.as_uri(),
         f"hdfs://127.0.0.1:{port}/x",
         f"http://127.0.0.1:{port}/x",
-        "a\\..\\b",
         "a\nb\x1b[2J",
     ]
 
 
-WRONG_TYPES: list[Any] = [None, -1, [[]], {}]
+WRONG_TYPES: list[Any] = [None, [[]], {}]
 
 
 def fields_of(document: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
