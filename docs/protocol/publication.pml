@@ -6,19 +6,21 @@
    it was killed. Nobody ever notices that a claim was lost, so that the checks hold whatever clocks and claims do.
 
    Sets are bits of a number. The table has two images, 1 and 2 (both: 3). Each run makes at most one file for each image:
-   bits 0 and 1 are the files of run 0, bits 2 and 3 those of run 1, and so on; a file's name is never used again. */
+   bits 0 and 1 are the files of run 0, bits 2 and 3 those of run 1, and so on; a file's name is never used again.
+
+   The script says how many writers there are (RUNS, COMPACTIONS, VACUUMS) and which images (ALL_IMAGES). */
 
 #define FILES_OF(writer) (3 << (2 * (writer)))
-#define MERGED 64 /* the file of the compaction: it holds both images */
+#define MERGED 64 /* the file of the compaction: it holds all images */
 #define WITH_1 (1 + 4 + 16 + MERGED)
-#define WITH_2 (2 + 8 + 32 + MERGED)
+#define WITH_2 (2 + 8 + 32 + (ALL_IMAGES == 3) * MERGED)
 #define IMAGES(files) ((((files) & WITH_1) != 0) + 2 * (((files) & WITH_2) != 0))
 #define FIRST(files) ((files) & -(files))
 #define SEVERAL(files) (((files) & ((files) - 1)) != 0)
 #define IN(part, whole) (((part) & ~(whole)) == 0)
 
 /* The storage. */
-byte source = 1;                /* the images of the source; the second one arrives later */
+byte source = 1;                /* the images of the source; the second one may arrive later */
 byte staged, placed;            /* the files in the staging folder, and in their published places */
 byte records;                   /* the files whose records are in the staging folder */
 bool has_state;                 /* state.json: */
@@ -136,7 +138,7 @@ proctype Run(byte me) {
 
     atomic { begun == me ->                        /* runs are alike: they begin in the order of their numbers */
         if
-        :: source = ALL
+        :: source = ALL_IMAGES
         :: skip
         fi;
         wanted = source;
@@ -181,12 +183,13 @@ failed:
     atomic { base = 0; vacuum_before = 0; files = 0; wanted = 0; taken = 0; todo = 0; new = 0; list = 0; has_won = false }
 }
 
+#if COMPACTIONS > 0
 /* upkeep.compaction.compact_table */
 proctype Compaction() {
     byte base, vacuum_before, files, found, new, list;
     bool has_won, is_empty;
 
-    atomic { SEVERAL(listed) -> base = last; files = listed; vacuum_before = last_vacuum }
+    atomic { IMAGES(listed) == ALL_IMAGES -> base = last; files = listed; vacuum_before = last_vacuum }
     read_unfinished(found);
     if
     :: !IN(found, files) -> goto failed     /* a run must finish first */
@@ -203,7 +206,9 @@ proctype Compaction() {
 failed:
     atomic { base = 0; vacuum_before = 0; files = 0; found = 0; new = 0; list = 0; has_won = false }
 }
+#endif
 
+#if VACUUMS > 0
 /* upkeep.versions.vacuum */
 proctype Vacuum() {
     byte base, vacuum_before, files, kept, found, gone;
@@ -240,11 +245,14 @@ proctype Vacuum() {
 failed:
     atomic { base = 0; vacuum_before = 0; files = 0; gone = 0; has_won = false }
 }
+#endif
 
 init {
     atomic {
         run Run(0);
+#if RUNS > 1
         run Run(1);
+#endif
 #if RUNS > 2
         run Run(2);
 #endif
