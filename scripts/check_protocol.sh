@@ -3,6 +3,7 @@
 # It takes spin and a C compiler, two processes with up to 0.8 GB each, and about a minute of computing time.
 #
 #   scripts/check_protocol.sh                                    everything
+#   scripts/check_protocol.sh quick                              all but the five longest checks
 #   scripts/check_protocol.sh trace stream -DNO_PIN              the steps that lead a wrong protocol into its fault
 set -euo pipefail
 
@@ -12,15 +13,15 @@ command -v spin >/dev/null || fail "spin is missing. Debian, Ubuntu: apt-get ins
 command -v gcc >/dev/null || fail "gcc is missing. Debian, Ubuntu: apt-get install gcc libc6-dev"
 models=$(cd "$(dirname "$0")/../docs/protocol" && pwd)
 
-# EXPECTED MODEL FLAGS...; `complete`: it holds, and every statement of the model is reached. The longest ones come first.
+# EXPECTED MODEL FLAGS...; `complete`: it holds, and every statement of the model is reached. The five longest come first.
 checks() {
     local wrong
     writers() { echo publication -DRUNS="$1" -DCOMPACTIONS="$2" -DVACUUMS="$3" -DALL_IMAGES="$4"; }
     echo holds "$(writers 3 0 1 1)"
-    echo holds "$(writers 2 1 1 1)"
     echo complete "$(writers 3 0 0 3)"
     echo complete stream
     echo holds "$(writers 2 0 2 1)"
+    echo holds "$(writers 2 1 1 1)"
     echo complete "$(writers 2 0 1 3)"
     echo holds "$(writers 2 1 0 3)"
     echo holds "$(writers 1 1 1 3)"
@@ -69,6 +70,7 @@ script=$(cd "$(dirname "$0")" && pwd)/$(basename "$0")
 cd "$folder"
 case "${1:-}" in
 one | trace) "$@" ;;
+quick) checks | tail -n +6 | xargs -P 2 -L 1 "$script" one ;;
 "") checks | xargs -P 2 -L 1 "$script" one ;;
 *) fail "unknown: $1" ;;
 esac
