@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the models in docs/protocol with Spin: the protocol as it is must hold, and each wrong one must be found wrong.
-# It takes spin and a C compiler, two processes with up to 0.8 GB each, and about a minute of computing time.
+# It takes spin and a C compiler, two processes with up to 0.8 GB each, and a minute and a half of computing time.
 #
 #   scripts/check_protocol.sh                                    everything
 #   scripts/check_protocol.sh quick                              all but the five longest checks
