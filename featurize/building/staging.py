@@ -60,12 +60,14 @@ class Unfinished:
         records: records of the finished shards whose files are complete, of that run or taken over by it; at least one.
         index_urls: URL of the index file of each shard; the killed run may have moved it to its published place already.
         purpose: as in `StagingState`.
+        version: as in `StagingState`.
     """
 
     settings: Mapping[str, Any]
     records: list[ShardRecord]
     index_urls: list[str]
     purpose: str = ""
+    version: int = -1
 
 
 def read_state(url: str) -> StagingState | None:
@@ -101,7 +103,7 @@ def read_unfinished(url: str, there: Manifest | None) -> Unfinished | None:
         sizes = {path: size for path, size in sizes.items() if path.startswith(f"{STAGING}/")}
     records = [record for record in recorded if _is_whole(record, sizes)]
     index_urls = [_index_url(url, record, sizes) for record in records]
-    return Unfinished(state.settings, records, index_urls, state.purpose) if records else None
+    return Unfinished(state.settings, records, index_urls, state.purpose, state.version) if records else None
 
 
 def unfinished_settings(url: str) -> Mapping[str, Any] | None:
@@ -214,14 +216,16 @@ def remove_others(url: str, keep: Sequence[ShardRecord]) -> None:
 
 
 def files_before(url: str, horizon: int, *, kept: Collection[str]) -> dict[str, int]:
-    """The files of shards, and networks, that were last changed before `horizon`, in milliseconds since 1970, and are not `kept`.
+    """The files of shards that were last changed before `horizon`, in milliseconds since 1970, and are not `kept`.
+
+    Networks are left: their names are digests, which a new version may use again.
 
     Returns:
         The size in bytes by path below the table.
     """
     return {
         path: file.size
-        for path, file in _own_files(url, (*ALL_SHARD_FOLDERS, NETWORKS))
+        for path, file in _own_files(url, ALL_SHARD_FOLDERS)
         if path not in kept and file.modified_ms(url) < horizon
     }
 

@@ -274,9 +274,9 @@ def _make(
     todo = [(record, paths) for record, paths in job.shards if record.index_file.path not in known]
     run = Run(url=job.url, name=uuid4().hex[:8], reader=source.reader, decode_timeout_s=recipe.images.decode_timeout_s)
     rows = _listed(source.listing, [path for _, paths in todo for path in paths], job.url)
-    claim.verify()
     taken = list(known.values())
     staging.keep_networks(job.url, networks_to_keep(prepared))
+    claim.verify()
     staging.write_state(
         job.url,
         settings=job.manifest.settings,
@@ -345,6 +345,8 @@ def _taken_over(job: _Job) -> dict[str, ShardRecord]:
     if unfinished is None:
         return {}
     is_same = unfinished.purpose == job.purpose and not differing_settings(unfinished.settings, job.manifest.settings)
+    if is_same and unfinished.version != job.there.version.number:
+        return {}  # made from rows that another job has replaced since
     if is_same:
         ours = {record.index_file.path for record, _ in job.shards}
         return {one.index_file.path: one for one in unfinished.records if one.index_file.path in ours}

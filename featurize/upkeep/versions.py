@@ -8,14 +8,12 @@ from featurize.building import staging
 from featurize.errors import UsageError
 from featurize.storage.claims import claim_output
 from featurize.tables.delta_log import KEPT_DAYS
-from featurize.tables.layout import NETWORKS
 from featurize.tables.manifests import Manifest
 from featurize.tables.predictions import PARTITION
 from featurize.tables.publication import publish, read_manifest, versions_since
 
 _UNITS_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _DURATION = re.compile(r"(\d{1,9})([smhd])")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 KEPT = f"{KEPT_DAYS}d"
 
 
@@ -100,19 +98,12 @@ def _vacuum(url: str, seconds: int, *, dry_run: bool) -> Vacuumed:
         unfinished = staging.read_unfinished(url, manifest)
         kept = staging.file_paths(shard for version in readable for shard in version.shards)
         kept |= staging.file_paths(unfinished.records if unfinished is not None else ())
-        kept |= {path for version in readable for path in _networks_of(version)}
         gone = staging.files_before(url, horizon, kept=kept)
         if (gone or oldest > manifest.version.oldest) and not dry_run:
             manifest = publish(url, manifest, after=manifest, operation="VACUUM", vacuumed_to=oldest)
             for path in gone:
                 storage.remove(storage.join_url(url, path))
     return Vacuumed(url, manifest.version.number, oldest, len(gone), sum(gone.values()))
-
-
-def _networks_of(version: Manifest) -> set[str]:
-    """The paths of the networks that a version may name; their names are digests."""
-    names = set(_DIGEST.findall(version.model_dump_json(exclude={"shards"})))
-    return {f"{NETWORKS}/{name}.{kind}" for name in names for kind in ("onnx", "json")}
 
 
 def _read(url: str) -> Manifest:

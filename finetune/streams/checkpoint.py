@@ -19,6 +19,7 @@ from featurize.tables.documents import read_document
 FOLDER = "firn"
 STREAM_NAME = "stream.json"
 _SPARKS_NAME = "metadata"
+_SPARKS_COMMITS = "commits"  # a file for each batch that is done
 _PIN = "batch-"
 SCHEMA_VERSION = 1
 """The schema version of `stream.json` and `batch-<id>.json`."""
@@ -123,12 +124,37 @@ class Checkpoint:
         pin = read_document(self.pin_url(batch_id), Pin, version=SCHEMA_VERSION)
         return pin if pin is not None and pin.query == query else None
 
-    def write_pin(self, batch_id: int, pin: Pin) -> None:
-        """Records which model labels a batch, and removes the records of earlier batches: when one begins, those are done."""
-        storage.write_json(self.pin_url(batch_id), pin.model_dump())
+    def write_pin(self, batch_id: int, pin: Pin) -> Pin:
+        """Records which model labels a batch, unless another driver of this stream has: the first record counts.
+
+        Records of earlier batches are removed: when one begins, those are done.
+
+        Returns:
+            The record that counts.
+        """
+        url = self.pin_url(batch_id)
+        if not storage.create_exclusively(url, storage.encode_json(pin.model_dump())):
+            there = self.read_pin(batch_id, pin.query)
+            if there is not None:
+                return there
+            storage.write_json(url, pin.model_dump())  # it is of a stream whose checkpoint Spark has begun anew
         for file in storage.list_files(self.own_url):
-            if file.startswith(storage.join_url(self.own_url, _PIN)) and file != self.pin_url(batch_id):
+            number = file.removeprefix(storage.join_url(self.own_url, _PIN)).removesuffix(".json")
+            if number.isdecimal() and int(number) < batch_id:
                 storage.remove(file)
+        return pin
+
+    def check_unfinished(self, batch_id: int) -> None:
+        """Checks that no other driver of this stream has finished a batch, or a later one.
+
+        Raises:
+            JobError: one has, and this driver must end: it was taken for dead.
+        """
+        names = (file.rpartition("/")[2] for file in storage.list_files(storage.join_url(self.url, _SPARKS_COMMITS)))
+        if any(name.isdecimal() and int(name) >= batch_id for name in names):
+            raise JobError(
+                f"{self.url}: another driver of this stream has finished batch {batch_id}, so this one ends; no image is lost."
+            )
 
     def pin_url(self, batch_id: int) -> str:
         """URL of the file that names the model of a batch."""

@@ -79,7 +79,7 @@ class StreamModels:
         It is recorded: from here on no other model labels this batch.
 
         Raises:
-            FirnError: The batch was begun with a model that is no longer available.
+            FirnError: The batch was begun with a model that is no longer available, or another driver has finished it.
         """
         pin = self._checkpoint.read_pin(batch_id, query)
         if pin is None:
@@ -88,8 +88,9 @@ class StreamModels:
             pin = Pin(
                 query=query, model_id=self._current.model_id, name=plan.name, url=plan.folder, pinned_at=utc_now()
             )
-            self._checkpoint.write_pin(batch_id, pin)
-        elif pin.model_id != self._current.model_id:
+            pin = self._checkpoint.write_pin(batch_id, pin)
+        self._checkpoint.check_unfinished(batch_id)
+        if pin.model_id != self._current.model_id:
             folder = _folder_of(pin, self._checkpoint.pin_url(batch_id))
             say(f"batch {batch_id} was begun with the model {pin.model_id[:16]} and finishes with it.")
             self._exchange(_plan_of(pin.name, folder, self._source, self._output, self._target_precision))

@@ -14,9 +14,10 @@ from featurize import storage
 from featurize.building import staging
 from featurize.building.staging import STAGING
 from featurize.errors import JobError
+from featurize.jobs import add_column
 from featurize.storage import exclusive
 from featurize.tables import publication
-from featurize.tables.manifests import FeaturesManifest
+from featurize.tables.manifests import FeaturesManifest, ShardRecord
 from featurize.tables.publication import publish, read_manifest, read_published_features
 
 
@@ -169,3 +170,27 @@ def test_one_that_keeps_its_networks_while_another_adds_some(place: Place, tmp_p
     paused.resume()
     networks = {path.name for path in (place.folder / "_firn" / "networks").iterdir()}
     assert networks == {own, other}
+
+
+@pytest.mark.parametrize("is_from_the_last", [False, True])
+def test_one_that_adds_a_column_to_rows_that_another_has_replaced_since(tmp_path: Path, is_from_the_last: bool) -> None:
+    url = str(tmp_path / "set")
+    first = write_feature_set(tmp_path / "set", *make_clusters(60), shards=[range(20), range(20, 60)])
+
+    def remade(name: str, below: str) -> ShardRecord:
+        """The first shard with files of another name, as a job for some rows makes it; they lie in a folder."""
+        shard, files = first.shards[0], []
+        for file in shard.files:
+            path = f"{file.path.rpartition('/')[0]}/part-{name * 8}-00000-0.parquet"
+            (tmp_path / "set" / below / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(tmp_path / "set" / file.path, tmp_path / "set" / below / path)
+            files.append(file.model_copy(update={"path": path}))
+        return shard.model_copy(update={"files": files})
+
+    before = read_published_features(url)
+    other = remade("b", ".")
+    last = publish(url, before.model_copy(update={"shards": [other, *before.shards[1:]]}), after=before)
+    own, base = remade("a", STAGING), last if is_from_the_last else before
+    staging.write_state(url, settings=before.settings, run="x", records=[own], there=base, purpose="where")
+    job = add_column._Job(url, last, last, ((other, ["path"]),), "where")
+    assert list(add_column._taken_over(job).values()) == ([own] if is_from_the_last else [])
