@@ -109,12 +109,12 @@ def test_an_image_that_could_not_be_read_is_tried_again_with_the_next_run(
     make_photos(images, per_class=3)
     shutil.move(images / "red" / "001.png", elsewhere)
     (images / "red" / "001.png").symlink_to(elsewhere.with_name("not mounted.png"))
-    first, _ = featurize(spark, recipe(images, tmp_path / "out", mean_backbone))
+    first, _ = featurize(spark, recipe(images, tmp_path / "out", mean_backbone, follow_links=True))
     assert first.manifest.rejects == {"read: the file is gone": 1}
-    same, _ = featurize(spark, recipe(images, tmp_path / "out", mean_backbone))
+    same, _ = featurize(spark, recipe(images, tmp_path / "out", mean_backbone, follow_links=True))
     assert (same.added, same.skipped, same.changed) == (0, 9, 0)
     shutil.move(elsewhere, elsewhere.with_name("not mounted.png"))
-    result, _ = featurize(spark, recipe(images, tmp_path / "out", mean_backbone))
+    result, _ = featurize(spark, recipe(images, tmp_path / "out", mean_backbone, follow_links=True))
     assert (result.manifest.row_count, result.manifest.rejects, result.changed) == (9, {}, 1)
 
 

@@ -32,7 +32,12 @@ class Built:
 def recipe(source: str | Path, url: str | Path, backbone: str | Path, **changes: Any) -> FeaturizeRecipe:
     """The recipe of a small feature set, which may have any number of rejects. `changes` are single settings, by name."""
     settings = _settings(source, url, backbone)
-    sections = {"split": "images", "max_reject_fraction": "images", "rows_per_group": "features"}
+    sections = {
+        "split": "images",
+        "max_reject_fraction": "images",
+        "rows_per_group": "features",
+        "follow_links": "images",
+    }
     for key, value in {"max_reject_fraction": 1.0, **changes}.items():
         settings[sections.get(key, "backbone")][key] = value
     return check_settings(FeaturizeRecipe, settings, origin="test")
