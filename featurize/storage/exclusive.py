@@ -18,6 +18,7 @@ from featurize.storage.urls import (
     is_folder,
     is_local,
     join_url,
+    make_folder,
     open_filesystem,
     remove,
     sync_folder,
@@ -82,11 +83,11 @@ def move_files(url: str, source: str, target: str, paths: Iterable[str]) -> None
         )
         folder = posixpath.dirname(target_path)
         if folder not in folders:
-            filesystem.makedirs(folder, exist_ok=True)
+            make_folder(filesystem, folder)
             folders.add(folder)
         rename_file(filesystem, source_path, target_path)
     if is_local(url):
-        for folder in sorted(folders | {posixpath.dirname(folder) for folder in folders}):
+        for folder in sorted(folders):
             sync_folder(folder)
 
 

@@ -22,6 +22,7 @@ from uuid import uuid4
 
 import fsspec
 from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 
 from featurize.errors import JobError, UsageError, first_line
 from featurize.storage.checked_url import CheckedUrl, below, keep_rule
@@ -180,7 +181,7 @@ def open_input(url: str) -> Iterator[IO[bytes]]:
 def open_output(url: str) -> Iterator[IO[bytes]]:
     """A binary file at `url` for writing; its folder is made if it is missing. After closing, its content is on disk."""
     filesystem, path = open_filesystem(url)
-    filesystem.makedirs(posixpath.dirname(path), exist_ok=True)
+    make_folder(filesystem, posixpath.dirname(path))
     with _storage_errors(url), filesystem.open(path, "wb") as file:
         yield file
         if absolute_url(url).startswith("file://"):
@@ -282,6 +283,18 @@ def replace(source: str, target: str) -> None:
     filesystem.mv(source_path, target_path, overwrite=True)
 
 
+def make_folder(filesystem: AbstractFileSystem, path: str) -> None:
+    """Makes a folder, and those above it that are missing; on local disks their names are on disk afterwards."""
+    missing, above = list[str](), path
+    while isinstance(filesystem, LocalFileSystem) and not Path(above).is_dir():
+        missing.append(above)
+        above = posixpath.dirname(above)
+    if missing or not isinstance(filesystem, LocalFileSystem):
+        filesystem.makedirs(path, exist_ok=True)
+    for folder in missing:
+        sync_folder(posixpath.dirname(folder))
+
+
 def sync_folder(path: str) -> None:
     """Has the names in a local folder on disk: what is renamed before a commit must not be lost after it."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -298,7 +311,7 @@ def move(source: str, target: str) -> None:
     """Renames a file or a folder to `target`, which must not exist; the folder above it is made if it is missing."""
     filesystem, source_path = open_filesystem(source, is_entry=True)
     target_path = open_filesystem(target)[1]
-    filesystem.makedirs(posixpath.dirname(target_path), exist_ok=True)
+    make_folder(filesystem, posixpath.dirname(target_path))
     filesystem.mv(source_path, target_path, recursive=True)
     if is_local(target):
         sync_folder(posixpath.dirname(target_path))
