@@ -107,7 +107,7 @@ def test_it_opens_no_file(attacker: Callable[[str], str], path: str) -> None:
         "os.fork()",
         "subprocess.run(['/bin/true'])",
         "os.posix_spawn('/bin/true', ['true'], {})",
-        f"os.kill({os.getpid()}, 0)",
+        pytest.param(f"os.kill({os.getpid()}, 0)", id="os.kill of the tests"),
         "os.kill(1, signal.SIGKILL)",
         "signal.pidfd_send_signal(0, signal.SIGKILL)",
         "resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))",
