@@ -2,10 +2,11 @@
 # make test   sets everything up and passes the tests
 # make check  style, types, and the links of the documentation
 # make faults every fault of the file system at every call of every job, some minutes
+# make fuzz   searches for bytes that Firn does not expect, ten minutes for each of six targets (FUZZ_ARGS="--seconds 60 decode")
 # make rounds exactness, resume and kill tests, ROUNDS times in a row (10)
 # make dist   dist/firn-<version>.zip, all of Firn's own code, for spark-submit --py-files; and the same as a wheel
 # make site   the documentation as a site, in build/site
-.PHONY: setup demo test check faults rounds dist site clean
+.PHONY: setup demo test check faults fuzz rounds dist site clean
 PYTEST_ARGS ?=
 ROUNDS ?= 10
 export TF_CPP_MIN_LOG_LEVEL ?= 2
@@ -27,6 +28,10 @@ check: setup
 
 faults: setup
 	FIRN_ALL_FAULTS=1 .venv/bin/python -m pytest -q tests/building/test_fault_loop.py $(PYTEST_ARGS)
+
+fuzz: setup
+	.tools/bin/uv pip install --quiet --python .venv/bin/python --constraints constraints.txt atheris
+	.venv/bin/python tests/fuzz/search.py $(FUZZ_ARGS)
 
 rounds: setup
 	@for round in $$(seq $(ROUNDS)); do \

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from featurize import storage
 from featurize.tables.manifests import ShardRecord
+from featurize.tables.row_groups import open_parquet
 from featurize.tables.schemas import INDEX_SCHEMA
 
 _FILES_AT_A_TIME = 16
@@ -127,5 +126,5 @@ def still_valid(shards: KnownShards, listing: pa.Table) -> KnownShards:
 
 
 def _read_index_file(url: str) -> pa.Table:
-    with storage.open_input(url) as file:
-        return pq.ParquetFile(file).read()
+    with open_parquet(url) as file:
+        return file.read()

@@ -107,7 +107,7 @@ def _file_url(url: str, number: int) -> str:
 def _read_file(url: str, number: int) -> pa.Table:
     try:
         table = pq.read_table(io.BytesIO(storage.read_bytes(url)), schema=CORRECTIONS_SCHEMA)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise JobError(f"{url} is damaged: {first_line(error)}") from error
     return table.append_column(pa.field("number", pa.int32()), pa.array(np.full(len(table), number, np.int32)))
 

@@ -19,6 +19,8 @@ from featurize.tables.manifests import FEATURES_COLUMN, FeaturesManifest
 from featurize.tables.row_edits import GroupEdit
 
 READING_THREADS = 4
+PARQUET_FAULTS = (OSError, pa.ArrowException, RuntimeError, UnicodeDecodeError)
+"""What a Parquet file that is gone or damaged raises: pyarrow, also for names that are no UTF-8, and hdfs-native."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ def open_parquet(url: str, footer: pq.FileMetaData | None = None) -> Iterator[pq
     try:
         with open_source(url) as source:
             yield pq.ParquetFile(source, metadata=footer)
-    except (OSError, pa.ArrowException, RuntimeError) as error:  # hdfs-native raises RuntimeError
+    except PARQUET_FAULTS as error:
         raise JobError(f"{url} is listed in the manifest but cannot be read: {first_line(error)}") from error
 
 

@@ -150,7 +150,7 @@ def _copy(url: str, rows: int, schema: pa.Schema, write: Callable[[pa.RecordBatc
                 ]
                 write(pa.RecordBatch.from_arrays(columns, schema=schema))
                 copied += len(batch)
-    except (pa.ArrowException, FileNotFoundError) as error:
+    except (pa.ArrowException, FileNotFoundError, UnicodeDecodeError) as error:
         raise JobError(f"{url} is listed in the manifest and cannot be read: {first_line(error)}") from error
     if copied != rows:
         raise JobError(f"{url} has {copied} rows; the manifest says {rows}.")

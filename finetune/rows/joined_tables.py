@@ -75,7 +75,7 @@ def read_label_table(url: str) -> pa.Table:
         raise UsageError(
             f"`features.labels`: there is no table {url}; it must be one .csv or .parquet file."
         ) from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise UsageError(f"`features.labels`: {url} cannot be read: {first_line(error)}") from error
     names = [name.lower() for name in table.column_names]
     if _KEY not in table.column_names or len(names) < 2:

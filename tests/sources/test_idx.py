@@ -53,6 +53,13 @@ def test_a_header_that_promises_more_than_memory_holds_is_refused() -> None:
         parse_idx(struct.pack(">HBB3I", 0, 8, 3, 2**31, 2**31, 2), name="x")
 
 
+def test_a_gzip_file_that_fills_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featurize.sources.idx.machine_memory_bytes", lambda: 4 << 20)
+    assert len(unzip(gzip.compress(bytes(1 << 20)), name="x")) == 1 << 20
+    with pytest.raises(JobError, match="holds more than 1 MiB"):
+        unzip(gzip.compress(bytes((1 << 20) + 1)), name="x")
+
+
 @pytest.mark.parametrize("cut", [3, 12, -1])
 def test_damaged_gzip_is_refused(cut: int) -> None:
     content = gzip.compress(encode_idx(np.arange(100, dtype=np.uint8)))
