@@ -291,7 +291,7 @@ def test_a_log_with_a_gap_or_a_damaged_file_is_refused(folder: Path) -> None:
 
 def test_a_manifest_with_edits_is_not_published(folder: Path, labels: dict[int, str]) -> None:
     correct(folder, labels)
-    with pytest.raises(ValueError, match="must not be written"):
+    with pytest.raises(ValueError, match="must not be published"):
         write_manifest(str(folder), read_features_manifest(str(folder)))
 
 

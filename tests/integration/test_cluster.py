@@ -76,7 +76,10 @@ def test_the_bare_python_has_keras_and_no_firn(bare_python: Path, tmp_path: Path
     assert done.stdout.strip() == "[True, False, False]"
 
 
-def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(site: Site, built: Built) -> None:
+def test_the_main_job_on_a_cluster_gives_the_rows_of_a_local_one(
+    site: Site, built: Built, mean_backbone: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FIRN_ALLOW_URLS", str(mean_backbone.parent.as_uri()))  # features on HDFS name local weights
     result = site.submit("featurize", "run", "recipe.toml", "--json").result()
     assert (result["rows"], result["rejects"], result["skipped"]) == (60, 2, 0)
     assert_same_rows(rows_at(site.on_hdfs(result["features"])), rows_at(str(built.folder)))
