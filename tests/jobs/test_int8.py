@@ -101,7 +101,7 @@ def test_the_manifest_says_how_int8_was_judged_and_the_set_keeps_the_network(mad
     low, high = judged["interval"]
     assert low <= judged["accuracy"] - judged["accuracy_int8"] <= high <= judged["bound"] == MOST_LOSS
     assert len(judged["losses"]) == 3
-    assert json.loads(network.with_suffix(".json").read_text()) == quantization
+    assert json.loads(network.with_suffix(".json").read_text()) == {"schema_version": 1, **quantization}
 
 
 def test_the_rows_are_what_the_kept_network_computes(made: Path, many_photos: Path) -> None:

@@ -48,7 +48,7 @@ def test_fit_and_evaluate_log_to_a_server_and_models_come_back_from_it(
     done = firn("finetune", "fit", "recipe.toml", "--json", *with_server)
     assert done.returncode == 0, done.stderr
     assert f"of experiment firn in {server}" in done.stderr
-    done = firn("finetune", "evaluate", "model", "--json")
+    done = firn("finetune", "evaluate", "model", "--json", "--registry", server)
     assert done.returncode == 0, done.stderr
     accuracy = json.loads(done.stdout.splitlines()[-1])["accuracy"]
     settings = RegistrySettings(url=server)

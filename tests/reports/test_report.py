@@ -126,7 +126,7 @@ def test_images_that_are_gone_are_said_to_be(folder: Path, tmp_path: Path, monke
     result = report(folder, str(folder / "model"), "--output", "report.html", "--no-check-data")
     assert result.exit_code == 0
     html = (tmp_path / "report.html").read_text()
-    assert "could not be read from where the features were made: the file is gone" in html
+    assert "could not be read from where the features were made: the source no longer lists them" in html
     assert "photos/000" in html
     assert "data:image/jpeg" not in html
     assert '<section id="data"' not in html
