@@ -330,7 +330,7 @@ def test_without_a_reference_a_stream_is_refused_at_its_start_and_goes_on_after_
     other = train_on_shapes(place.folder / "models", seed=1, epochs=1)
     shutil.rmtree(place.folder / "models" / "features")
     arrive(place, draw_many(5, seed=4), "some")
-    with pytest.raises(UsageError, match=r"\(--drift-window\) .* has no reference: .*no manifest"):
+    with pytest.raises(UsageError, match=r"\(--drift-window\) .* has no reference: .*no _delta_log"):
         place.run(other.folder, windows=WindowSettings(20))
     assert not place.out.exists()
 
