@@ -115,7 +115,7 @@ def _open_sink(url: str) -> Iterator[IO[bytes]]:
 
     If it were written to HDFS directly, the shard would fail with the DataNode it goes to; a copy can be tried again.
     """
-    if storage.absolute_url(url).startswith("file://"):
+    if storage.is_local(url):
         with storage.open_output(url) as file:
             yield file
         return

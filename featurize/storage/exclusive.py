@@ -38,7 +38,7 @@ def create_exclusively(url: str, content: bytes) -> bool:
     filesystem, path = open_filesystem(url, is_entry=True)
     temporary_path = open_filesystem(temporary)[1]
     try:
-        if absolute_url(url).startswith("file://"):
+        if is_local(url):
             _link_exclusively(temporary_path, path, content)
             sync_folder(posixpath.dirname(path))
         else:

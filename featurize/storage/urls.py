@@ -138,7 +138,7 @@ def _kind(url: str) -> str | None:
     """What is at `url`, "file", "directory" or "other"; None where nothing is."""
     filesystem, path = open_filesystem(url)
     try:
-        if absolute_url(url).startswith("file://"):
+        if is_local(url):
             mode = os.stat(path).st_mode  # noqa: PTH116 - names the path in its error
             return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
         return str(filesystem.info(path)["type"])
@@ -164,7 +164,7 @@ def _storage_errors(url: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if absolute_url(url).startswith("file://"):
+        if is_local(url):
             raise
         raise OSError(errno.EIO, first_line(error), url) from error
 
@@ -184,7 +184,7 @@ def open_output(url: str) -> Iterator[IO[bytes]]:
     make_folder(filesystem, posixpath.dirname(path))
     with _storage_errors(url), filesystem.open(path, "wb") as file:
         yield file
-        if absolute_url(url).startswith("file://"):
+        if is_local(url):
             file.flush()
             os.fsync(file.fileno())
 
@@ -215,7 +215,7 @@ def write_temporary(url: str, write: Callable[[IO[bytes]], object]) -> str:
 
     On HDFS a write fails with its DataNode, and the NameNode offers that one for some seconds more.
     """
-    pauses = iter(() if absolute_url(url).startswith("file://") else _HDFS_PAUSES_S)
+    pauses = iter(() if is_local(url) else _HDFS_PAUSES_S)
     while True:
         temporary = _temporary_name(url)
         try:
@@ -276,7 +276,7 @@ def replace(source: str, target: str) -> None:
     """Renames the file `source` to `target`, replacing a file there."""
     filesystem, source_path = open_filesystem(source, is_entry=True)
     target_path = open_filesystem(target, is_entry=True)[1]
-    if absolute_url(target).startswith("file://"):
+    if is_local(target):
         Path(source_path).replace(target_path)
         sync_folder(posixpath.dirname(target_path))
         return
@@ -320,7 +320,7 @@ def move(source: str, target: str) -> None:
 def remove(url: str) -> None:
     """Removes the file or folder at `url`, if it is there. Of a link, the link is removed, and never what it leads to."""
     filesystem, path = open_filesystem(url, is_entry=True)
-    if absolute_url(url).startswith("file://"):
+    if is_local(url):
         _remove_local(Path(path))
     elif _kind(url) is not None:
         filesystem.rm(path, recursive=True)

@@ -69,7 +69,7 @@ def walk_files(url: str) -> Iterator[WalkedFile]:
         OSError: A folder cannot be listed.
     """
     path = open_filesystem(url)[1]
-    if not absolute_url(url).startswith("file://"):
+    if not is_local(url):
         yield from _walk_remote(url)
         return
     for folder, folders, names in os.walk(path, onerror=raise_error):
@@ -91,7 +91,7 @@ def walk_source(url: str, *, follow_links: bool) -> Iterator[WalkedFile]:
         OSError: A folder cannot be listed.
     """
     path = open_filesystem(url)[1]
-    if not absolute_url(url).startswith("file://"):
+    if not is_local(url):
         yield from _walk_remote(url)
         return
     for folder, folders, names in os.walk(path, onerror=raise_error, followlinks=True):
@@ -114,7 +114,7 @@ def find_file(url: str, *, source: str | None = None) -> WalkedFile | None:
         OSError: The storage does not answer, or refuses to.
     """
     filesystem, path = open_filesystem(url)
-    if absolute_url(url).startswith("file://"):
+    if is_local(url):
         found = _walked(path, path, _look_at(path, (source or "").removeprefix("file://"), follow_links=source is None))
         return None if found is None else found._replace(inner="")
     try:

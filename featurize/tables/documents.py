@@ -67,9 +67,7 @@ def check_document(document: Any, model: type[Document], *, version: int, origin
     try:
         return model.model_validate(document, context={DOCUMENT: origin})
     except ValidationError as error:
-        fault = error.errors()[0]
-        place = ".".join(str(key) for key in fault["loc"])
-        raise _damaged(origin, f"{place}: {fault['msg']}" if place else fault["msg"], remedy) from error
+        raise _damaged(origin, first_fault(error), remedy) from error
 
 
 def check_version(document: Any, *, version: int, origin: str) -> None:
@@ -84,6 +82,13 @@ def check_version(document: Any, *, version: int, origin: str) -> None:
     if type(found) is not int or found != version:
         said = f"schema version {found!r}" if _KEY in document else "no schema version"
         raise JobError(f"{origin} has {said}; this Firn reads {version}.")
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault that a document has, with its place in it."""
+    fault = error.errors()[0]
+    place = ".".join(str(key) for key in fault["loc"])
+    return f"{place}: {fault['msg']}" if place else fault["msg"]
 
 
 def _damaged(url: str, reason: str, remedy: str) -> DamagedDocumentError:

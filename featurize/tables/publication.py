@@ -12,7 +12,6 @@ import json
 import logging
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
-from operator import eq
 from typing import Annotated, Any, TypeVar
 from uuid import uuid4
 
@@ -24,7 +23,7 @@ from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
 from featurize.tables import delta_log
 from featurize.tables.delta_log import Action, ListedFile
-from featurize.tables.documents import check_version, read_document
+from featurize.tables.documents import check_version, first_fault, read_document
 from featurize.tables.layout import SNAPSHOTS
 from featurize.tables.manifests import (
     MANIFEST_NAME,
@@ -292,17 +291,14 @@ def _parse(url: str, number: int, actions: Sequence[Action]) -> _Commit:
 
 
 def _damaged(url: str, number: int, error: Exception) -> JobError:
-    reason = first_line(error)
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        reason = f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    reason = first_fault(error) if isinstance(error, ValidationError) else first_line(error)
     return JobError(f"{delta_log.commit_url(url, number)} is damaged: {reason}.")
 
 
 def _actions(manifest: Manifest, base: Manifest | None, version: Version, operation: str) -> list[Action]:
     """The actions that lead from the version before to `manifest`."""
     old = [] if base is None else base.shards
-    kept = sum(1 for _ in takewhile(bool, map(eq, old, manifest.shards)))
+    kept = sum(1 for _ in takewhile(bool, map(_is_same, old, manifest.shards)))
     gone, new = _listed(manifest, old[kept:]), _listed(manifest, manifest.shards[kept:])
     now = delta_log.milliseconds()
     changed = base is None or base.content_digest != manifest.content_digest or base.identity != manifest.identity
@@ -335,6 +331,11 @@ def _actions(manifest: Manifest, base: Manifest | None, version: Version, operat
         *(file.removed(now, data_change=changed) for path, file in gone.items() if path not in new),
         *(file.added(now, data_change=changed) for path, file in new.items() if path not in gone),
     ]
+
+
+def _is_same(old: ShardRecord, new: ShardRecord) -> bool:
+    """Whether two records are equal. Those that are kept are mostly one object, so that a commit does not look into each."""
+    return old is new or old == new
 
 
 def _metadata(manifest: Manifest, version: Version, now: int) -> Action:

@@ -157,7 +157,7 @@ def open_parquet(url: str, footer: pq.FileMetaData | None = None) -> Iterator[pq
 def open_source(url: str) -> pa.NativeFile:
     """The file at `url` for pyarrow to read; pyarrow reads a local file without going through Python."""
     filesystem, inner = storage.open_filesystem(url)
-    if storage.absolute_url(url).startswith("file://"):
+    if storage.is_local(url):
         return pa.OSFile(inner)
     return pa.PythonFile(filesystem.open(inner, "rb"), mode="r")
 
