@@ -27,7 +27,7 @@ check: setup
 	@$(MAKE) --no-print-directory site
 
 faults: setup
-	FIRN_ALL_FAULTS=1 .venv/bin/python -m pytest -q tests/building/test_fault_loop.py $(PYTEST_ARGS)
+	FIRN_ALL_FAULTS=1 .venv/bin/python -m pytest -n 2 -q -m faults $(PYTEST_ARGS)
 
 fuzz: setup
 	.tools/bin/uv pip install --quiet --python .venv/bin/python --constraints constraints.txt atheris

@@ -207,6 +207,12 @@ def remove_staging(url: str) -> None:
     storage.remove(storage.join_url(url, STAGING))
 
 
+def has_unpublished(url: str, published: Manifest) -> bool:
+    """Whether a killed run left finished shards that the version `published` does not list."""
+    unfinished, listed = read_unfinished(url, published), {shard.index_file.path for shard in published.shards}
+    return unfinished is not None and any(record.index_file.path not in listed for record in unfinished.records)
+
+
 def remove_others(url: str, keep: Sequence[ShardRecord]) -> None:
     """Removes all that earlier runs staged, except the state and the files of `keep`."""
     kept = file_paths(keep)

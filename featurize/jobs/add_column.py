@@ -104,6 +104,7 @@ def add_columns(
     there = read_published_features(url)
     wanted = _wanted(recipe, there, url, where=where, columns=columns)
     if not wanted:
+        _remove_leftovers(url)
         return BuildResult(there, skipped=there.row_count, seconds=perf_counter() - started)
     source = open_source(
         recipe.images.source,
@@ -157,6 +158,14 @@ def _wanted(
     if missing := [name for name in asked if name not in there.column_names]:
         raise UsageError(f"{url} has no column {missing[0]} yet. Add it without `where` first, for all rows.")
     return [column for name, column in asked.items() if not columns or name in columns]
+
+
+def _remove_leftovers(url: str) -> None:
+    """Removes the staging folder of a job that was killed after it had published."""
+    if storage.exists(storage.join_url(url, staging.STAGING)):
+        with claim_output(url):
+            if not staging.has_unpublished(url, read_published_features(url)):
+                staging.remove_staging(url)
 
 
 def _plain_column(there: FeaturesManifest, url: str) -> FeatureColumn:

@@ -19,7 +19,7 @@ from featurize.digests import combine_digests
 from featurize.errors import JobError, UsageError, first_line
 from featurize.storage.claims import Claim
 from featurize.tables.layout import DATA, INDEX, REJECTS
-from featurize.tables.manifests import DataFile, Manifest, PredictionsManifest, ShardRecord, add_counts
+from featurize.tables.manifests import DataFile, PredictionsManifest, ShardRecord, add_counts
 from featurize.tables.predictions import PLAIN_COLUMNS, ROWS_PER_GROUP
 from featurize.tables.publication import publish, read_manifest
 from featurize.tables.row_groups import open_source
@@ -54,7 +54,7 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
     manifest = read_manifest(url)
     if not isinstance(manifest, PredictionsManifest):
         raise UsageError(f"{url} holds no predictions of a model.")
-    if _has_unpublished(url, manifest):
+    if staging.has_unpublished(url, manifest):
         raise JobError(f"{url}: an unfinished run would be lost. Start it again and let it finish first.")
     claim.verify()
     staging.remove_staging(url)
@@ -71,13 +71,6 @@ def compact_table(url: str, claim: Claim, *, least_images: int = LEAST_IMAGES, k
         publish(url, manifest.model_copy(update={"shards": merged}), after=manifest, operation="OPTIMIZE")
         staging.remove_staging(url)
     return Compacted(len(manifest.shards), len(groups), manifest.row_count)
-
-
-def _has_unpublished(url: str, published: Manifest) -> bool:
-    """Whether a killed run left finished shards that are not published."""
-    unfinished = staging.read_unfinished(url, published)
-    listed = {shard.index_file.path for shard in published.shards}
-    return unfinished is not None and any(record.index_file.path not in listed for record in unfinished.records)
 
 
 def _groups(shards: Sequence[ShardRecord], least: int, kept: Collection[str]) -> Iterator[list[ShardRecord]]:

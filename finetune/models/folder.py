@@ -144,12 +144,15 @@ def read_model_card(url: str) -> ModelCard | None:
 def save_model(url: str, network: "keras.Model", *, last_weights: Sequence[NDArray[Any]], **fields: Any) -> ModelCard:
     """Writes the model folder at `url`; `model.json` comes last and makes the model visible.
 
+    Until then the network of a model that was there keeps its place, or one beside it, where `copy_network` finds it.
+
     Args:
         url: URL of the folder.
         network: The model after the best epoch.
         last_weights: Its trainable variables after the last epoch.
         fields: The fields of `ModelCard`, without the digests of the networks.
     """
+    replaced = _set_aside(url)
     best_weights = network.get_weights()
     best = _save_network(url, NETWORK_NAME, network)
     for variable, weights in zip(network.trainable_variables, last_weights, strict=True):
@@ -158,7 +161,28 @@ def save_model(url: str, network: "keras.Model", *, last_weights: Sequence[NDArr
     network.set_weights(best_weights)
     card = ModelCard(**fields, network_sha256=best, last_network_sha256=last)
     storage.write_json(storage.join_url(url, CARD_NAME), card.model_dump())
+    if replaced is not None:
+        storage.remove(replaced)
     return card
+
+
+def _set_aside(url: str) -> str | None:
+    """Renames the network of the model at `url`, unless a killed job has; returns its URL, or None where there is no model."""
+    try:
+        card = read_model_card(url)
+    except JobError:  # a damaged model
+        return None
+    if card is None:
+        return None
+    network, aside = storage.join_url(url, NETWORK_NAME), _aside_url(url, card)
+    if storage.exists(network) and not storage.exists(aside):
+        storage.move(network, aside)
+    return aside
+
+
+def _aside_url(url: str, card: ModelCard) -> str:
+    """Where the network of `card` is while another one takes its place."""
+    return storage.join_url(url, f"replaced-{card.network_sha256[:16]}.keras")
 
 
 def _save_network(url: str, name: str, network: "keras.Model") -> str:
@@ -191,14 +215,18 @@ def copy_network(url: str, card: ModelCard, folder: str | Path) -> Path:
         JobError: It is missing, or not the one that `card` describes.
     """
     network_url = storage.join_url(url, NETWORK_NAME)
-    local = Path(folder) / f"network-{card.network_sha256[:16]}.keras"
-    try:
-        storage.download(network_url, local)
-    except FileNotFoundError as error:
-        raise JobError(f"{network_url} is missing.") from error
-    if sha256_file(local) != card.network_sha256:
-        raise JobError(f"{network_url} is not the network that {CARD_NAME} beside it describes: its SHA-256 differs.")
-    return local
+    local, is_there = Path(folder) / f"network-{card.network_sha256[:16]}.keras", False
+    for source in (network_url, _aside_url(url, card)):
+        try:
+            storage.download(source, local)
+        except FileNotFoundError:
+            continue
+        is_there = True
+        if sha256_file(local) == card.network_sha256:
+            return local
+    if not is_there:
+        raise JobError(f"{network_url} is missing.")
+    raise JobError(f"{network_url} is not the network that {CARD_NAME} beside it describes: its SHA-256 differs.")
 
 
 def load_network(path: str | Path, *, origin: str) -> "keras.Model":

@@ -6,15 +6,26 @@ Calls are counted where Python asks the system, below all code of Firn's, and on
 import builtins
 import errno
 import os
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from featurize.building.staging import STAGING
+from featurize.errors import FirnError
+from featurize.storage.claims import CLAIM_NAME
+from featurize.tables import publication
+
 _BY_PATH = ("open", "link", "replace", "rename", "unlink", "remove", "rmdir", "mkdir", "stat", "scandir")
 FAULTS = ("full", "broken", "lost", "killed before", "killed after")
 """full: ENOSPC, where something is written, else EIO. broken: EIO. lost: it is done, and EIO. Or the process dies."""
+
+
+MOST_TRIALS = 90
+_READS = ("stat", "scandir")
 
 
 class Killed(BaseException):
@@ -74,6 +85,74 @@ class FaultyFolder:
             self._is_dead = self._fault == "killed after"
             if self._is_dead:
                 raise Killed
-        reads = name in ("stat", "scandir")
-        number = errno.ENOSPC if self._fault == "full" and not reads else errno.EIO
+        number = errno.ENOSPC if self._fault == "full" and name not in _READS else errno.EIO
         raise OSError(number, os.strerror(number), str(path))
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job in whose folder everything may fail.
+
+    Attributes:
+        prepare: Makes what is there before the job; what it makes outside the folder stays as it is.
+        act: The job.
+        look: All that another process reads of the result, for `==`.
+        begin: Called before each trial.
+        may_be: Whether a state, given what was before and what an undisturbed job gives, may follow a job that failed.
+    """
+
+    prepare: Callable[[Path], object]
+    act: Callable[[Path], object]
+    look: Callable[[Path], Any]
+    may_be: Callable[[Any, Any, Any], bool] = lambda state, before, wanted: state in (before, wanted)
+    begin: Callable[[], object] = lambda: None
+
+
+def check_every_fault(job: Job, folder: Path, *, most_trials: int = MOST_TRIALS) -> int:
+    """Every call that a job makes of the file system fails once, in every way; then a rerun gives what an undisturbed one gives.
+
+    Args:
+        folder: The folder of the job. All that it changes must lie there.
+        most_trials: Trials, evenly spread over all; with FIRN_ALL_FAULTS=1 there is no limit (`make faults`).
+
+    Returns:
+        The number of all trials, also of those that were passed over.
+    """
+    begun = folder.with_name(f"{folder.name}.begun")
+    folder.mkdir(parents=True)
+    job.prepare(folder)
+    folder.rename(begun)
+
+    def begin() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(begun, folder)
+        publication._cached.clear()
+        job.begin()
+
+    begin()
+    before = job.look(folder)
+    with FaultyFolder(folder) as counted:
+        job.act(folder)
+    wanted = job.look(folder)
+    trials = [
+        (at, fault)
+        for at, call in enumerate(counted.calls)
+        for fault in (("broken",) if call.startswith(_READS) else FAULTS)
+    ]
+    step = 1 if "FIRN_ALL_FAULTS" in os.environ else 1 + len(trials) // most_trials
+    for at, fault in trials[:: step if step == 1 or step % len(FAULTS) else step + 1]:
+        what = f"{fault} at {at}: {counted.calls[at]}"
+        begin()
+        with FaultyFolder(folder, at, fault) as faulty:
+            try:
+                job.act(folder)
+            except (FirnError, OSError, Killed):
+                assert faulty.happened, what
+        for claim in folder.rglob(CLAIM_NAME):  # of a holder who is known to be dead
+            claim.unlink()
+        assert job.may_be(job.look(folder), before, wanted), what
+        job.act(folder)
+        assert job.look(folder) == wanted, what
+        assert not list(folder.rglob(STAGING)), what
+        assert len(list(folder.rglob("*.tmp"))) <= 1, what  # that whose removal failed
+    return len(trials)

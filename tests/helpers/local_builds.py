@@ -5,24 +5,44 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from pyspark import SparkFiles
 
+from featurize.backbones.backbone import decide_unmeasured
 from featurize.building import build, missing_work
 from featurize.building.plan import plan_shards, write_plan
+from featurize.jobs import add_column, run
 from featurize.recipes.recipe import FractionSplit
 from featurize.sources.opening import open_source
 from featurize.tables import publication
 from featurize.tables.corrections import read_corrections
 from featurize.tables.manifests import FeaturesManifest
-from featurize.tables.publication import read_published_features
+from featurize.tables.publication import read_manifest, read_published_features
 from helpers.tables.building import read_rows
 from helpers.tables.worker_runs import as_spark_task, make_task
 
 
-def without_spark(patch: pytest.MonkeyPatch) -> None:
-    """From here on jobs run their workers in this process."""
+class LocalFiles:
+    """In place of a session: the files that are sent to executors are where they are."""
 
-    def run_plan(spark: None, plan_url: str, *, rows: pa.Table, make_worker: Any, **_: Any) -> list[dict[str, Any]]:
-        shards = plan_shards(rows, slots=2)
+    def __init__(self) -> None:
+        self.sparkContext, self.paths = self, dict[str, str]()
+        self.master = "local[2]"
+
+    def addFile(self, path: str) -> None:  # noqa: N802
+        self.paths[Path(path).name] = path
+
+    def newSession(self) -> "LocalFiles":  # noqa: N802
+        return self
+
+
+def without_spark(patch: pytest.MonkeyPatch) -> Any:
+    """From here on jobs run their workers in this process; returns what they take for a session."""
+    session = LocalFiles()
+
+    def run_plan(
+        spark: Any, plan_url: str, *, rows: pa.Table, make_worker: Any, shards: Any = None, **_: Any
+    ) -> list[dict[str, Any]]:
+        shards = plan_shards(rows, slots=2) if shards is None else shards
         write_plan(plan_url, rows, shards)
         worker, made = make_worker(None), list[dict[str, Any]]()
         for number in range(len(shards)):
@@ -31,9 +51,12 @@ def without_spark(patch: pytest.MonkeyPatch) -> None:
                 made += [row for answer in worker([batch]) for row in answer.to_pylist()]
         return made
 
-    for module in (build, missing_work):
+    for module in (build, missing_work, add_column):
         patch.setattr(module, "run_plan", run_plan)
     patch.setattr(build, "concurrent_tasks", lambda spark: 2)
+    patch.setattr(run, "EngineChoice", lambda spark: decide_unmeasured)
+    patch.setattr(SparkFiles, "get", session.paths.__getitem__)
+    return session
 
 
 def run_on(images: Path, folder: Path) -> None:
@@ -61,15 +84,17 @@ def run_on(images: Path, folder: Path) -> None:
     )
 
 
-def look(folder: Path) -> dict[str, Any]:
-    """All that another process reads of a feature set."""
+def look(folder: Path) -> dict[str, Any] | None:
+    """All that another process reads of a feature set; None where there is none."""
     publication._cached.clear()
+    if read_manifest(str(folder)) is None:
+        return None
     manifest = read_published_features(str(folder))
     rows = read_rows(folder)
     log = read_corrections(str(folder))
     return {
-        "rows": rows.drop(columns="features").to_dict("index"),
-        "features": dict(zip(rows.index, rows["features"], strict=True)),
+        "rows": rows.drop(columns="features", errors="ignore").to_dict("index"),
+        "features": dict(zip(rows.index, rows["features"], strict=True)) if "features" in rows else None,
         "counts": (manifest.rows, manifest.rejects, manifest.content_digest),
         "rejects": sum(file.rows for file in manifest.reject_files),
         "corrections": (log.count, sorted(log.last().to_pylist(), key=str)),
