@@ -59,7 +59,7 @@ def without_spark(patch: pytest.MonkeyPatch) -> Any:
     return session
 
 
-def run_on(images: Path, folder: Path) -> None:
+def run_on(images: Path, folder: Path | str) -> None:
     """Makes the feature set of a folder of images, or adds what it lacks."""
     source = open_source(str(images), FractionSplit(train=0.5, validation=0.2, test=0.3, seed=1))
     details = {
@@ -84,7 +84,7 @@ def run_on(images: Path, folder: Path) -> None:
     )
 
 
-def look(folder: Path) -> dict[str, Any] | None:
+def look(folder: Path | str) -> dict[str, Any] | None:
     """All that another process reads of a feature set; None where there is none."""
     publication._cached.clear()
     if read_manifest(str(folder)) is None:

@@ -1,7 +1,11 @@
 """A real HDFS for the tests: a NameNode and DataNodes, processes of their own on loopback, in a folder of their own."""
 
 import json
-from collections.abc import Mapping
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -19,7 +23,7 @@ from helpers.services.processes import (
     wait_until,
 )
 
-_SERVER = "org.apache.hadoop.hdfs.server"
+_SERVER, _TOOLS = "org.apache.hadoop.hdfs.server", "org.apache.hadoop.hdfs.tools"
 _JAVA = ["-Xmx256m", *SHORT_LIVED_JAVA.split()]
 _OPEN = ["--add-opens", "java.base/java.lang=ALL-UNNAMED"]  # WebHDFS defines classes as it did before Java 17
 _STALE_S = 3
@@ -60,6 +64,19 @@ class MiniHdfs(DaemonGroup):
         """Waits until the NameNode counts `count` DataNodes that are neither dead nor stale."""
         self._wait_for_members(count)
 
+    def administer(self, *arguments: str) -> None:
+        """Runs `hdfs dfsadmin`."""
+        run_tool(self._jars, self.conf_dir, f"{_TOOLS}.DFSAdmin", *arguments)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """The NameNode does not answer during a `with` block, as behind a network that loses all it is given."""
+        os.kill(self._head.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(self._head.pid, signal.SIGCONT)
+
     def upload(self, folder: Path, url: str) -> None:
         """Copies the files of a local folder below `url`."""
         for path in sorted(folder.rglob("*")):
@@ -71,7 +88,7 @@ class MiniHdfs(DaemonGroup):
         gone, here = f"{LOOPBACK}:{free_ports(1)[0]}", f"{LOOPBACK}:{self._port}"
         service = {"dfs.nameservices": name, f"dfs.ha.namenodes.{name}": "gone,here"}
         addresses = {f"dfs.namenode.rpc-address.{name}.gone": gone, f"dfs.namenode.rpc-address.{name}.here": here}
-        _write_site(conf_dir, {"fs.defaultFS": f"hdfs://{name}"}, {**service, **addresses})
+        write_site(conf_dir, {"fs.defaultFS": f"hdfs://{name}"}, {**service, **addresses})
 
     def _start_member(self, index: int) -> Daemon:
         return self._start(f"datanode{index}", f"{_SERVER}.datanode.DataNode")
@@ -89,9 +106,7 @@ class MiniHdfs(DaemonGroup):
         return beans[0]
 
     def _start(self, name: str, main_class: str, *arguments: str) -> Daemon:
-        conf = self._folder / name
-        command = [java_command(), *_JAVA, *_OPEN, "-cp", f"{conf}:{self._jars}", main_class, *arguments]
-        return Daemon(name, command, self._folder / f"{name}.log", java_environment())
+        return start_java(self._folder, name, self._jars, main_class, *arguments)
 
     def _run_format(self) -> None:
         daemon = self._start("namenode", f"{_SERVER}.namenode.NameNode", "-format", "-force", "-nonInteractive")
@@ -112,21 +127,40 @@ class MiniHdfs(DaemonGroup):
             "dfs.namenode.avoid.write.stale.datanode": "true",
             "dfs.namenode.write.stale.datanode.ratio": "1.0",
         }
-        _write_site(self.conf_dir, core, common)
-        _write_site(self._folder / "namenode", core, {**common, **namenode})
-        for index, (data, ipc, http) in enumerate(self._node_ports):
-            datanode = {
-                "dfs.datanode.data.dir": (self._folder / f"blocks{index}").as_uri(),
-                "dfs.datanode.address": f"{LOOPBACK}:{data}",
-                "dfs.datanode.ipc.address": f"{LOOPBACK}:{ipc}",
-                "dfs.datanode.http.address": f"{LOOPBACK}:{http}",
-                "dfs.datanode.hostname": LOOPBACK,
-                "dfs.heartbeat.interval": 1,
-            }
-            _write_site(self._folder / f"datanode{index}", core, {**common, **datanode})
+        write_site(self.conf_dir, core, common)
+        write_site(self._folder / "namenode", core, {**common, **namenode})
+        for index, ports in enumerate(self._node_ports):
+            settings = datanode_settings(self._folder / f"blocks{index}", ports)
+            write_site(self._folder / f"datanode{index}", core, {**common, **settings})
 
 
-def _write_site(folder: Path, core: Mapping[str, object], hdfs: Mapping[str, object]) -> None:
+def start_java(folder: Path, name: str, jars: str, main_class: str, *arguments: str) -> Daemon:
+    """A Java program of Hadoop with the settings in `folder/name`."""
+    command = [java_command(), *_JAVA, *_OPEN, "-cp", f"{folder / name}:{jars}", main_class, *arguments]
+    return Daemon(name, command, folder / f"{name}.log", java_environment())
+
+
+def run_tool(jars: str, conf: Path, main_class: str, *arguments: str) -> None:
+    """Runs a program of Hadoop to its end."""
+    command = [java_command(), *_JAVA, *_OPEN, "-cp", f"{conf}:{jars}", main_class, *arguments]
+    done = subprocess.run(command, env=java_environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, f"{' '.join(arguments)}: {done.stdout}\n{done.stderr}"
+
+
+def datanode_settings(blocks: Path, ports: Sequence[int]) -> dict[str, object]:
+    """The settings of a DataNode: its folder, and its ports for data, calls and the web."""
+    data, ipc, http = ports
+    return {
+        "dfs.datanode.data.dir": blocks.as_uri(),
+        "dfs.datanode.address": f"{LOOPBACK}:{data}",
+        "dfs.datanode.ipc.address": f"{LOOPBACK}:{ipc}",
+        "dfs.datanode.http.address": f"{LOOPBACK}:{http}",
+        "dfs.datanode.hostname": LOOPBACK,
+        "dfs.heartbeat.interval": 1,
+    }
+
+
+def write_site(folder: Path, core: Mapping[str, object], hdfs: Mapping[str, object]) -> None:
     """A Hadoop configuration folder."""
     folder.mkdir(parents=True)
     for name, settings in (("core-site.xml", core), ("hdfs-site.xml", hdfs)):

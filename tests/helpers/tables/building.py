@@ -10,6 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from featurize import storage
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building.build import BuildResult
 from featurize.recipes.recipe import FeaturizeRecipe
@@ -76,12 +77,12 @@ def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-def read_rows(folder: Path, version: int | None = None) -> pd.DataFrame:
+def read_rows(folder: Path | str, version: int | None = None) -> pd.DataFrame:
     """All rows that the manifest lists, by path, with their split."""
-    manifest = read_features_manifest(str(folder), version)
-    parts: list[pd.DataFrame] = [
-        pq.ParquetFile(folder / file.path).read().to_pandas().assign(split=file.split) for file in manifest.files
-    ]
+    manifest, parts = read_features_manifest(str(folder), version), list[pd.DataFrame]()
+    for file in manifest.files:
+        with storage.open_input(storage.join_url(storage.absolute_url(str(folder)), file.path)) as opened:
+            parts.append(pq.ParquetFile(opened).read().to_pandas().assign(split=file.split))
     return pd.concat(parts).set_index("path").sort_index()
 
 
