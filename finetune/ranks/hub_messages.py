@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from featurize.foreign_text import printable_lines, without_secrets
+
 _BEAT_S = 1.0
 _STATUS = 1  # the exit status of a rank when another one is at fault
 
@@ -240,7 +242,7 @@ def process_name(what: str) -> str:
 def say_error(message: str) -> None:
     """Shows an error to the user as the commands do, whatever the other threads of this process are writing."""
     with suppress(OSError):  # standard error is closed
-        os.write(2, f"error: {message}\n".encode())
+        os.write(2, f"error: {printable_lines(without_secrets(message))}\n".encode())
 
 
 def end_process(message: str | None) -> None:

@@ -15,7 +15,7 @@ from featurize.errors import JobError
 from finetune.ranks import hub as hub_module
 from finetune.ranks import hub_messages
 from finetune.ranks.hub import Hub
-from finetune.ranks.hub_messages import HELLO_BYTES, MAX_FRAME_BYTES, Address, enter
+from finetune.ranks.hub_messages import HELLO_BYTES, MAX_FRAME_BYTES, Address, enter, say_error
 from finetune.ranks.rank_watch import Watch
 
 Told = list[dict[str, float]]
@@ -227,3 +227,9 @@ def answer_one(listener: socket.socket, answer: bytes) -> None:
 def test_a_rank_with_another_key_is_told_so(hub: Hub) -> None:
     with pytest.raises(JobError, match="is not the hub of this job"):
         Watch(1, hub.address(LOOPBACK), key=bytes(32), timeout_s=LONG_S)
+
+
+def test_what_a_rank_has_said_moves_no_terminal_and_shows_no_password(capfd: pytest.CaptureFixture[str]) -> None:
+    say_error("rank 1: \x1b[2J https://ada:secret@host/x is gone\nerror: and this is no other message")
+    shown = "error: rank 1: \\x1b[2J https://ada:***@host/x is gone\n  error: and this is no other message\n"
+    assert capfd.readouterr().err == shown
