@@ -1,39 +1,38 @@
 """Image bytes to pixels: every usual format and colour mode becomes uint8 RGB or grey, every fault a `DecodeError`.
 
-The format of a file is recognised by its bytes alone, and only the decoders in `FORMATS` are ever used: Pillow knows many more,
-some of which start other programs (EPS runs Ghostscript). All functions may be called from several threads.
+All functions may be called from several threads.
 """
 
 import io
 import json
-import math
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
+from featurize.decoding.colours import to_rgb
+from featurize.decoding.containers import DamagedFileError, Parts, take_apart
 from featurize.decoding.exif import ExifSummary, defuse_exif, read_exif, read_orientation
+from featurize.decoding.reasons import FORMATS, DecodeError, claimed_format, faults_as_decode_errors, reason_of
+
+__all__ = [
+    "FORMATS",
+    "DecodeError",
+    "Fit",
+    "ImageInfo",
+    "Interpolation",
+    "decode_image",
+    "decode_sized",
+    "inspect_image",
+]
 
 MAX_PIXELS: int = 100_000_000
 """A larger image is refused after reading its header, before any pixel is decoded."""
 
 MAX_SIDE: int = 1_000_000
 """Largest width and height, in pixels. Pillow's time per pixel grows with the width: at 4 million, 20 rows take 6 s."""
-
-FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-"""Pillow's names of formats. "JPEG" includes MPO (its first frame); "PPM" includes PBM, PGM and PFM."""
-
-# Process-wide and set once, here: `warnings.catch_warnings` around a call is not safe with threads, and a plugin that is
-# not registered yet would be imported in whichever thread comes first. Pillow's own limit only warns at first, so
-# `_open` replaces it. Its warnings are about damaged EXIF, which does not affect the picture.
-Image.init()
-Image.MAX_IMAGE_PIXELS = None
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _TRANSPOSE_OF_ORIENTATION: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,17 +47,11 @@ _TRANSPOSE_OF_ORIENTATION: Final = {
 exif_transpose."""
 
 _EXIF_SIGNATURE: Final = b"Exif\0\0"
-_HIDDEN_SIGNATURE: Final = b"exif\0\0"  # of the same length, so that no offset moves
-
 _SIDEWAYS: Final = (5, 6, 7, 8)  # the orientations that swap width and height
 
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 """Pillow's filters for resampling, by the names of `PIL.Image.Resampling` in lower case."""
-
-
-class DecodeError(Exception):
-    """The bytes are not a usable image. The message is the reason: one line, without a path."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +67,7 @@ class ImageInfo:
         metadata: Camera, exposure, time and place, from EXIF.
         colour_mean: Per RGB channel, in [0, 255], over all pixels as converted by `decode_image`.
         colour_std: Per RGB channel, population standard deviation, in [0, 127.5].
+        notes: What could not be read of the metadata, which costs no picture: a line each.
     """
 
     format: str
@@ -84,6 +78,7 @@ class ImageInfo:
     metadata: ExifSummary
     colour_mean: tuple[float, float, float]
     colour_std: tuple[float, float, float]
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """The description as one line of JSON, for another process; `from_json` gives an equal object."""
@@ -94,7 +89,7 @@ class ImageInfo:
         """Reads what `to_json` wrote."""
         fields = json.loads(text)
         fields["metadata"] = ExifSummary(**fields["metadata"])
-        for name in ("colour_mean", "colour_std"):
+        for name in ("colour_mean", "colour_std", "notes"):
             fields[name] = tuple(fields[name])
         return cls(**fields)
 
@@ -168,8 +163,8 @@ def decode_sized(
         raise ValueError(f"`height` and `width` must be at least 1. Got {height} and {width}.")
     if channels not in (1, 3):
         raise ValueError(f"`channels` must be 1 or 3. Got {channels}.")
-    with _faults_as_decode_errors(content):
-        image = _open(content)
+    with faults_as_decode_errors(content):
+        image, parts = _open(content)
         size = image.size
         box = draft(image, height=height, width=width) if fit is None else None
         image.load()
@@ -178,7 +173,7 @@ def decode_sized(
             size = image.size  # loading turns a TIFF upright
         is_sideways = orientation in _SIDEWAYS
         upright_size = size[::-1] if is_sideways else size
-        rgb = _to_rgb(image)
+        rgb = to_rgb(image, parts)
         if fit is not None:
             rgb = _fitted(_turned(rgb, orientation), fit, height=height, width=width)
         else:  # turned after resizing, as there are fewer pixels to move
@@ -212,81 +207,42 @@ def inspect_image(content: bytes) -> ImageInfo:
     Raises:
         DecodeError: Raised by `decode_image` for the same reasons.
     """
-    with _faults_as_decode_errors(content):
-        image = _open(content)
+    with faults_as_decode_errors(content):
+        image, parts = _open(content)
         mode = image.mode
         image.load()
         width, height = image.size[::-1] if read_orientation(image) in _SIDEWAYS else image.size
-        mean, std = _colour_statistics(_to_rgb(image))
+        mean, std = _colour_statistics(to_rgb(image, parts))
         exif, metadata = read_exif(image)
-        return ImageInfo(str(image.format), mode, width, height, exif, metadata, mean, std)
+        notes = tuple(parts.notes)
+        return ImageInfo(str(image.format), mode, width, height, exif, metadata, mean, std, notes)
 
 
-@contextmanager
-def _faults_as_decode_errors(content: bytes) -> Iterator[None]:
-    try:
-        yield
-    except DecodeError:
-        raise
-    # The one broad except here. On damaged bytes Pillow raises nearly anything (OSError, SyntaxError, struct.error, zlib.error,
-    # KeyError, ZeroDivisionError, MemoryError, ...): no list is complete, and one bad file must not end a job.
-    except Exception as error:
-        raise DecodeError(_reason(error, content)) from error
-
-
-def _reason(error: Exception, content: bytes) -> str:
-    """The reason in one line, without the byte counts and addresses that would make each reason unique."""
-    kind = _claimed_format(content)
-    if isinstance(error, MemoryError):
-        return "not enough memory to decode the image"
-    if kind is None:
-        return "not an image in a known format"
-    if isinstance(error, UnidentifiedImageError):
-        return f"the {kind} header is damaged, incomplete or gives a size of zero"
-    detail = " ".join(str(error).split())[:200] or type(error).__name__
-    if any(sign in detail.lower() for sign in ("truncated", "not enough image data", "reached eof")):
-        return f"the {kind} file is truncated"
-    return f"the {kind} file is damaged: {detail}"
-
-
-def _claimed_format(content: bytes) -> str | None:
-    """The format whose signature the first bytes have, if any."""
-    for name in FORMATS:
-        accept = Image.OPEN[name][1]
-        if accept is not None and accept(content[:16]) is True:
-            return name
-    return None
-
-
-def _open(content: bytes) -> ImageFile.ImageFile:
-    """Reads the header and checks the size; no pixels are decoded yet."""
+def _open(content: bytes) -> tuple[ImageFile.ImageFile, Parts]:
+    """Reads the header and checks the size; no pixels are decoded yet. Returns the image and the parts of its file."""
     if not content:
         raise DecodeError("the file is empty")
+    kind = claimed_format(content)
+    if kind is None:
+        raise DecodeError(reason_of(ValueError(), content))
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        if _EXIF_SIGNATURE not in content or _claimed_format(content) != "JPEG":
-            raise
-        image = _open_with_odd_exif(content)
+        parts = take_apart(content)
+    except DamagedFileError as error:
+        raise DecodeError(f"the {kind} file is damaged: {error}") from error
+    image = Image.OPEN[kind][0](io.BytesIO(parts.content), "")  # `Image.open` would hide what is wrong
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(f"the image has {image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS}")
     if max(image.size) > MAX_SIDE:
         raise DecodeError(f"the image has {image.width} x {image.height} pixels, more than {MAX_SIDE} on a side")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         defuse_exif(image)
-    return image
-
-
-def _open_with_odd_exif(content: bytes) -> ImageFile.ImageFile:
-    """Opens a JPEG that Pillow rejects because the resolution in its EXIF has the wrong type.
-
-    The EXIF is hidden while Pillow reads the header, where it looks for the resolution, and restored afterwards.
-    """
-    image = Image.open(io.BytesIO(content.replace(_EXIF_SIGNATURE, _HIDDEN_SIGNATURE)), formats=("JPEG",))
-    if isinstance(image, JpegImagePlugin.JpegImageFile):
-        blocks = [data for name, data in image.applist if name == "APP1" and data.startswith(_HIDDEN_SIGNATURE)]
-        image.info["exif"] = _EXIF_SIGNATURE + b"".join(data[len(_EXIF_SIGNATURE) :] for data in blocks)
-    return image
+    found = {
+        "exif": None if parts.exif is None else _EXIF_SIGNATURE + parts.exif,
+        "xmp": parts.xmp,
+        "icc_profile": parts.profile,
+    }
+    image.info |= {name: data for name, data in found.items() if data is not None}
+    return image, parts
 
 
 def draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float, float, float, float] | None:
@@ -301,54 +257,6 @@ def draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float
         height, width = width, height
     reduced = image.draft(None, (2 * width, 2 * height))
     return None if reduced is None else reduced[1]
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """A loaded image of any mode in mode "RGB", transparent parts over white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_wide_grey_to_8_bit(image)).convert("RGB")
-    if image.has_transparency_data:
-        straight = (
-            image.convert("LA") if image.mode == "La" else image
-        )  # premultiplied grey has no direct conversion to RGBA
-        rgba = straight.convert("RGBA")
-        # The results of Image.alpha_composite, for all 65,536 pairs of level and alpha, in half the time and memory.
-        white = Image.new("RGB", rgba.size, "white")
-        white.paste(rgba, mask=rgba)
-        return white
-    if image.mode == "LAB":
-        raise DecodeError("images in CIELAB colours are not supported")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _wide_grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
-    """Grey of more than 8 bits, scaled to 8; Pillow's own conversion would clip everything above 255 to white.
-
-    - "I;16" and "I" (Pillow's mode for 16-bit PGM) hold 0 to 65535, a 12-bit TIFF 0 to 4095. An "I" image beyond that
-      range has no known white and is refused.
-    - "F": values within [0, 1] are scaled by 255, values within [0, 255] are rounded; other ranges have no
-      known white and are refused, as are infinite and not-a-number values.
-
-    Returns:
-        uint8 ``(height, width)``; a PNG's transparent grey is white.
-    """
-    tiff_tags: Mapping[int, object] = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
-    samples = np.asarray(image)
-    low, high = float(samples.min()), float(samples.max())
-    if not math.isfinite(low) or not math.isfinite(high):
-        raise DecodeError("the image has infinite or not-a-number values")
-    if image.mode == "F":
-        white = 1 if high <= 1 else 255
-    else:
-        white = 4095 if tiff_tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
-    if low < 0 or high > white:
-        raise DecodeError(f"grey values from {low:g} to {high:g} have no known scale")
-    grey: NDArray[np.uint8] = np.rint(samples.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
-    if tiff_tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow inverts only 8 bits
-        grey = np.invert(grey)
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey[samples == transparent] = 255
-    return grey
 
 
 def _colour_statistics(rgb: Image.Image) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

@@ -74,7 +74,7 @@ class Images:
         tables = []
         for file in self.manifest.files:
             with open_parquet(storage.join_url(self.url, file.path)) as parquet:
-                tables.append(parquet.read(columns=[*{*names, "split"}]))
+                tables.append(_with_all(parquet.read(columns=[*{*names, "split"}]), [*{*names, "split"}]))
         frame = pa.concat_tables(tables).to_pandas()
         kept = frame if split is None else frame[frame["split"] == split]
         chosen: pd.DataFrame = kept[names].reset_index(drop=True)
@@ -104,6 +104,14 @@ class Images:
 
     def _repr_html_(self) -> str:
         return self.describe()._repr_html_()
+
+
+def _with_all(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The rows with all these columns; one that the file lacks, as files of older versions do, is null."""
+    for name in names:
+        if name not in rows.column_names:
+            rows = rows.append_column(IMAGES_SCHEMA.field(name), pa.nulls(len(rows), IMAGES_SCHEMA.field(name).type))
+    return rows.select(names)
 
 
 def open_images(url: str | Path) -> Images:

@@ -9,6 +9,7 @@ from pyspark.sql import SparkSession
 from featurize.building.build import BuildResult, build_table
 from featurize.building.shard_files import ShardWriter
 from featurize.building.worker import Loaded
+from featurize.console import warn
 from featurize.decoding.decoder_process import Decoder
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.sources.cards import Card, describe_card
@@ -48,6 +49,8 @@ def ingest(
         UsageError, JobError: Raised by `open_card` and `build_table`.
     """
     opened = open_card(card, source=source, follow_links=follow_links)
+    for note in opened.notes:
+        warn(note)
     return build_table(
         spark,
         opened,
@@ -103,6 +106,7 @@ class IngestTask:
             **asdict(info.metadata),
             "colour_mean": info.colour_mean,
             "colour_std": info.colour_std,
+            "notes": list(info.notes),
         }
 
     def consume(self, loaded: Iterator[Loaded[dict[str, Any]]], writer: ShardWriter, timings: Timings) -> None:

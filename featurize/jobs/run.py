@@ -10,6 +10,7 @@ from featurize.backbones.spec import PreparedBackbone
 from featurize.building.build import BuildResult, build_table, settings_in_place
 from featurize.building.shipped_backbone import ship_backbone, shipping_folder
 from featurize.building.starting_session import StartingSession, ready_session
+from featurize.console import warn
 from featurize.errors import UsageError
 from featurize.jobs.engine_choice import EngineChoice
 from featurize.jobs.feature_columns import PreparedColumns, as_decided, prepare_columns
@@ -46,6 +47,8 @@ def featurize(
         card_folders=card_folders,
         follow_links=recipe.images.follow_links,
     )
+    for note in source.notes:
+        warn(note)
     if len(source.classes) < 2:
         raise UsageError(
             f"{recipe.images.source}: there is one class only, {source.classes[0]}; at least two are required."

@@ -1,6 +1,6 @@
 """Images in folders: ``<class>/**`` or, where the source has its own splits, ``<split>/<class>/**``.
 
-Names that begin with a dot are hidden files and ignored; every other file is an image or a reject.
+What `names.is_left_out` knows is ignored; every other file is an image or a reject.
 """
 
 from collections.abc import Iterator
@@ -12,18 +12,10 @@ from featurize import storage
 from featurize.errors import JobError, UsageError
 from featurize.recipes.recipe import Split
 from featurize.sources.listing import ImageSource, describe_rule, listing_batch, make_listing
+from featurize.sources.names import SPLIT_FOLDERS, is_left_out, notes_on_classes
 from featurize.sources.readers import FileReader
 from featurize.sources.splits import SplitRule
 
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
-COPYING = "._COPYING_"
-"""The ending of a file that is still being copied to HDFS."""
 LISTED_AT_A_TIME = 1 << 16
 """How many images of a listing are made into one batch of rows."""
 
@@ -70,6 +62,7 @@ def open_folder(url: str, split: Split, validation_fraction: float, *, follow_li
         classes=tuple(sorted(found.labels)),
         split_rule=rule,
         settings={"source": url, "layout": "folders", "split": describe_rule(rule)},
+        notes=tuple(notes_on_classes(found.labels, by_folders=by_folders)),
     )
 
 
@@ -93,11 +86,6 @@ def open_files(url: str, *, follow_links: bool = False) -> ImageSource:
     )
 
 
-def is_hidden(inner: str) -> bool:
-    """Whether a file with this path below the folder is ignored: part of it begins with a dot, or it is still being copied."""
-    return inner.startswith(".") or "/." in inner or inner.endswith(COPYING)
-
-
 def _reader(url: str, *, follow_links: bool) -> FileReader:
     return FileReader(inside=None if follow_links else url)
 
@@ -119,7 +107,7 @@ def _list_files(url: str, found: _Found, *, by_folders: bool, follow_links: bool
     rows: list[tuple[str, str | None, str | None, int, str]] = []
     for file in storage.walk_source(url, follow_links=follow_links):
         inner = _as_text(file.inner)
-        if is_hidden(inner):
+        if is_left_out(inner):
             continue
         parts = inner.split("/")
         label, own_split = _place(parts, by_folders=by_folders)

@@ -75,6 +75,7 @@ class ImageSource:
         settings: Whatever, besides the bytes, determines the resulting rows; part of the identity of tables made from them.
         card: The data set card, if there is one.
         lineage: Where the images come from, for the manifest.
+        notes: What is odd about the source, for the user: a sentence each.
     """
 
     listing: pa.Table
@@ -84,6 +85,7 @@ class ImageSource:
     settings: dict[str, Any]
     card: Card | None = None
     lineage: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def images(self) -> int:

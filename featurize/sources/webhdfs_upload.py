@@ -17,7 +17,7 @@ from requests.exceptions import RequestException
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
 from featurize.shortening import some_lines
-from featurize.sources.folders import COPYING, is_hidden
+from featurize.sources.names import COPYING, is_left_out
 
 _SCHEMES = {"webhdfs": "http", "swebhdfs": "https", "http": "http", "https": "https"}
 PAUSES_S = (1.0, 4.0)
@@ -49,7 +49,7 @@ def upload_folder(
     on_bytes: Callable[[int], None] = lambda count: None,
     on_total: Callable[[int], None] = lambda count: None,
 ) -> UploadResult:
-    """Copies all files below `folder`, except hidden ones, to `url`; files that are there with the same size are skipped.
+    """Copies all files below `folder`, but those of `names.is_left_out`, to `url`; files of the same size there are skipped.
 
     A file gets its name only once it is complete, so that starting a killed upload again resumes it.
 
@@ -103,7 +103,7 @@ def _local_sizes(folder: str | Path, *, follow_links: bool) -> dict[str, int]:
     if not Path(folder).is_dir():
         raise UsageError(f"there is no folder {folder}.")
     url = storage.absolute_url(str(folder))
-    files = [file for file in storage.walk_source(url, follow_links=follow_links) if not is_hidden(file.inner)]
+    files = [file for file in storage.walk_source(url, follow_links=follow_links) if not is_left_out(file.inner)]
     if not follow_links:
         files = [file for file in files if not storage.leads_outside(f"{url}/{file.inner}", url)]
     sizes = {file.inner: file.size for file in files}

@@ -29,6 +29,7 @@ IMAGES_SCHEMA = pa.schema(
         ("altitude_m", pa.float32()),
         ("colour_mean", pa.list_(pa.float32())),
         ("colour_std", pa.list_(pa.float32())),
+        ("notes", pa.list_(pa.string())),
     ]
 )
 """The images table: one row for each image that can be decoded."""

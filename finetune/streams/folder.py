@@ -16,6 +16,7 @@ from featurize import storage
 from featurize.building.spark_jobs import collect
 from featurize.errors import JobError
 from featurize.sources.listing import ImageSource, listing_batch, make_listing
+from featurize.sources.names import is_left_out
 from featurize.sources.readers import FileReader
 from featurize.sources.splits import SplitRule
 
@@ -112,7 +113,7 @@ class FolderImages:
     @contextmanager
     def of_batch(self, batch: DataFrame, staging_url: str) -> Iterator[BatchImages]:
         """See `ArrivingImages`."""
-        rows = collect(batch)
+        rows = [row for row in collect(batch) if not is_left_out(_inner_path(row[0], self.url))]
         yield BatchImages(files_source(self.url, rows, follow_links=self.follow_links), found=len(rows))
 
     def failures(self) -> AbstractContextManager[None]:

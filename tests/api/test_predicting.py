@@ -84,7 +84,7 @@ def test_an_image_that_cannot_be_read_is_a_row_with_an_error(trained: dict[str, 
     assert found["label"][1] in trained["head"].card.classes
     assert list(found["path"]) == [str(value) if not isinstance(value, bytes) else None for value in given]
     assert found["error"].notna().tolist() == [True, False, True, True, True]
-    assert found["error"][0] == "not an image in a known format"
+    assert found["error"][0] == "not an image in a known format, but a text file"
     assert "No such file" in found["error"][3]
     assert found["probability"].isna().tolist() == [True, False, True, True, True]
     frame = pd.DataFrame({"content": [good.read_bytes(), None]}, index=["one", "two"])

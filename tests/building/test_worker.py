@@ -67,7 +67,7 @@ def test_each_bad_image_is_a_reject_with_its_reason_and_all_that_is_known_of_it(
     rejects = rejects_of(tmp_path / "table", record)
     assert {name: (row["stage"], row["error"]) for name, row in rejects.items()} == {
         "empty.png": ("decode", "the file is empty"),
-        "text.png": ("decode", "not an image in a known format"),
+        "text.png": ("decode", "not an image in a known format, but a text file"),
         "loose.png": ("layout", "not in a class folder"),
         "gone.png": ("read", "the file is gone"),
     }

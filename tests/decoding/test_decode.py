@@ -78,12 +78,14 @@ VALID_FILES = {
         ("JPEG", {"quality": 95}, 6),
         ("JPEG", {"quality": 95, "progressive": True}, 6),
         ("MPO", {"quality": 95, "save_all": True, "append_images": [quadrants()]}, 6),
+        ("AVIF", {"quality": 95}, 8),
+        ("JPEG2000", {}, 1),
     ],
 )
 def test_format_keeps_its_colours(format: str, options: dict[str, object], tolerance: float) -> None:
     content = encode(quadrants(), format, **options)
     assert_quadrants(decode_image(content, height=32, width=48), tolerance)
-    assert inspect_image(content).format == format
+    assert inspect_image(content).format == format.replace("MPO", "JPEG")
 
 
 @pytest.mark.parametrize(
@@ -256,15 +258,15 @@ def test_draft_never_goes_below_twice_the_wanted_size() -> None:
         (b"<!DOCTYPE html><html><body>404</body></html>", "not an image in a known format"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "not an image in a known format"),
         (b"\0" * 100, "not an image in a known format"),
-        (VALID_FILES["jpeg"][:20], "the JPEG header is damaged, incomplete or gives a size of zero"),
+        (VALID_FILES["jpeg"][:20], "the JPEG header gives no size, a size of zero, or no kind of pixels"),
         (VALID_FILES["jpeg"][:-200], "the JPEG file is truncated"),
         (VALID_FILES["png"][: len(VALID_FILES["png"]) // 2], "the PNG file is truncated"),
         (VALID_FILES["bmp"][:-100], "the BMP file is truncated"),
         (VALID_FILES["ppm"][:-100], "the PPM file is truncated"),
-        (VALID_FILES["png"][:33], "the PNG header is damaged, incomplete or gives a size of zero"),
+        (VALID_FILES["png"][:33], "the PNG file is truncated"),
         (png_header(5, 5), "the PNG file is truncated"),
-        (png_header(0, 5), "the PNG header is damaged, incomplete or gives a size of zero"),
-        (b"P5 0 5 255\n", "the PPM header is damaged, incomplete or gives a size of zero"),
+        (png_header(0, 5), "the PNG header gives no size, a size of zero, or no kind of pixels"),
+        (b"P5 0 5 255\n", "the PPM header gives no size, a size of zero, or no kind of pixels"),
         (png_header(60_000, 60_000), "the image has 60000 x 60000 pixels, more than the limit of 100000000"),
         (png_header(1_000_001, 5), "the image has 1000001 x 5 pixels, more than 1000000 on a side"),
         (b"P6 10001 10000 255\n", "the image has 10001 x 10000 pixels, more than the limit of 100000000"),
@@ -279,7 +281,7 @@ def test_unusable_bytes_have_a_clear_reason(content: bytes, reason: str) -> None
 
 
 def test_formats_that_are_not_allowed_are_not_entered() -> None:
-    for format in ("ICO", "TGA", "PCX", "SGI", "EPS", "JPEG2000"):
+    for format in ("ICO", "TGA", "PCX", "SGI", "EPS"):
         content = encode(quadrants(), format)
         with pytest.raises(DecodeError, match="not an image in a known format"):
             decode_image(content, height=8, width=8)

@@ -103,7 +103,10 @@ def test_the_manifest_names_the_card_and_counts_the_rejects(table: Path) -> None
     assert isinstance(manifest, ImagesManifest)
     assert manifest.card is not None
     assert manifest.card["licence"] == "CC0-1.0"
-    assert (manifest.row_count, manifest.rejects) == (11, {"decode: not an image in a known format": 1})
+    assert (manifest.row_count, manifest.rejects) == (
+        11,
+        {"decode: not an image in a known format, but a text file": 1},
+    )
     with pytest.raises(UsageError, match="images table, not a feature set"):
         read_features_manifest(str(table))
 

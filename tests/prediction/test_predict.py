@@ -62,7 +62,7 @@ def test_images_get_what_evaluate_computes_of_them(
     rejects = read_rejects(partition(tmp_path / "out", model))
     assert rejects["error"].to_dict() == {
         "empty.jpg": "the file is empty",
-        "notes.txt": "not an image in a known format",
+        "notes.txt": "not an image in a known format, but a text file",
     }
     manifest = manifest_of(partition(tmp_path / "out", model))
     assert manifest.rows == {"predicted": rows["label"].value_counts().to_dict()}
@@ -162,7 +162,7 @@ def test_a_corrupt_image_is_a_reject_and_too_many_publish_nothing(
     result = predicted(spark, model.folder, out, images=tmp_path / "images", max_reject_fraction=0.1)
     assert (result.added, result.skipped, result.manifest.reject_count) == (0, 10, 1)
     reject = read_rejects(partition(out, model)).loc["loose.jpg"]
-    assert (reject["stage"], reject["error"]) == ("decode", "not an image in a known format")
+    assert (reject["stage"], reject["error"]) == ("decode", "not an image in a known format, but a text file")
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +264,7 @@ def test_the_command_says_what_it_did(firn: Firn, trained: dict[str, Trained], p
     result = json.loads(ended.stdout.splitlines()[-1])
     assert result["predictions"] == f"file://{partition(tmp_path / 'out', trained['head'])}"
     assert (result["rows"], result["rejects"], result["skipped"]) == (60, 2, 0)
-    assert "not an image in a known format" in ended.stderr
+    assert "not an image in a known format, but a text file" in ended.stderr
     described = firn("featurize", "describe", result["predictions"])
     assert "table of predictions" in described.stdout
     assert described.returncode == 0

@@ -62,7 +62,7 @@ def test_batch_sql_transformer_and_mlflow_give_the_same_answers(
         assert_same_answers(found.loc[wanted.index], wanted)
         unreadable = found.drop(index=wanted.index)
         assert unreadable[["label", "probability", "top_labels", "top_probabilities"]].isna().all(axis=None)
-        assert sorted(unreadable["reason"]) == ["not an image in a known format"]
+        assert sorted(unreadable["reason"]) == ["not an image in a known format, but a text file"]
         assert set(found["model_id"]) == {model.card.model_id}
     assert list(logged["label"]) == list(wanted["label"])
     np.testing.assert_allclose(logged["probability"], wanted["probability"], atol=1e-5, rtol=0)
@@ -101,7 +101,7 @@ def test_rows_that_hold_nothing_get_a_reason(spark: SparkSession, trained: dict[
     classify = register(spark, "classify", str(trained["head"].folder))
     frame = spark.createDataFrame([(1, None), (2, bytearray(b"x"))], "number int, content binary")
     rows = frame.withColumn("found", classify("content")).select("number", "found.*").orderBy("number").collect()
-    assert [row["reason"] for row in rows] == ["there is no image", "not an image in a known format"]
+    assert [row["reason"] for row in rows] == ["there is no image", "not an image in a known format, but a text file"]
     assert frame.limit(0).select(classify("content")).count() == 0
     of_features = register(spark, "of_features", str(trained["head"].folder), of="features")
     frame = spark.createDataFrame([(1, None), (2, [1.0, 2.0])], "number int, features array<double>")

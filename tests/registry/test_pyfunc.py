@@ -140,7 +140,8 @@ def test_an_image_that_cannot_be_read_gets_a_row_of_its_own(logged: dict[str, Lo
     bad = answer.loc[["b", "c", "e", "f"]]
     assert set(bad["label"]) == {""}
     assert [len(row) for row in bad["probabilities"]] == [0] * 4
-    reasons = ["not an image in a known format", "the file is empty", "the PNG file is truncated", "there is no image"]
+    text = "not an image in a known format, but a text file"
+    reasons = [text, "the file is empty", "the PNG file is truncated", "there is no image"]
     assert list(bad["error"]) == reasons
     only_bad = head.load().predict(pd.DataFrame({"image": [b"no image"]}))
     assert list(only_bad["error"]) == reasons[:1]
@@ -173,7 +174,7 @@ def test_spark_udf(spark: SparkSession, logged: dict[str, Logged], key: str) -> 
     answer = frame.repartition(3).withColumn("found", classify("content")).select("number", "found.*").toPandas()
     answer = answer.sort_values("number").reset_index(drop=True)
     model.assert_right(answer.iloc[:-1])
-    assert answer.iloc[-1][["label", "error"]].tolist() == ["", "not an image in a known format"]
+    assert answer.iloc[-1][["label", "error"]].tolist() == ["", "not an image in a known format, but a text file"]
 
 
 def test_spark_udf_of_features(spark: SparkSession, logged: dict[str, Logged]) -> None:
@@ -197,7 +198,7 @@ def test_mlflow_models_serve_answers_for_posted_images(logged: dict[str, Logged]
         status, answer = post(url, {"dataframe_records": [{"image": texts[0]}, {"image": "bm8gaW1hZ2U="}]})
         assert status == 200, answer
         head.assert_right(pd.DataFrame(answer["predictions"][:1]), slice(1))
-        assert answer["predictions"][1]["error"] == "not an image in a known format"
+        assert answer["predictions"][1]["error"] == "not an image in a known format, but a text file"
         status, answer = post(
             url, {"dataframe_split": {"columns": ["features"], "data": [[head.features[0].tolist()]]}}
         )

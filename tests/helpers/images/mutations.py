@@ -59,6 +59,8 @@ SEEDS: Final[dict[str, bytes]] = {
     "webp, lossy, alpha": encode(_CLEAR, "WEBP"),
     "webp, animated": encode(_PLAIN, "WEBP", **_FRAMES),
     "webp, camera": file_with(MAIN, CAMERA, GPS, format="WEBP"),
+    "avif": encode(_NOISE, "AVIF"),
+    "jpeg 2000": encode(_NOISE, "JPEG2000"),
     "tiff": encode(_NOISE, "TIFF"),
     "tiff, lzw": encode(_NOISE, "TIFF", compression="tiff_lzw"),
     "tiff, deflate": encode(_CLEAR, "TIFF", compression="tiff_adobe_deflate"),
