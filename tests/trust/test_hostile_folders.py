@@ -27,6 +27,7 @@ from pyspark.sql import SparkSession
 from featurize.errors import FirnError
 from featurize.recipes.recipe import Recipe
 from featurize.recipes.toml_settings import check_settings
+from featurize.storage import claims
 from featurize.tables import publication
 from finetune.api.sweeping import _log
 from finetune.sweeps.folder import read_sweep
@@ -56,6 +57,12 @@ def root(spark: SparkSession, mean_backbone: Path, tmp_path_factory: pytest.Temp
 def watch(root: Path) -> Iterator[Watch]:
     with watching(root / "outside") as found:
         yield found
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A claim of a holder who cannot be seen is taken at once, not after two minutes for each field that makes it so."""
+    monkeypatch.setattr(claims, "EXPIRY_S", 0.0)
 
 
 class Case:
