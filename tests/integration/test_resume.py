@@ -27,7 +27,7 @@ from finetune.models.folder import CARD_NAME, LAST_NETWORK_NAME, NETWORK_NAME
 from finetune.training.checkpoints import CHECKPOINT_NAME
 
 pytestmark = [pytest.mark.horovod, pytest.mark.slow]
-EPOCHS = {"one_rank": 150, "horovodrun": 40, "spark": 40}  # some seconds: those of one rank are short
+EPOCHS = {"one_rank": 150, "horovodrun": 24, "spark": 24}  # some seconds: those of one rank are short
 ROUNDS = range(int(os.environ.get("FIRN_RESUME_ROUNDS", "1")))
 HOROVODRUN = [sys.executable, str(Path(sys.executable).with_name("horovodrun")), "-np", "2", "--gloo"]
 
