@@ -268,4 +268,6 @@ def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:
         precision="float32",
         feature_shape=shape,
         feature_dtype="uint8",
+        color=settings.color or "raw",
+        white=settings.white,
     )

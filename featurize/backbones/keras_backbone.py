@@ -150,6 +150,8 @@ class KerasBackbone:
             precision="float32",
             feature_shape=tuple(cut.compute_output_shape((1, height, width, 3))[1:]),
             feature_dtype="float32",
+            color=settings.color or "raw",
+            white=settings.white,
             **stated,
             **({} if fit is None else asdict(fit)),
         )

@@ -87,6 +87,8 @@ class OnnxBackbone:
             precision="float32",
             feature_shape=(0,),
             feature_dtype="float32",
+            color=settings.color or "raw",
+            white=settings.white,
             **asdict(prepared.normalization),
             **({} if prepared.fit is None else asdict(prepared.fit)),
         )

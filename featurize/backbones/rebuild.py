@@ -31,6 +31,7 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
     backbone = features.backbone
     BackboneSpec.read(backbone, origin=f"the manifest of {url}")
     changes: dict[str, Any] = {"precision": backbone["precision"], "engine": backbone.get("engine", "tensorflow")}
+    changes |= {"color": backbone.get("color", "raw"), "white": backbone.get("white")}
     changes["batch_size"] = settings.batch_size or backbone.get("batch_size")
     for key in ("name", "weights"):
         value = getattr(settings, key)

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter
 
 from featurize.backbones.weights import WeightsReport
-from featurize.decoding.decode import Fit, Interpolation
+from featurize.decoding.decode import Color, DecodingOptions, Fit, Interpolation
 from featurize.digests import settings_digest
 from featurize.engines.engine import Engine
 from featurize.engines.measurement import Measurement
@@ -27,8 +27,9 @@ class BackboneSpec:
     `weights_digest` covers the values of the weights before the cut, so it does not depend on the file that they came in.
     `network_sha256` is the digest of the .keras or .onnx file where the network came in one, as nothing else identifies its
     layers. `scale`, `mean`, `std` and `channel_order` are those of `Normalization` where `preprocessing` is "stated"; `resize`,
-    `interpolation` and `offset` those of `Fit`. `quantized_sha256` is the digest of the file that computes in int8, as its scales
-    come from images. What has its default value is left out of documents, as in those of version 0.2.
+    `interpolation` and `offset` those of `Fit`; `color` and `white` those of `decode_image`. `quantized_sha256` is the digest of
+    the file that computes in int8, as its scales come from images. What has its default value is left out of documents, as in
+    those of version 0.2, which ignored colour profiles.
     """
 
     name: str
@@ -53,6 +54,8 @@ class BackboneSpec:
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
     channel_order: Literal["rgb", "bgr"] = "rgb"
     quantized_sha256: str | None = None
+    color: Color = "raw"
+    white: float | None = None
 
     @property
     def is_pixels(self) -> bool:
@@ -63,6 +66,18 @@ class BackboneSpec:
     def fit(self) -> Fit | None:
         """How pictures are resized and cropped; None: stretched."""
         return None if self.resize is None else Fit(self.resize, self.interpolation, self.offset)
+
+    @property
+    def decoding(self) -> DecodingOptions:
+        """How an image becomes pixels: the keyword arguments of `decode_image`, and of a `Decoder`."""
+        return {
+            "height": self.height,
+            "width": self.width,
+            "channels": self.channels,
+            "fit": self.fit,
+            "color": self.color,
+            "white": self.white,
+        }
 
     @property
     def normalization(self) -> Normalization | None:

@@ -17,7 +17,6 @@ from featurize.backbones.backbone import load_backbone, warm_up
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.building.session import is_local
 from featurize.building.worker import Loaded, assigned_gpus, log, use_task_resources
-from featurize.decoding.decode import Fit
 from featurize.decoding.decoder_process import Decoder
 from featurize.engines.pieces import BATCHES_AT_ONCE
 from featurize.engines.precision import Forward
@@ -77,16 +76,13 @@ class ShippedBackbone:
 
     def decode(self, content: bytes, decoder: Decoder) -> Decoded:
         """Decodes an image file to the size of the network's input. Raises DecodeError."""
-        spec = self.spec
-        pixels, (width, height) = decoder.decode(
-            content, height=spec.height, width=spec.width, channels=spec.channels, fit=spec.fit
-        )
+        pixels, (width, height) = decoder.decode(content, **self.spec.decoding)
         return Decoded(pixels, width, height)
 
     @property
-    def size_of_images(self) -> tuple[int, int, int, Fit | None]:
-        """What the pixels of an image depend on: height, width, channels, and how the picture is fitted to them."""
-        return self.spec.height, self.spec.width, self.spec.channels, self.spec.fit
+    def size_of_images(self) -> tuple[Any, ...]:
+        """What the pixels of an image depend on; equal where the pixels are."""
+        return tuple(self.spec.decoding.values())
 
     @property
     def _key(self) -> str:

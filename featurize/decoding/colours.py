@@ -3,37 +3,69 @@
 import io
 import math
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from featurize.decoding.containers import Parts
+from featurize.decoding.profiles import to_srgb
 from featurize.decoding.reasons import DecodeError
 
 _ASSOCIATED, _UNASSOCIATED, _COREL = 1, 2, 999
 """TIFF's values of ExtraSamples that mean alpha: TIFF 6.0, page 31; the last one is what an old program wrote."""
 
+_LEAST_VALUE, _MOST_VALUE = 340, 341
+"""TIFF's SMinSampleValue and SMaxSampleValue."""
+
 _PNG_DEPTH: Final = 24
 """Where in a PNG the bit depth of its samples is."""
 
 
-def to_rgb(image: ImageFile.ImageFile, parts: Parts) -> Image.Image:
-    """A loaded image of any mode in mode "RGB", transparent parts over white."""
+Color = Literal["srgb", "raw"]
+"""Whether pictures with a colour profile are converted to sRGB, or profiles are ignored."""
+
+
+class UnknownScaleError(DecodeError):
+    """Nothing says which value of a grey image of more than 8 bits is white."""
+
+
+def to_rgb(
+    image: ImageFile.ImageFile, parts: Parts, *, color: Color = "srgb", white: float | None = None
+) -> Image.Image:
+    """A loaded image of any mode in mode "RGB", transparent parts over white.
+
+    Args:
+        image: The image.
+        parts: The parts of its file.
+        color: As for `decode_image`.
+        white: As for `decode_image`.
+
+    Raises:
+        DecodeError: The colours are of a kind that is not supported.
+        UnknownScaleError: Nothing says which value is white.
+    """
+    profile = image.info.get("icc_profile") if color == "srgb" else None
+
+    def opaque(picture: Image.Image) -> Image.Image:
+        return to_srgb(picture, profile, parts.notes) if profile else picture.convert("RGB")
+
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_wide_grey_to_8_bit(image)).convert("RGB")
+        grey, transparent = _wide_grey_to_8_bit(image, white)
+        rgb = opaque(Image.fromarray(grey))
+        return rgb if transparent is None else _over_white(rgb, Image.fromarray(transparent))
     if image.mode == "LAB":
         raise DecodeError("images in CIELAB colours are not supported")
     if parts.transparent is not None and image.mode != "P":
-        return _over_white(image.convert("RGB"), _transparent_colour(image, parts))
+        return _over_white(opaque(image), _transparent_colour(image, parts))
     if image.has_transparency_data and not _is_alpha_unused(image):
-        straight = (
-            image.convert("LA") if image.mode == "La" else image
-        )  # premultiplied grey has no direct conversion to RGBA
-        rgba = straight.convert("RGBA")
-        return _over_white(rgba.convert("RGB"), rgba.getchannel("A"))
-    return image if image.mode == "RGB" else image.convert("RGB")
+        straight = image.convert("LA") if image.mode == "La" else image  # premultiplied grey has no conversion to RGBA
+        alpha = straight.convert("RGBA").getchannel("A")
+        return _over_white(
+            opaque(straight.getchannel("L") if straight.mode == "LA" else straight.convert("RGBA")), alpha
+        )
+    return image if image.mode == "RGB" and not profile else opaque(image)
 
 
 def _over_white(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -80,31 +112,55 @@ def _unlike(image: Image.Image, levels: list[int]) -> Image.Image:
     return differs
 
 
-def _wide_grey_to_8_bit(image: Image.Image) -> NDArray[np.uint8]:
+def _wide_grey_to_8_bit(
+    image: Image.Image, asked_white: float | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Grey of more than 8 bits, scaled to 8; Pillow's own conversion would clip everything above 255 to white.
 
-    - "I;16" and "I" (Pillow's mode for 16-bit PGM) hold 0 to 65535, a 12-bit TIFF 0 to 4095. An "I" image beyond that
-      range has no known white and is refused.
-    - "F": values within [0, 1] are scaled by 255, values within [0, 255] are rounded; other ranges have no
-      known white and are refused, as are infinite and not-a-number values.
+    White is what the recipe says; else what the format says: 65535 for 16 bits, 4095 for a TIFF of 12, and for floats what the
+    tags SMinSampleValue and SMaxSampleValue of a TIFF say (TIFF 6.0, page 80). Values beyond black and white are clipped
+    where white is given, by tags or the recipe. It is never guessed from the values.
 
     Returns:
-        uint8 ``(height, width)``; a PNG's transparent grey is white.
+        uint8 ``(height, width)``; and an alpha of that shape, 0 where a PNG has its transparent grey; None: it has none.
+
+    Raises:
+        UnknownScaleError: Neither says it.
     """
-    tiff_tags: Mapping[int, object] = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    tags: Mapping[int, object] = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     samples = np.asarray(image)
-    low, high = float(samples.min()), float(samples.max())
-    if not math.isfinite(low) or not math.isfinite(high):
+    if not np.isfinite(samples.astype(np.float32) if samples.dtype.kind == "f" else 0).all():
         raise DecodeError("the image has infinite or not-a-number values")
-    if image.mode == "F":
-        white = 1 if high <= 1 else 255
-    else:
-        white = 4095 if tiff_tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535
-    if low < 0 or high > white:
-        raise DecodeError(f"grey values from {low:g} to {high:g} have no known scale")
-    grey: NDArray[np.uint8] = np.rint(samples.astype(np.float32) * np.float32(255 / white)).astype(np.uint8)
-    if tiff_tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow inverts only 8 bits
+    low, high = float(samples.min()), float(samples.max())
+    black, white, is_given = _black_and_white(image.mode, tags, asked_white)
+    if not is_given and (low < black or high > white):
+        raise UnknownScaleError(_unknown(f"grey values from {low:g} to {high:g} have no known scale"))
+    scaled = (samples.astype(np.float32) - np.float32(black)) * np.float32(255 / (white - black))
+    grey: NDArray[np.uint8] = np.rint(scaled.clip(0, 255)).astype(np.uint8)
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero; Pillow inverts only 8 bits
         grey = np.invert(grey)
-    if isinstance(transparent := image.info.get("transparency"), int):
-        grey[samples == transparent] = 255
-    return grey
+    transparent = image.info.get("transparency")
+    if not isinstance(transparent, int):
+        return grey, None
+    return grey, np.where(samples == transparent, 0, 255).astype(np.uint8)
+
+
+def _black_and_white(mode: str, tags: Mapping[int, object], asked_white: float | None) -> tuple[float, float, bool]:
+    """The values that are black and white, and whether somebody has said so for this image or its set."""
+    if asked_white is not None:
+        return 0.0, asked_white, True
+    if mode != "F":
+        return 0.0, 4095.0 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535.0, False
+    least, most = (_first_number(tags.get(tag)) for tag in (_LEAST_VALUE, _MOST_VALUE))
+    if most is None or most <= (least or 0.0):
+        raise UnknownScaleError(_unknown("an image of floats has no known scale"))
+    return least or 0.0, most, True
+
+
+def _first_number(value: object) -> float | None:
+    first = value[0] if isinstance(value, tuple) and value else value
+    return float(first) if isinstance(first, int | float) and math.isfinite(first) else None
+
+
+def _unknown(what: str) -> str:
+    return f"{what}: `images.white` says which value is white, such as 1, 255 or 65535"

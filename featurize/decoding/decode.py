@@ -6,20 +6,22 @@ All functions may be called from several threads.
 import io
 import json
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
-from featurize.decoding.colours import to_rgb
+from featurize.decoding.colours import Color, UnknownScaleError, to_rgb
 from featurize.decoding.containers import DamagedFileError, Parts, take_apart
 from featurize.decoding.exif import ExifSummary, defuse_exif, read_exif, read_orientation
 from featurize.decoding.reasons import FORMATS, DecodeError, claimed_format, faults_as_decode_errors, reason_of
 
 __all__ = [
     "FORMATS",
+    "Color",
     "DecodeError",
+    "DecodingOptions",
     "Fit",
     "ImageInfo",
     "Interpolation",
@@ -65,8 +67,8 @@ class ImageInfo:
         height: Pixels, after EXIF orientation is applied.
         exif: EXIF tag name -> text, of the main, the Exif and the GPS directory; no binary values, no MakerNote.
         metadata: Camera, exposure, time and place, from EXIF.
-        colour_mean: Per RGB channel, in [0, 255], over all pixels as converted by `decode_image`.
-        colour_std: Per RGB channel, population standard deviation, in [0, 127.5].
+        colour_mean: Per RGB channel, in [0, 255], over all pixels as converted by `decode_image`; None: their scale is unknown.
+        colour_std: Per RGB channel, population standard deviation, in [0, 127.5]; None: their scale is unknown.
         notes: What could not be read of the metadata, which costs no picture: a line each.
     """
 
@@ -76,8 +78,8 @@ class ImageInfo:
     height: int
     exif: dict[str, str]
     metadata: ExifSummary
-    colour_mean: tuple[float, float, float]
-    colour_std: tuple[float, float, float]
+    colour_mean: tuple[float, float, float] | None
+    colour_std: tuple[float, float, float] | None
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -90,7 +92,7 @@ class ImageInfo:
         fields = json.loads(text)
         fields["metadata"] = ExifSummary(**fields["metadata"])
         for name in ("colour_mean", "colour_std", "notes"):
-            fields[name] = tuple(fields[name])
+            fields[name] = None if fields[name] is None else tuple(fields[name])
         return cls(**fields)
 
 
@@ -124,14 +126,32 @@ class Fit:
         return (length - cropped) // 2 if self.offset == "floor" else round((length - cropped) / 2)
 
 
+class DecodingOptions(TypedDict):
+    """How an image becomes pixels: the keyword arguments of `decode_image`."""
+
+    height: int
+    width: int
+    channels: int
+    fit: Fit | None
+    color: Color
+    white: float | None
+
+
 def decode_image(
-    content: bytes, *, height: int, width: int, channels: int = 3, fit: Fit | None = None
+    content: bytes,
+    *,
+    height: int,
+    width: int,
+    channels: int = 3,
+    fit: Fit | None = None,
+    color: Color = "srgb",
+    white: float | None = None,
 ) -> NDArray[np.uint8]:
     """Decodes an image, turns it upright and stretches it to the requested size.
 
     The first frame or page is used. Alpha, in a channel, a palette or a transparent colour, is composited over white.
-    16-bit grey is scaled by 1/257, never clipped; `_wide_grey_to_8_bit` has the rules for "I" and "F" images. CMYK
-    becomes RGB by Pillow's formula, without a colour profile. Resampling is Pillow's antialiased bilinear filter on the
+    Grey of more than 8 bits is scaled by what its format says, see `colours`, or by `white`. CMYK without a profile becomes RGB
+    by Pillow's formula. Resampling is Pillow's antialiased bilinear filter on the
     RGB image; an image that has the requested size already keeps its pixels.
 
     A JPEG at least four times the requested size is decoded at 1/2, 1/4 or 1/8 (libjpeg's scaled DCT), which leaves at least
@@ -144,6 +164,8 @@ def decode_image(
         width: Pixels, at least 1.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma of the resized RGB image).
         fit: how the picture is resized and cropped, from a full decode; None: it is stretched, as above.
+        color: "srgb": a picture with a colour profile is converted to sRGB; "raw": profiles are ignored.
+        white: The value that is white in grey images of more than 8 bits; None: what the format says.
 
     Returns:
         uint8 ``(height, width, channels)`` in [0, 255], writable.
@@ -152,11 +174,18 @@ def decode_image(
         DecodeError: The bytes are empty, truncated, damaged, too large an image, or in none of `FORMATS`.
         ValueError: The size or the number of channels is invalid.
     """
-    return decode_sized(content, height=height, width=width, channels=channels, fit=fit)[0]
+    return decode_sized(content, height=height, width=width, channels=channels, fit=fit, color=color, white=white)[0]
 
 
 def decode_sized(
-    content: bytes, *, height: int, width: int, channels: int = 3, fit: Fit | None = None
+    content: bytes,
+    *,
+    height: int,
+    width: int,
+    channels: int = 3,
+    fit: Fit | None = None,
+    color: Color = "srgb",
+    white: float | None = None,
 ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
     """Decodes like `decode_image`, and also returns the width and height in pixels of the upright image in its file."""
     if height < 1 or width < 1:
@@ -173,7 +202,7 @@ def decode_sized(
             size = image.size  # loading turns a TIFF upright
         is_sideways = orientation in _SIDEWAYS
         upright_size = size[::-1] if is_sideways else size
-        rgb = to_rgb(image, parts)
+        rgb = to_rgb(image, parts, color=color, white=white)
         if fit is not None:
             rgb = _fitted(_turned(rgb, orientation), fit, height=height, width=width)
         else:  # turned after resizing, as there are fewer pixels to move
@@ -212,7 +241,7 @@ def inspect_image(content: bytes) -> ImageInfo:
         mode = image.mode
         image.load()
         width, height = image.size[::-1] if read_orientation(image) in _SIDEWAYS else image.size
-        mean, std = _colour_statistics(to_rgb(image, parts))
+        mean, std = _statistics_if_known(image, parts)
         exif, metadata = read_exif(image)
         notes = tuple(parts.notes)
         return ImageInfo(str(image.format), mode, width, height, exif, metadata, mean, std, notes)
@@ -257,6 +286,18 @@ def draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float
         height, width = width, height
     reduced = image.draft(None, (2 * width, 2 * height))
     return None if reduced is None else reduced[1]
+
+
+def _statistics_if_known(
+    image: ImageFile.ImageFile, parts: Parts
+) -> tuple[tuple[float, float, float], tuple[float, float, float]] | tuple[None, None]:
+    try:
+        return _colour_statistics(to_rgb(image, parts))
+    except (
+        UnknownScaleError
+    ) as error:  # a table of images is no place to say it: feature sets may have another scale each
+        parts.notes.append(str(error))
+        return None, None
 
 
 def _colour_statistics(rgb: Image.Image) -> tuple[tuple[float, float, float], tuple[float, float, float]]:

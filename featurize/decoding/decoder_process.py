@@ -24,7 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featurize.decoding.confinement import confine
-from featurize.decoding.decode import DecodeError, Fit, ImageInfo, Interpolation, decode_sized, inspect_image
+from featurize.decoding.decode import (
+    Color,
+    DecodeError,
+    DecodingOptions,
+    Fit,
+    ImageInfo,
+    Interpolation,
+    decode_sized,
+    inspect_image,
+)
 from featurize.defaults import DECODE_TIMEOUT_S
 from featurize.errors import JobError, first_line
 
@@ -33,8 +42,8 @@ _logger = logging.getLogger(__name__)
 MAX_MEMORY_BYTES: Final = 3 << 30
 """Memory limit for decoding, in bytes: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
 
-# Kind of request; height, width, channels; the fit: its shape, two sizes and filter; number of bytes that follow.
-_REQUEST = struct.Struct("<BIIBBIIBQ")
+# Kind of request; height, width, channels; the fit: its shape, two sizes and filter; color; white; number of bytes.
+_REQUEST = struct.Struct("<BIIBBIIBBdQ")
 _SHORTER_SIDE, _BOTH_SIDES, _ROUNDED = 1, 2, 4  # the shape of a fit: one of the first two, and perhaps the third
 _NO_FIT = (0, 0, 0, 0)
 _ANSWER = struct.Struct(
@@ -81,7 +90,15 @@ class Decoder:
         return None if self._process is None else self._process.pid
 
     def decode(
-        self, content: bytes, *, height: int, width: int, channels: int, fit: Fit | None = None
+        self,
+        content: bytes,
+        *,
+        height: int,
+        width: int,
+        channels: int,
+        fit: Fit | None = None,
+        color: Color = "srgb",
+        white: float | None = None,
     ) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Decodes an image with `decode.decode_sized` in the decoder process.
 
@@ -89,13 +106,14 @@ class Decoder:
             DecodeError: The reasons of `decode.decode_sized`; or decoding took too long, or its process died, twice.
             JobError: No decoder can be started.
         """
-        request = _REQUEST.pack(_WANT_PIXELS, height, width, channels, *_packed(fit), len(content))
+        colours = get_args(Color).index(color), white or 0.0
+        request = _REQUEST.pack(_WANT_PIXELS, height, width, channels, *_packed(fit), *colours, len(content))
         size, payload = self._ask(request, content, _PIXELS, n_bytes=height * width * channels)
         return np.frombuffer(payload, np.uint8).reshape(height, width, channels), size
 
     def inspect(self, content: bytes) -> ImageInfo:
         """Describes an image with `decode.inspect_image` in the decoder process; raises the errors of `decode`."""
-        _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, *_NO_FIT, len(content)), content, _INFO)
+        _, payload = self._ask(_REQUEST.pack(_WANT_INFO, 0, 0, 0, *_NO_FIT, 0, 0.0, len(content)), content, _INFO)
         try:
             return ImageInfo.from_json(payload.decode())
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -245,26 +263,32 @@ def serve(descriptor: int, timeout_s: float, max_memory_bytes: int) -> None:
     connection.sendall(_READY.pack(_READY_WORD, len(missing)) + missing)
     while True:
         try:
-            want, height, width, channels, *packed, length = _REQUEST.unpack(_receive(connection, _REQUEST.size))
+            want, height, width, channels, *packed, color, white, length = _REQUEST.unpack(
+                _receive(connection, _REQUEST.size)
+            )
             content = bytes(_receive(connection, length))
         except OSError:
             return
         signal.setitimer(signal.ITIMER_REAL, timeout_s)
-        kind, size, payload = _answer(
-            want, content, height=height, width=width, channels=channels, fit=_unpacked(*packed)
-        )
+        options: DecodingOptions = {
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "fit": _unpacked(*packed),
+            "color": get_args(Color)[color],
+            "white": white or None,
+        }
+        kind, size, payload = _answer(want, content, options)
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.sendall(_ANSWER.pack(kind, *size, len(payload)))
         connection.sendall(payload)
 
 
-def _answer(
-    want: int, content: bytes, *, height: int, width: int, channels: int, fit: Fit | None
-) -> tuple[int, tuple[int, int], bytes | memoryview]:
+def _answer(want: int, content: bytes, options: DecodingOptions) -> tuple[int, tuple[int, int], bytes | memoryview]:
     try:
         if want == _WANT_INFO:
             return _INFO, (0, 0), inspect_image(content).to_json().encode()
-        pixels, size = decode_sized(content, height=height, width=width, channels=channels, fit=fit)
+        pixels, size = decode_sized(content, **options)
         return _PIXELS, size, pixels.data.cast("B")
     except DecodeError as error:
         return _REASON, (0, 0), str(error).encode()

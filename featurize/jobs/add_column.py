@@ -173,13 +173,14 @@ def _plain_column(there: FeaturesManifest, url: str) -> FeatureColumn:
     if "backbone" not in there.recipe:
         raise UsageError(f"{url} does not say how its backbone was made. Make the features again with `featurize run`.")
     section = check_settings(BackboneSettings, there.recipe["backbone"], origin=f"the recipe in the manifest of {url}")
+    colours = {"color": there.backbone.get("color", "raw"), "white": there.backbone.get("white")}
     return FeatureColumn(
         name=ONLY,
         preparation_id=there.preparation_id,
         backbone=there.backbone,
         feature_shape=there.feature_shape,
         feature_dtype=there.feature_dtype,
-        settings=asked_columns([section])[0].settings.model_dump(exclude_none=True),
+        settings=asked_columns([section.model_copy(update=colours)])[0].settings.model_dump(exclude_none=True),
     )
 
 

@@ -87,9 +87,7 @@ class ImageSample:
             if self._source.split_rule.assign(image_id, image.own_split) == "test":
                 return None
             with decoders.lend() as decoder:
-                pixels, _ = decoder.decode(
-                    content, height=spec.height, width=spec.width, channels=spec.channels, fit=spec.fit
-                )
+                pixels, _ = decoder.decode(content, **spec.decoding)
         except (ImageReadError, DecodeError):
             return None
         return str(image.label), pixels

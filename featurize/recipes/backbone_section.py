@@ -57,6 +57,8 @@ class BackboneSettings(Settings):
     interpolation: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = Field(
         default=None, description="Pillow's filter; default: bilinear"
     )
+    color: Literal["srgb", "raw"] | None = Field(default=None, description="default: `images.color`")
+    white: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default: `images.white`")
     engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = Field(
         default="auto", description="what computes the network; auto: the fastest here, measured once"
     )

@@ -53,6 +53,16 @@ class ImagesSettings(Settings):
 
     source: str = Field(min_length=1, description="a folder per class, an images table, or a data set card")
     split: Split | None = Field(default=None, description="default: the source's own, or else fractions 0.6/0.2/0.2")
+    color: Literal["srgb", "raw"] = Field(
+        default="srgb", description="srgb: pictures with a colour profile are converted; raw: profiles are ignored"
+    )
+    white: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="the value that is white in grey images of more than 8 bits, such as 1, 255 or 4095; default: what their "
+        "format says, which for floats is nothing",
+    )
     follow_links: bool = Field(
         default=False, description="follow links that lead out of the folder; otherwise they are rejects"
     )
@@ -155,8 +165,13 @@ class FeaturizeRecipe(Settings):
 
     @property
     def columns(self) -> tuple[AskedColumn, ...]:
-        """The columns of features."""
-        return asked_columns(_backbones_of(self))
+        """The columns of features. What `[images]` says of colours counts for backbones that do not say it themselves."""
+        images = self.images
+        sections = [
+            one.model_copy(update={"color": one.color or images.color, "white": one.white or images.white})
+            for one in _backbones_of(self)
+        ]
+        return asked_columns(sections)
 
     @property
     def has_one_plain_column(self) -> bool:

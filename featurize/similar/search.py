@@ -163,9 +163,7 @@ def compute_features(url: str, manifest: FeaturesManifest, content: bytes, *, na
     spec = BackboneSpec.from_dict(manifest.backbone)
     with closing(Decoder()) as decoder:
         try:
-            pixels, _ = decoder.decode(
-                content, height=spec.height, width=spec.width, channels=spec.channels, fit=spec.fit
-            )
+            pixels, _ = decoder.decode(content, **spec.decoding)
         except DecodeError as error:
             raise JobError(f"{name} is not a readable image: {error}.") from error
     settings = backbone_settings(url, manifest)

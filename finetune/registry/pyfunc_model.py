@@ -116,8 +116,7 @@ class Classifier:
         try:
             spec, content = self.spec, read(image)
             with self.decoders.lend() as decoder:
-                size = {"height": spec.height, "width": spec.width, "channels": spec.channels}
-                return decoder.decode(content, **size, fit=spec.fit)[0]
+                return decoder.decode(content, **spec.decoding)[0]
         except DecodeError as error:
             return error
 

@@ -108,8 +108,8 @@ def check_info(info: ImageInfo) -> None:
     assert 1 <= info.width * info.height <= MAX_PIXELS
     assert all(isinstance(text, str) and 0 < len(text) <= 1000 for text in info.exif.values())
     assert all(math.isfinite(value) for value in asdict(info.metadata).values() if isinstance(value, float))
-    assert all(0 <= mean <= 255 for mean in info.colour_mean)
-    assert all(0 <= std <= 127.5 for std in info.colour_std)
+    assert all(0 <= mean <= 255 for mean in info.colour_mean or ())
+    assert all(0 <= std <= 127.5 for std in info.colour_std or ())
     assert ImageInfo.from_json(info.to_json()) == info
 
 

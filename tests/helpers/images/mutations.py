@@ -69,7 +69,7 @@ SEEDS: Final[dict[str, bytes]] = {
     "tiff, fax": encode(_NOISE.convert("1"), "TIFF", compression="group4"),
     "tiff, zstd": encode(_PLAIN.convert("CMYK"), "TIFF", compression="zstd"),
     "tiff, grey of 16 bits": encode(_WIDE_GREY, "TIFF"),
-    "tiff, float": encode(_NOISE.convert("F"), "TIFF"),
+    "tiff, float": encode(_NOISE.convert("F"), "TIFF", tiffinfo={340: 0.0, 341: 255.0}),
     "tiff, two pages": encode(_PLAIN, "TIFF", save_all=True, append_images=[_NOISE]),
     "tiff, camera": file_with(MAIN, CAMERA, GPS, format="TIFF", order="MM"),
     "tiff, camera, deflate": file_with(MAIN, CAMERA, GPS, format="deflated TIFF"),
@@ -77,7 +77,6 @@ SEEDS: Final[dict[str, bytes]] = {
     "pgm, 16 bits": b"P5 30 20 65535\n" + np.asarray(_WIDE_GREY).astype(">u2").tobytes(),
     "pbm": encode(_NOISE.convert("1"), "PPM"),
     "pgm, plain": b"P2 # words\n3 2 255\n0 10 20\n30 40 50\n",
-    "pfm": encode(_NOISE.convert("F"), "PPM"),
 }
 """One small file for each way into a decoder."""
 
