@@ -268,6 +268,6 @@ def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:
         precision="float32",
         feature_shape=shape,
         feature_dtype="uint8",
-        color=settings.color or "raw",
+        color=settings.color or "srgb",
         white=settings.white,
     )

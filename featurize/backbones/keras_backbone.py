@@ -150,7 +150,7 @@ class KerasBackbone:
             precision="float32",
             feature_shape=tuple(cut.compute_output_shape((1, height, width, 3))[1:]),
             feature_dtype="float32",
-            color=settings.color or "raw",
+            color=settings.color or "srgb",
             white=settings.white,
             **stated,
             **({} if fit is None else asdict(fit)),

@@ -87,7 +87,7 @@ class OnnxBackbone:
             precision="float32",
             feature_shape=(0,),
             feature_dtype="float32",
-            color=settings.color or "raw",
+            color=settings.color or "srgb",
             white=settings.white,
             **asdict(prepared.normalization),
             **({} if prepared.fit is None else asdict(prepared.fit)),

@@ -31,7 +31,7 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
     backbone = features.backbone
     BackboneSpec.read(backbone, origin=f"the manifest of {url}")
     changes: dict[str, Any] = {"precision": backbone["precision"], "engine": backbone.get("engine", "tensorflow")}
-    changes |= {"color": backbone.get("color", "raw"), "white": backbone.get("white")}
+    changes |= colours_of(backbone)
     changes["batch_size"] = settings.batch_size or backbone.get("batch_size")
     for key in ("name", "weights"):
         value = getattr(settings, key)
@@ -40,6 +40,11 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
     if backbone["precision"] == "int8":
         changes["quantized"] = kept_network(url, backbone["quantized_sha256"])
     return settings.model_copy(update=changes)
+
+
+def colours_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """What the description of a backbone says of colours; those of version 0.2 ignored profiles."""
+    return {"color": backbone.get("color", "raw"), "white": backbone.get("white")}
 
 
 def kept_network(url: str, sha256: str) -> str:

@@ -5,7 +5,7 @@ finished is taken over by the next one.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from featurize import storage
+from featurize.backbones.rebuild import colours_of
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building import staging
 from featurize.building.build import BuildResult
@@ -113,7 +114,9 @@ def add_columns(
         follow_links=recipe.images.follow_links,
     )
     _check_source(recipe, source, there, url)
-    prepared = prepare_asked(spark, recipe, source, [as_decided(one, _decided(there, one), url) for one in wanted])
+    decided = [as_decided(one, _decided(there, one), url) for one in wanted]
+    first = _made_by(there.columns[0] if there.columns else _plain_column(there, url))
+    prepared = prepare_asked(spark, recipe, source, [_in_colours_of(one, first) for one in decided])
     if where is not None:
         _check_unchanged(prepared, there, url)
     for backbone in prepared.backbones:
@@ -145,9 +148,9 @@ def _wanted(
             raise UsageError(
                 f"{url} has the column {known.name}, which the recipe does not name: it must name all columns, also those to add."
             )
-        given = asked[known.name].settings.model_dump(exclude=_NOT_COMPARED)
-        made = BackboneSettings.model_validate(known.settings).model_dump(exclude=_NOT_COMPARED)
-        if lines := differing_settings(made, given):
+        made = _made_by(known)
+        given = _in_colours_of(asked[known.name], made).settings
+        if lines := differing_settings(*(one.model_dump(exclude=_NOT_COMPARED) for one in (made, given))):
             raise UsageError(f"{url}: the column {known.name} was made with other settings:\n" + "\n".join(lines))
     if where is None:
         if columns:
@@ -158,6 +161,17 @@ def _wanted(
     if missing := [name for name in asked if name not in there.column_names]:
         raise UsageError(f"{url} has no column {missing[0]} yet. Add it without `where` first, for all rows.")
     return [column for name, column in asked.items() if not columns or name in columns]
+
+
+def _made_by(known: FeatureColumn) -> BackboneSettings:
+    """The settings that made a column."""
+    return BackboneSettings.model_validate(known.settings).model_copy(update=colours_of(known.backbone))
+
+
+def _in_colours_of(asked: AskedColumn, made: BackboneSettings) -> AskedColumn:
+    """A column that reads colours as `made` does, where the recipe says nothing."""
+    changes = {key: getattr(made, key) for key in ("color", "white") if getattr(asked.settings, key) is None}
+    return replace(asked, settings=asked.settings.model_copy(update=changes))
 
 
 def _remove_leftovers(url: str) -> None:
@@ -173,14 +187,15 @@ def _plain_column(there: FeaturesManifest, url: str) -> FeatureColumn:
     if "backbone" not in there.recipe:
         raise UsageError(f"{url} does not say how its backbone was made. Make the features again with `featurize run`.")
     section = check_settings(BackboneSettings, there.recipe["backbone"], origin=f"the recipe in the manifest of {url}")
-    colours = {"color": there.backbone.get("color", "raw"), "white": there.backbone.get("white")}
     return FeatureColumn(
         name=ONLY,
         preparation_id=there.preparation_id,
         backbone=there.backbone,
         feature_shape=there.feature_shape,
         feature_dtype=there.feature_dtype,
-        settings=asked_columns([section.model_copy(update=colours)])[0].settings.model_dump(exclude_none=True),
+        settings=asked_columns([section.model_copy(update=colours_of(there.backbone))])[0].settings.model_dump(
+            exclude_none=True
+        ),
     )
 
 

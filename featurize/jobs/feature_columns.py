@@ -15,7 +15,7 @@ from featurize.backbones.backbone import (
     open_backbone,
     prepare_backbone,
 )
-from featurize.backbones.rebuild import kept_network
+from featurize.backbones.rebuild import colours_of, kept_network
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.digests import settings_digest
 from featurize.errors import UsageError
@@ -138,7 +138,7 @@ def networks_of(asked: Sequence[AskedColumn]) -> list[tuple[BackboneSettings, li
 def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None, url: str) -> AskedColumn:
     """A column with what the rows that exist have decided, where the recipe leaves it open.
 
-    Engine and precision are open where they are "auto", the network where it is to be in int8.
+    Engine and precision are open where they are "auto", the network where it is to be in int8, and colours where nothing is said.
 
     Args:
         asked: the column.
@@ -157,6 +157,7 @@ def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None, url: str) 
             f"{url} holds features in {known['precision']}, not in int8; a mixture is refused. Write elsewhere."
         )
     changes = {key: known[key] for key in ("engine", "precision") if getattr(settings, key) == "auto"}
+    changes |= {key: value for key, value in colours_of(known).items() if getattr(settings, key) is None}
     is_open = settings.precision in ("auto", "int8") and settings.quantized is None
     if is_open and known["precision"] == "int8":
         changes["quantized"] = kept_network(url, known["quantized_sha256"])

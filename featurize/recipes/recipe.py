@@ -53,8 +53,10 @@ class ImagesSettings(Settings):
 
     source: str = Field(min_length=1, description="a folder per class, an images table, or a data set card")
     split: Split | None = Field(default=None, description="default: the source's own, or else fractions 0.6/0.2/0.2")
-    color: Literal["srgb", "raw"] = Field(
-        default="srgb", description="srgb: pictures with a colour profile are converted; raw: profiles are ignored"
+    color: Literal["srgb", "raw"] | None = Field(
+        default=None,
+        description="srgb: pictures with a colour profile are converted; raw: profiles are ignored; default: as the rows that "
+        "exist, or else srgb",
     )
     white: float | None = Field(
         default=None,

@@ -38,6 +38,8 @@ def recipe(source: str | Path, url: str | Path, backbone: str | Path, **changes:
         "max_reject_fraction": "images",
         "rows_per_group": "features",
         "follow_links": "images",
+        "color": "images",
+        "white": "images",
     }
     for key, value in {"max_reject_fraction": 1.0, **changes}.items():
         settings[sections.get(key, "backbone")][key] = value
