@@ -49,7 +49,7 @@ def session_builder(name: str, *, slots: int | None = None, java_computes: bool 
     Raises:
         JobError: no Java was found.
     """
-    builder = SparkSession.builder.appName(name)
+    builder = SparkSession.builder.appName(name).config("spark.sql.session.timeZone", "UTC")  # whatever TZ says
     if SparkSession.getActiveSession() is None:
         stage("starting Spark")
         builder = builder.config(f"spark.executorEnv.{LEAN_KERAS}", "1")

@@ -36,7 +36,6 @@ def export_command(
         tables = find_tables(images=images, features=features, predictions=predictions)
         url = storage.absolute_url(output)
         with open_session("firn export", slots=len(os.sched_getaffinity(0)), java_computes=True) as session:
-            session.conf.set("spark.sql.session.timeZone", "UTC")
             written = write_documents(
                 search_rows(session, tables, model=model),
                 url,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from featurize import storage
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
@@ -125,7 +125,7 @@ class RegistrySettings(Settings):
     name: str | None = Field(
         default=None,
         min_length=1,
-        description="name of the registered model; every trained model becomes a version of it",
+        description="name of the registered model, without / and :; every trained model becomes a version of it",
     )
     artifacts: str | None = Field(
         default=None,
@@ -133,6 +133,14 @@ class RegistrySettings(Settings):
         description="folder for files, if `url` is a database; default: mlartifacts beside the SQLite file",
     )
     backbone: bool = Field(default=True, description="log a head with its backbone, so that it takes images")
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, name: str | None) -> str | None:
+        """What MLflow would refuse only after the training."""
+        if name is not None and (not name.strip() or {"/", ":"} & set(name)):
+            raise ValueError("a registered model's name must not be blank, nor have / or : in it")
+        return name
 
 
 class Recipe(Settings):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from featurize.sql.tables import CorrectedLabels, SqlTable, SqlView
 from featurize.tables.row_groups import read_footer
 
 FORMATS = (".csv", ".parquet")
-_PATTERN = re.compile(r"([{}\[\]*?\\])")  # characters with which Spark takes a path for a pattern
+_LITERAL_PATHS = ("__globPaths__", "false")
+"""Spark would take a path with brackets, braces or stars for a pattern, and Hadoop's patterns cannot have a colon."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:
         files = [file for part in table.parts if part.values == values for file in part.files]
         for file in files:
             storage.check_url(file)  # Spark opens them itself
-        frame = spark.read.schema(columns).parquet(*(_PATTERN.sub(r"\\\1", file) for file in files))
+        frame = spark.read.schema(columns).option(*_LITERAL_PATHS).parquet(*files)
         for name, value in zip(table.partition, values, strict=True):
             frame = frame.withColumn(name, lit(value))
         frames.append(frame)

@@ -2,8 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import pytest
 from helpers.project import Firn
 from helpers.tables.building import Built, read_rows
 from helpers.tables.feature_sets import make_clusters, write_feature_set
+from helpers.tables.grown_predictions import Predictions
 from helpers.tables.sql_sets import ODD_NAMES, write_features, write_plain_predictions, write_predictions
 from pyspark.sql import SparkSession
 
@@ -136,6 +140,26 @@ def test_folders_may_have_any_name(spark: SparkSession, tmp_path: Path, name: st
     write_features(tmp_path / name, rows=20)
     found = ask(spark, "SELECT split, count(*) AS n FROM features GROUP BY 1 ORDER BY 1", features=str(tmp_path / name))
     assert found == [{"split": "test", "n": 4}, {"split": "train", "n": 12}, {"split": "validation", "n": 4}]
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Kolkata", "America/New_York"])
+def test_time_is_utc_whatever_the_machine_says(tmp_path: Path, zone: str) -> None:
+    predictions = Predictions(tmp_path)
+    predictions.label(range(6), parts=3)  # at midnight of the first of November, and one and two seconds later
+    query = (
+        "SELECT count(*) AS rows, min(predicted_at) AS first, date_format(max(predicted_at), 'yyyy-MM-dd HH:mm:ss') AS last "
+        "FROM predictions WHERE predicted_at >= '2026-11-01 00:00:00' AND predicted_at < '2026-11-01 00:00:02'"
+    )
+    answers = []
+    for output in ((), ("--output", str(tmp_path / "answer.csv"))):
+        command = [sys.executable, "-m", "featurize", "sql", query, "--predictions", str(tmp_path), "--json", *output]
+        done = subprocess.run(command, env={**os.environ, "TZ": zone}, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        answers.append(done.stdout)
+    (row,) = json.loads(answers[0])["rows"]
+    assert row == {"rows": 4, "first": "2026-11-01T00:00:00+00:00", "last": "2026-11-01 00:00:01"}
+    (written,) = csv.DictReader((tmp_path / "answer.csv").open(newline=""))
+    assert written == {"rows": "4", "first": "2026-11-01T00:00:00+00:00", "last": "2026-11-01 00:00:01"}
 
 
 def test_answers_are_written_whole(spark: SparkSession, tmp_path: Path) -> None:

@@ -14,7 +14,19 @@ from featurize.timings import Timings
 from helpers.tables.feature_sets import image_ids, make_clusters, write_feature_set
 from helpers.tables.publishing import write_manifest
 
-ODD_NAMES = ["my photos", "50% off", "a+b", "été", "split=train", "c#1", "what?", "[a]*", "it's; {b}", "a\\b"]
+ODD_NAMES = [
+    "my photos",
+    "50% off",
+    "a+b",
+    "été",
+    "split=train",
+    "c#1",
+    "what?",
+    "[a]*",
+    "it's; {b}",
+    "a\\b",
+    "2026-11-27T10:15 [v1]",
+]
 
 
 def write_features(folder: Path, *, rows: int = 50) -> FeaturesManifest:
