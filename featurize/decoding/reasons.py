@@ -7,7 +7,7 @@ some of which start other programs (EPS runs Ghostscript).
 import io
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from PIL import AvifImagePlugin, Image, TiffImagePlugin
@@ -26,6 +26,13 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # workers decode many images at a time
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 _NOT_OPENED: Final = "not identified by this driver"
+_TAGS_OF_PIXELS: Final = {
+    258: "bits",
+    277: "samples",
+    339: "sample format",
+    262: "photometric interpretation",
+    338: "extra samples",
+}
 _UNKNOWN_PIXELS: Final = "unknown pixel mode"
 _SIGNS_OF_AN_END: Final = (
     *("truncated", "not enough image data", "reached eof", "unexpected end", "end of file"),
@@ -63,20 +70,24 @@ def reason_of(error: Exception, content: bytes) -> str:
     if isinstance(error, SyntaxError) and detail == _NOT_OPENED:
         return f"the {kind} header gives no size, a size of zero, or no kind of pixels"
     if detail == _UNKNOWN_PIXELS:
-        return f"{kind} images of this kind of pixels are not supported: {_pixels_of_tiff(content)}"
+        return f"{kind} images of this kind of pixels are not supported: {_pixels_of_tiff(content)[:200]}"
     if any(sign in detail.lower() for sign in _SIGNS_OF_AN_END):
         return f"the {kind} file is truncated"
     return f"the {kind} file is damaged: {detail}"
 
 
 def _pixels_of_tiff(content: bytes) -> str:
-    """The tags of a TIFF that say what its samples are."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
-    file = io.BytesIO(content)
-    file.seek(directory.next)
-    directory.load(file)
-    names = {258: "bits", 277: "samples", 339: "sample format", 262: "photometric interpretation", 338: "extra samples"}
-    return ", ".join(f"{name} {directory[tag]}" for tag, name in names.items() if tag in directory)
+    """The tags of a TIFF that say what its samples are, as far as they can be read."""
+    found = list[str]()
+    with suppress(Exception):  # as above: the file is damaged, and this only describes it
+        directory = TiffImagePlugin.ImageFileDirectory_v2(content[:8])
+        file = io.BytesIO(content)
+        file.seek(directory.next)
+        directory.load(file)
+        for tag, name in _TAGS_OF_PIXELS.items():
+            if tag in directory:
+                found.append(f"{name} {directory[tag]}")
+    return ", ".join(found) or "its tags cannot be read"
 
 
 def claimed_format(content: bytes) -> str | None:
