@@ -13,6 +13,7 @@ from helpers.tables.feature_sets import make_clusters, write_feature_set
 from helpers.tables.shard_files import files_in, paths_of, write_shard
 from helpers.tables.worker_runs import no_file_over
 
+from featurize import storage
 from featurize.building import staging
 from featurize.building.staging import (
     STAGING,
@@ -42,7 +43,12 @@ def committed(table: Path, run: str, shard: int, **options: Any) -> ShardRecord:
 def finished(table: Path) -> list[ShardRecord]:
     assert read_state(str(table)) is not None
     unfinished = read_unfinished(str(table), None)
-    return unfinished.records if unfinished is not None else []
+    if unfinished is None:
+        return []
+    for record, url in zip(unfinished.records, unfinished.index_urls, strict=True):
+        assert url.endswith(record.index_file.path)
+        assert Path(url.removeprefix("file://")).is_file()  # staged, or moved already
+    return unfinished.records
 
 
 def commit_file(table: Path, run: str, shard: int) -> Path:
@@ -58,6 +64,7 @@ def test_the_first_of_two_attempts_counts_and_the_files_of_the_second_go_away(tm
     assert commit(str(tmp_path), RUN, 0, second) == second
     assert commit(str(tmp_path), RUN, 0, first) == second
     assert finished(tmp_path) == [second]
+    assert storage.read_json(str(commit_file(tmp_path, RUN, 0)))["schema_version"] == staging.SCHEMA_VERSION
     commits = {f"commits/{RUN}-000000.json", "state.json"}
     assert files_in(tmp_path / STAGING) == paths_of([second]) | commits
 
@@ -259,6 +266,18 @@ def test_shards_that_were_moved_already_are_made_again_after_a_vacuum_that_may_n
         unfinished = read_unfinished(str(tmp_path), there)
         assert unfinished is not None
         assert unfinished.records == records
+        assert staging.has_unpublished(str(tmp_path), there)
+    storage.remove(f"{tmp_path}/{STAGING}/{staged.index_file.path}")
+    assert not staging.has_unpublished(str(tmp_path), there)
+
+
+def test_a_link_among_the_staged_files_is_moved_and_never_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_bytes(b"mine")
+    (tmp_path / "table" / STAGING).mkdir(parents=True)
+    (tmp_path / "table" / STAGING / "part").symlink_to(tmp_path / "outside")
+    storage.move_files(str(tmp_path / "table"), STAGING, "data", ["part"])
+    assert (tmp_path / "table" / "data" / "part").is_symlink()
+    assert (tmp_path / "outside").read_bytes() == b"mine"
 
 
 # A run that came to nothing
