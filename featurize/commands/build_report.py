@@ -39,7 +39,7 @@ def report_build(result: "BuildResult", url: str, *, is_whole_source: bool = Tru
     Args:
         is_whole_source: whether the source should list all images of the table, so that missing ones are reported.
     """
-    from featurize.tables.description import summarize_rejects
+    from featurize.tables.description import notes_on_rows, summarize_rejects
     from featurize.tables.layout import REJECTS
 
     images = result.added + result.rejected
@@ -55,6 +55,8 @@ def report_build(result: "BuildResult", url: str, *, is_whole_source: bool = Tru
             f"{result.manifest.reject_count} images were rejected; they are listed in {url}/{REJECTS}:\n"
             f"{summarize_rejects(result.manifest.rejects)}"
         )
+    for note in notes_on_rows(result.manifest.rows, result.manifest.classes):
+        warn(note)
     if result.changed:
         warn(f"{result.changed} images have changed; the shards they were in were made again.")
     if result.removed and is_whole_source:

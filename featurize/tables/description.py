@@ -1,6 +1,6 @@
 """The description of a published table: as text for a terminal, as HTML for a notebook, and as a JSON-ready document."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,15 @@ from featurize import storage
 from featurize.display import as_cell, as_lines, html_facts, html_table, plain_text
 from featurize.errors import UsageError
 from featurize.foreign_text import without_secrets
-from featurize.shortening import some_lines
+from featurize.shortening import name_some, some_lines
 from featurize.tables.manifests import NAMES, PREDICTED, FeatureColumn, FeaturesManifest, Manifest, PredictionsManifest
 from featurize.tables.publication import read_manifest
 from featurize.tables.readable import correct_rows
 
 SPLIT_ORDER = ("train", "validation", "test", PREDICTED)
 """The order in which splits are shown and read."""
+FEW = 5
+"""A class with fewer rows in a split is named: neither a head nor a score can say much of it."""
 _MOST_CLASSES = 12
 _MOST_REASONS = 5
 
@@ -123,6 +125,25 @@ def _own_fields(manifest: Manifest) -> dict[str, Any]:
             "source": manifest.source,
         }
     return {}
+
+
+def notes_on_rows(rows: Mapping[str, Mapping[str, int]], classes: Sequence[str]) -> list[str]:
+    """Which classes have no rows, or fewer than `FEW`, in which split: a sentence for each split that lacks some.
+
+    Args:
+        rows: The number of rows by split and class; a split without any rows is passed over.
+        classes: The class labels.
+    """
+    notes = list[str]()
+    for split in (split for split in SPLIT_ORDER if split != PREDICTED and any(rows.get(split, {}).values())):
+        counts = {label: rows[split].get(label, 0) for label in classes}
+        none = [label for label, count in counts.items() if not count]
+        few = [f"{label} ({count})" for label, count in counts.items() if 0 < count < FEW]
+        parts = [f"no rows of {name_some(none)}"] if none else []
+        parts += [f"fewer than {FEW} of {name_some(few)}"] if few else []
+        if parts:
+            notes.append(f"the split {split} has {', and '.join(parts)}.")
+    return notes
 
 
 def facts_of(url: str, manifest: Manifest) -> list[tuple[str, str]]:

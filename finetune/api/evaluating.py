@@ -98,6 +98,13 @@ class ModelEvaluation(Summarised):
         return pd.DataFrame(np.array(self.result["confusion_matrix"], np.int64), index=index, columns=columns)
 
     @property
+    def per_class(self) -> "pd.DataFrame":
+        """A row for each class, by its label: `precision`, `recall` and `f1` in [0, 1], and `support`, its number of images."""
+        import pandas as pd
+
+        return pd.DataFrame(self.result["per_class"]).set_index("class")
+
+    @property
     def most_confused(self) -> "pd.DataFrame":
         """Which classes are taken for which others, most frequent first: `true`, `predicted`, `count`, `fraction` of `true`."""
         import pandas as pd

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from featurize.errors import UsageError
 from featurize.recipes.recipe import Recipe, lower_half, origin_of, read_recipe
 from featurize.storage import absolute_url
+from featurize.tables.description import notes_on_rows
 from finetune.api.model import Model
 from finetune.api.notebook import live_chart
 from finetune.registry.log_model import log_fit
@@ -114,9 +115,11 @@ def train_recipe(
 
 
 def _log_plan(plan: TrainingPlan, *, is_reused: bool, resume: bool) -> None:
-    """Logs the selection of rows, and warns if there is a checkpoint that is not used."""
+    """Logs the selection of rows, and warns of classes without rows, and of a checkpoint that is not used."""
     if selection := describe_selection(plan.manifest):
         _logger.info("%s", selection)
+    for note in notes_on_rows(plan.manifest.rows, plan.manifest.classes):
+        _logger.warning("%s", note)
     if not is_reused and not resume and has_checkpoint(plan.recipe.model.url):
         _logger.warning(
             "an interrupted training has left a checkpoint, but this one starts anew; `resume=True` (--resume) resumes it."

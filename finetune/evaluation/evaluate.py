@@ -10,11 +10,12 @@ from rich.table import Table
 from featurize import storage
 from featurize.display import as_cell
 from featurize.foreign_text import CsvWriter, shown
+from featurize.shortening import name_some
 from finetune.evaluation.split_answers import open_split_rows
 from finetune.models.folder import load_model
 from finetune.registry.run_values import SCHEMA_VERSION
 from finetune.scores.figures import plot_confusion_matrix, render_png
-from finetune.scores.metrics import Evaluation, evaluate_probabilities, most_confused
+from finetune.scores.metrics import Evaluation, class_scores, evaluate_probabilities, f1_of_means, most_confused
 
 _MOST_CLASSES_ON_SCREEN = 12
 
@@ -32,7 +33,8 @@ def evaluate_model(
         all_rows: Whether to evaluate on all rows; otherwise on those that the model's `where` selects, if it has one.
 
     Returns:
-        The scores as in `Evaluation.as_dict`, `most_confused`, the paths of the written files, the number of rows of the split
+        The scores as in `Evaluation.as_dict`, `f1_of_means`, the scores `per_class`, the classes `without_rows` in this split,
+        `most_confused`, the paths of the written files, the number of rows of the split
         that were `left_out` by the `where`, and the number that have `corrected_labels`.
 
     Raises:
@@ -49,12 +51,17 @@ def evaluate_model(
         {"true": pair.true_label, "predicted": pair.predicted_label, "count": pair.count, "fraction": pair.fraction}
         for pair in most_confused(evaluation.confusion_matrix, evaluation.classes)
     ]
+    support = evaluation.confusion_matrix.sum(axis=1)
+    without_rows = [label for label, rows_of in zip(card.classes, support, strict=True) if not rows_of]
     folder = storage.absolute_url(output or model_url)
     edits = rows.manifest.edits
     paths = {name: storage.join_url(folder, f"{stem}-{split}.{ending}") for name, stem, ending in _OUTPUTS}
     result = {
         "schema_version": SCHEMA_VERSION,
         **evaluation.as_dict(),
+        "f1_of_means": f1_of_means(evaluation.precision, evaluation.recall),
+        "per_class": _per_class(evaluation),
+        "without_rows": without_rows,
         "most_confused": confused,
         "model_id": card.model_id,
         "features": storage.absolute_url(rows.url),
@@ -68,6 +75,14 @@ def evaluate_model(
     figure = plot_confusion_matrix(evaluation.confusion_matrix, evaluation.classes, title=f"{name} on {split}")
     storage.write_bytes(paths["plot"], render_png(figure))
     return {**result, "files": paths}
+
+
+def _per_class(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and the number of rows of each class, in the order of `label_index`."""
+    scores = class_scores(evaluation.confusion_matrix)
+    columns = (scores.precision.tolist(), scores.recall.tolist(), scores.f1.tolist(), scores.support.tolist())
+    names = ("class", "precision", "recall", "f1", "support")
+    return [dict(zip(names, row, strict=True)) for row in zip(evaluation.classes, *columns, strict=True)]
 
 
 def confusion_csv(evaluation: Evaluation) -> str:
@@ -84,13 +99,18 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     """Prints the result of `evaluate_model` as text."""
     scores = Table.grid(padding=(0, 2))
     for key in ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss"):
-        scores.add_row(f"[bold]{key}", f"{result[key]:.4f}")
+        of_means = f", the mean over classes; of mean precision and recall {result['f1_of_means']:.4f}"
+        scores.add_row(f"[bold]{key}", f"{result[key]:.4f}{of_means if key == 'f1' else ''}")
     left_out = f", {result['left_out']} left out by `where`" if result["left_out"] else ""
     scores.add_row("[bold]rows", f"{result['rows']} of split {result['split']}{left_out}")
     console.print(scores, highlight=False)
+    if without := result["without_rows"]:
+        line = f"{result['split']} has no rows of {name_some(without)}: precision, recall and F1 are means over the classes"
+        console.print(shown(f"{line} that occur."), highlight=False, markup=False, soft_wrap=True)
     if len(result["classes"]) <= _MOST_CLASSES_ON_SCREEN:
         console.print("confusion matrix, a column for each predicted class:", highlight=False)
         console.print(_confusion_table(result), highlight=False)
+        console.print(_class_table(result), highlight=False)
     for pair in result["most_confused"]:
         times = "once" if pair["count"] == 1 else f"{pair['count']} times"
         line = f"{pair['true']} taken for {pair['predicted']}: {times} ({pair['fraction']:.0%} of its images)"
@@ -99,6 +119,17 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
 
 
 _OUTPUTS = (("evaluation", "evaluation", "json"), ("table", "confusion", "csv"), ("plot", "confusion", "png"))
+
+
+def _class_table(result: dict[str, Any]) -> Table:
+    """The scores of each class."""
+    names = ("precision", "recall", "f1")
+    table = Table("class", *names, "rows", box=None, padding=(0, 1), header_style="bold")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in result["per_class"]:
+        table.add_row(as_cell(row["class"]), *(f"{row[name]:.4f}" for name in names), str(row["support"]))
+    return table
 
 
 def _confusion_table(result: dict[str, Any]) -> Table:

@@ -63,6 +63,12 @@ def test_scores_equal_scikit_learn_on_the_saved_model(folder: Path, tmp_path: Pa
     assert (result["rows"], result["split"]) == (len(table), split)
     assert tuple(result["classes"]) == CLASSES
     assert set(result) >= DESIGNED
+    each = reference.precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
+    for position, name in enumerate(("precision", "recall", "f1", "support")):
+        assert [row[name] for row in result["per_class"]] == pytest.approx(each[position].tolist()), name
+    assert [row["class"] for row in result["per_class"]] == list(CLASSES)
+    assert result["f1_of_means"] == pytest.approx(2 * macro[0] * macro[1] / (macro[0] + macro[1]))
+    assert result["without_rows"] == []
 
 
 def test_files_lie_beside_the_model_and_say_the_same(folder: Path) -> None:
@@ -165,6 +171,24 @@ def test_table_on_screen_names_scores_classes_and_files(folder: Path, tmp_path: 
     assert result["files"]["plot"] in text
     for label in CLASSES:
         assert label in text
+
+
+def test_classes_that_a_split_lacks_are_named(tmp_path: Path) -> None:
+    features, label_index = make_clusters(120, dim=9, n_classes=3)
+    splits = ["train" if index == 2 or row % 3 else "test" for row, index in enumerate(label_index)]
+    write_feature_set(tmp_path / "set", features, label_index, splits=splits, classes=("ant", "bee", "cat"))
+    recipe = FinetuneRecipe(
+        features=FeaturesSettings(url=str(tmp_path / "set")),
+        model=ModelSettings(url=str(tmp_path / "model")),
+        training=TrainingSettings(epochs=2),
+    )
+    train(plan_training(recipe, ranks=1), SingleRank())
+    result = evaluate_model(str(tmp_path / "model"), None, "test", None)
+    assert result["without_rows"] == ["cat"]
+    assert result["per_class"][2]["support"] == 0
+    text = io.StringIO()
+    print_evaluation(result, Console(file=text, width=200))
+    assert "test has no rows of cat: precision, recall and F1 are means over the classes that occur." in text.getvalue()
 
 
 def test_class_names_with_brackets_are_printed_as_they_are(folder: Path, tmp_path: Path) -> None:

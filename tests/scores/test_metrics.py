@@ -19,6 +19,7 @@ from finetune.scores.metrics import (
     class_scores,
     confusion_matrix,
     evaluate_probabilities,
+    f1_of_means,
     log_loss,
     macro_average,
     most_confused,
@@ -95,6 +96,7 @@ def test_laws(case: Predictions) -> None:
     assert by_k == sorted(by_k)
     assert by_k[len(classes) - 1 :] == [1.0, 1.0, 1.0]
     assert evaluation.log_loss >= 0
+    assert evaluation.f1 <= f1_of_means(evaluation.precision, evaluation.recall) + 1e-12
     errors = most_confused(matrix, classes, n=1000)
     assert sum(pair.count for pair in errors) == evaluation.rows - np.trace(matrix)
 
