@@ -39,6 +39,13 @@ def find_java() -> int:
     return 17
 
 
+def name_files_in_utf8() -> None:
+    """Lets Java that this process starts take file names for UTF-8; in the locale POSIX it sees none that has other letters."""
+    locale = os.environ.get("LC_ALL") or os.environ.get("LC_CTYPE") or os.environ.get("LANG") or ""
+    if "UTF" not in locale.upper():
+        os.environ["LC_ALL"] = "C.UTF-8"
+
+
 def class_archive() -> Path:
     """The file where `scripts/archive_java_classes.py` keeps the classes that Spark loads, for this installation of Python."""
     return Path(sys.prefix, "share", "firn", "spark-classes.jsa")

@@ -11,9 +11,10 @@ from py4j.protocol import Py4JError
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
+from featurize import storage
 from featurize.backbones.lean_keras import LEAN_KERAS
 from featurize.errors import UsageError
-from featurize.java import archive_options, find_java
+from featurize.java import archive_options, find_java, name_files_in_utf8
 from featurize.progress import stage
 
 _LOG_SETTINGS = Path(__file__).with_name("log4j2.properties")
@@ -57,6 +58,7 @@ def session_builder(name: str, *, slots: int | None = None, java_computes: bool 
             os.environ.setdefault(variable, value)
     if not is_submitted():
         java = find_java()
+        name_files_in_utf8()
         os.environ["PYSPARK_PYTHON"] = sys.executable
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
         os.environ.setdefault(
@@ -129,6 +131,23 @@ def session_at_hand(spark: SparkSession | None) -> SparkSession:
     if there is None:
         raise UsageError("`spark` must be a Spark session, as none is active. Got None.")
     return there
+
+
+def check_file_names(session: SparkSession, *urls: str) -> None:
+    """Checks that Spark's Java can read the local files at `urls`, whose names may have any letters.
+
+    Raises:
+        UsageError: it takes names for another encoding than UTF-8, and would miss files silently.
+    """
+    jvm = session.sparkContext._jvm
+    if jvm is None or not any(storage.is_local(url) for url in urls):
+        return
+    encoding = str(jvm.java.lang.System.getProperty("sun.jnu.encoding"))
+    if "UTF" not in encoding.upper():
+        raise UsageError(
+            f"the Java of this Spark session takes file names for {encoding}, and would miss those with other letters. "
+            "Start Spark with LC_ALL=C.UTF-8 in its environment, and executors with spark.executorEnv.LC_ALL=C.UTF-8."
+        )
 
 
 def concurrent_tasks(session: SparkSession) -> int:

@@ -21,6 +21,7 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 from pyspark.sql.types import StringType, StructField, StructType
 
 from featurize import storage
+from featurize.building.session import check_file_names
 from featurize.errors import JobError, UsageError, first_line
 from featurize.foreign_text import CsvWriter
 from featurize.sql.tables import CorrectedLabels, SqlTable, SqlView
@@ -64,6 +65,7 @@ def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:
         files = [file for part in table.parts if part.values == values for file in part.files]
         for file in files:
             storage.check_url(file)  # Spark opens them itself
+        check_file_names(spark, *(file for file in files if not file.isascii()))
         frame = spark.read.schema(columns).option(*_LITERAL_PATHS).parquet(*files)
         for name, value in zip(table.partition, values, strict=True):
             frame = frame.withColumn(name, lit(value))

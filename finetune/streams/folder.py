@@ -13,6 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from featurize import storage
+from featurize.building.session import check_file_names
 from featurize.building.spark_jobs import collect
 from featurize.errors import JobError
 from featurize.sources.listing import ImageSource, listing_batch, make_listing
@@ -108,6 +109,7 @@ class FolderImages:
 
     def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
         """See `ArrivingImages`."""
+        check_file_names(spark, self.url)
         return stream_files(spark, self.url, most_per_batch=most_per_batch)
 
     @contextmanager

@@ -115,3 +115,25 @@ def test_what_keeps_spark_from_starting_is_raised_where_it_is_waited_for() -> No
 
 def test_a_session_that_is_given_is_used_as_it_is(spark: SparkSession) -> None:
     assert ready_session(spark) is spark
+
+
+def test_a_session_whose_java_would_miss_files_is_refused() -> None:
+    """It was started by others, in a locale in which Java sees no file with other letters than those of ASCII."""
+    program = """
+from pyspark.sql import SparkSession
+from featurize.building.session import check_file_names
+from featurize.errors import UsageError
+from featurize.java import find_java
+
+find_java()
+session = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
+check_file_names(session, "hdfs://node:8020/images")
+try:
+    check_file_names(session, "file:///images")
+except UsageError as error:
+    print(error)
+session.stop()
+"""
+    said = run(program, LC_ALL="POSIX").stdout
+    assert "takes file names for ANSI_X3.4-1968" in said
+    assert "LC_ALL=C.UTF-8" in said

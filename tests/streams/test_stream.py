@@ -293,8 +293,13 @@ def test_predictions_of_another_precision_are_refused_before_the_first_batch(tra
         run_stream(place.spark, place.plan(trained["old"], target_precision=0.5), once=True)
 
 
-def test_the_command_says_what_it_did(firn: Firn, trained: Models, place: Place) -> None:
+def test_the_command_says_what_it_did(
+    firn: Firn, trained: Models, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.arrive(1)
+    first = min(place.images.rglob("*.png"))
+    first.rename(first.with_name("café 😀.png"))
+    monkeypatch.setenv("LC_ALL", "POSIX")
     places = ["--images", str(place.images), "--output", str(place.out), "--checkpoint", str(place.checkpoint)]
     wrong = firn("finetune", "stream", "nowhere", *places, timeout_s=120)
     assert (wrong.returncode, wrong.stdout) == (2, "")
