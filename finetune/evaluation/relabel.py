@@ -1,7 +1,5 @@
 """Relabelling: turns a table of labels into corrections of a feature set, all or none."""
 
-import csv
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +17,7 @@ from featurize.tables.corrections import CORRECTIONS_SCHEMA, Corrections, append
 from featurize.tables.manifests import FeaturesManifest
 from featurize.tables.publication import read_published_features
 from featurize.tables.readable import scan_rows
+from finetune.rows.csv_files import parse_csv
 
 _COLUMNS = ("image_id", "label")
 _MOST_NAMED = 5
@@ -113,23 +112,15 @@ def read_labels(url: str) -> dict[str, str]:
         UsageError: There is no such file, or it is no such table.
     """
     try:
-        text = storage.read_bytes(url).decode("utf-8-sig")
+        table = parse_csv(storage.read_bytes(url), url)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(f"there is no table {url}.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{url} is not text in UTF-8.") from error
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    table.check_columns(_COLUMNS)
     pairs = list[tuple[str, str]]()
-    try:
-        if missing := [name for name in _COLUMNS if name not in (reader.fieldnames or ())]:
-            raise UsageError(f"{url} has no column {missing[0]}. Required columns: {', '.join(_COLUMNS)}.")
-        for row in reader:
-            image_id, label = row["image_id"], row["label"]
-            if not image_id or not label:
-                raise UsageError(f"{url}: line {reader.line_num} lacks an image_id or a label.")
-            pairs.append((image_id, read_cell(label)))
-    except csv.Error as error:
-        raise UsageError(f"{url}: line {reader.line_num} is not CSV: {error}.") from error
+    for (line, _), image_id, label in zip(table.rows, *(table.column(name) for name in _COLUMNS), strict=True):
+        if not image_id or not label:
+            raise UsageError(f"{url}: line {line} lacks an image_id or a label.")
+        pairs.append((image_id, read_cell(label)))
     return _check_pairs(pairs, origin=url)
 
 

@@ -7,16 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from featurize import storage
 from featurize.errors import UsageError, first_line
-from featurize.foreign_text import read_cell
 from featurize.recipes.recipe import FeaturesSettings
 from featurize.sql.tables import Part, SqlTable, SqlView, find_tables
 from featurize.tables.predictions import LATEST
 from featurize.tables.row_groups import RowGroup, iterate_row_groups, read_footer
+from finetune.rows.csv_files import parse_csv
 
 _KEY = "image_id"
 _CONTENT = "content"  # the column with the image files
@@ -65,17 +64,16 @@ def read_label_table(url: str) -> pa.Table:
         UsageError: There is no table, an `image_id` is missing or empty, or an image or a column occurs twice.
     """
     try:
-        content = io.BytesIO(storage.read_bytes(url))
+        content = storage.read_bytes(url)
         if url.endswith(".parquet"):
-            table = pq.read_table(content)
+            table = pq.read_table(io.BytesIO(content))
         else:
-            text_ids = pacsv.ConvertOptions(column_types={_KEY: pa.string()})
-            table = _read_cells(pacsv.read_csv(content, convert_options=text_ids))
+            table = parse_csv(content, f"`features.labels`: {url}").as_arrow(text=[_KEY])
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UsageError(
             f"`features.labels`: there is no table {url}; it must be one .csv or .parquet file."
         ) from error
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except pa.ArrowException as error:
         raise UsageError(f"`features.labels`: {url} cannot be read: {first_line(error)}") from error
     names = [name.lower() for name in table.column_names]
     if _KEY not in table.column_names or len(names) < 2:
@@ -132,12 +130,3 @@ def _once(table: pa.Table) -> pa.Table:
     first = np.ones(len(ids), np.bool_)
     first[1:] = ids[1:] != ids[:-1]
     return table.take(pa.array(np.sort(order[first])))
-
-
-def _read_cells(table: pa.Table) -> pa.Table:
-    """The texts of a CSV table as they were before `CsvWriter` wrote them."""
-    for number, field in enumerate(table.schema):
-        if pa.types.is_string(field.type) and pc.any(pc.starts_with(table.column(number), "'")).as_py():
-            texts = [None if text is None else read_cell(text) for text in table.column(number).to_pylist()]
-            table = table.set_column(number, field, pa.array(texts, field.type))
-    return table

@@ -243,10 +243,11 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "an image that is not there": (f"image_id,label\n{'f' * 64},ant\n{IDS[0]},bee\n", "has no image ffff"),
     "an image twice": (f"image_id,label\n{IDS[0]},ant\n{IDS[0]},ant\n", f"more than once: {IDS[0]}"),
     "no rows": ("image_id,label\n", "has no rows"),
-    "nothing": ("", "has no column image_id"),
+    "nothing": ("", "is empty"),
     "another column": (f"image_id,class\n{IDS[0]},ant\n", "has no column label"),
-    "a missing value": (f"image_id,label\n{IDS[0]}\n", "line 2 lacks"),
-    "no text": (b"image_id,label\n\xff\xfe,ant\n", "not text in UTF-8"),
+    "a missing value": (f"image_id,label\n{IDS[0]},\n", "line 2 lacks"),
+    "a missing cell": (f"image_id,label\n{IDS[0]}\n", "line 2 has 1 cells"),
+    "no text": (b"image_id,label\n\xff\xfe,ant\n", "text neither in UTF-8"),
 }
 
 

@@ -119,7 +119,7 @@ TABLES = {
     "an image twice": (f"image_id,good\n{IDS[0]},1\n{IDS[0]},2\n", "more than once"),
     "no image_id": ("image,good\na,1\n", "must have the column image_id"),
     "nothing else": (f"image_id\n{IDS[0]}\n", "and others"),
-    "no CSV": ("", "cannot be read"),
+    "no CSV": ("", "is empty"),
     "a column twice": (f"image_id,good,Good\n{IDS[0]},1,2\n", "column good more than once"),
 }
 
