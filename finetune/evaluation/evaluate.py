@@ -99,7 +99,7 @@ def print_evaluation(result: dict[str, Any], console: Console) -> None:
     """Prints the result of `evaluate_model` as text."""
     scores = Table.grid(padding=(0, 2))
     for key in ("accuracy", "top5_accuracy", "precision", "recall", "f1", "log_loss"):
-        of_means = f", the mean over classes; of mean precision and recall {result['f1_of_means']:.4f}"
+        of_means = f", the mean of the classes' F1 (F1 of the means: {result['f1_of_means']:.4f})"
         scores.add_row(f"[bold]{key}", f"{result[key]:.4f}{of_means if key == 'f1' else ''}")
     left_out = f", {result['left_out']} left out by `where`" if result["left_out"] else ""
     scores.add_row("[bold]rows", f"{result['rows']} of split {result['split']}{left_out}")
