@@ -6,7 +6,6 @@ TensorFlow is imported by the functions that need it, so that a wrong recipe is 
 import difflib
 import logging
 import os
-import re
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -23,6 +22,7 @@ from featurize.backbones.preparation import asked_size, check_size
 from featurize.backbones.spec import BackboneSpec, Preprocessing
 from featurize.backbones.weights import WeightsReport, give_weights
 from featurize.digests import sha256_file
+from featurize.engines.keras_graph import find_output, layers_by_name, own_output
 from featurize.engines.keras_memory import check_keras_memory
 from featurize.engines.parts import Part, count_prefix_tokens, parse_layer
 from featurize.engines.precision import Forward, has_bfloat16
@@ -248,52 +248,19 @@ def cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.Mo
 def name_of_layer(cut: "keras.Model", settings: BackboneSettings) -> str:
     """The layer of a cut network in words: its name, or all of `backbone.layer` where it says more than a name."""
     parts = parse_layer(settings.layer)
-    if len(parts) > 1 or parts[0].pooling is not None:
+    if len(parts) > 1 or parts[0].pooling is not None or {"/", "#", "["} & set(parts[0].name or ""):
         return str(settings.layer)
     operation = cut.output._keras_history.operation
     named = layers_by_name(cut, settings)
     return next((name for name, layer in named.items() if layer is operation), str(operation.name))
 
 
-def layers_by_name(network: "keras.Model", settings: BackboneSettings) -> dict[str, Any]:
-    """The layers of a network by name, in its order; those of a named network as in a process that has built nothing before.
-
-    Keras numbers layers without a name through the whole process: the pooling of a second MobileNet is
-    `global_average_pooling2d_1`. Here it is `global_average_pooling2d` again.
-    """
-    if settings.is_keras_file:
-        return {layer.name: layer for layer in network.layers}
-    numbered = [(*_number_of(layer), layer) for layer in network.layers]
-    first: dict[str, int] = {}
-    for base, number, _ in numbered:
-        first[base] = min(number, first.get(base, number))
-    return {
-        layer.name if number < 0 else base + (f"_{number - first[base]}" if number > first[base] else ""): layer
-        for base, number, layer in numbered
-    }
-
-
-def _number_of(layer: Any) -> tuple[str, int]:
-    """The name that Keras makes from the class of a layer, and the number behind it; -1 if its name is its own."""
-    base = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", type(layer).__name__)
-    base = re.sub("([a-z])([A-Z])", r"\1_\2", base).lower()
-    match = re.fullmatch(rf"{re.escape(base)}(?:_(\d+))?", layer.name)
-    return (base, int(match[1] or 0)) if match else (layer.name, -1)
-
-
 def _output_of(network: "keras.Model", part: Part, settings: BackboneSettings) -> Any:
     """The output of a layer, pooled."""
     import keras
 
-    named = layers_by_name(network, settings)
-    names = list(named)
-    last = network.outputs[0]._keras_history.operation
-    name = part.name or next((name for name, layer in named.items() if layer is last), last.name)
-    if name not in names:
-        close = difflib.get_close_matches(name, names, n=3)
-        hint = f"Did you mean {' or '.join(close)}?" if close else f"Its last layers are {', '.join(names[-8:])}."
-        raise UsageError(f"`backbone.layer`: {settings.name} has no layer {name!r}. {hint}")
-    output = named[name].output
+    output = own_output(network, settings) if part.name is None else find_output(network, part.name, settings)
+    name = part.name or "the output"
     if part.pooling is None:
         return output
     if part.pooling == "mean" and len(output.shape) == 4:
