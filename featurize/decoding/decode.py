@@ -6,16 +6,16 @@ All functions may be called from several threads.
 import io
 import json
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, Self, TypedDict
+from typing import Final, Literal, NotRequired, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 
 from featurize.decoding.colours import Color, UnknownScaleError, to_rgb
-from featurize.decoding.containers import DamagedFileError, Parts, take_apart
+from featurize.decoding.containers import Parts, take_apart
 from featurize.decoding.exif import ExifSummary, defuse_exif, read_exif, read_orientation
-from featurize.decoding.reasons import FORMATS, DecodeError, claimed_format, faults_as_decode_errors, reason_of
+from featurize.decoding.reasons import FORMATS, DecodeError, claimed_format, faults_as_decode_errors, unknown_format
 
 __all__ = [
     "FORMATS",
@@ -131,22 +131,13 @@ class DecodingOptions(TypedDict):
 
     height: int
     width: int
-    channels: int
-    fit: Fit | None
-    color: Color
-    white: float | None
+    channels: NotRequired[int]
+    fit: NotRequired[Fit | None]
+    color: NotRequired[Color]
+    white: NotRequired[float | None]
 
 
-def decode_image(
-    content: bytes,
-    *,
-    height: int,
-    width: int,
-    channels: int = 3,
-    fit: Fit | None = None,
-    color: Color = "srgb",
-    white: float | None = None,
-) -> NDArray[np.uint8]:
+def decode_image(content: bytes, **options: Unpack[DecodingOptions]) -> NDArray[np.uint8]:
     """Decodes an image, turns it upright and stretches it to the requested size.
 
     The first frame or page is used. Alpha, in a channel, a palette or a transparent colour, is composited over white.
@@ -174,7 +165,7 @@ def decode_image(
         DecodeError: The bytes are empty, truncated, damaged, too large an image, or in none of `FORMATS`.
         ValueError: The size or the number of channels is invalid.
     """
-    return decode_sized(content, height=height, width=width, channels=channels, fit=fit, color=color, white=white)[0]
+    return decode_sized(content, **options)[0]
 
 
 def decode_sized(
@@ -253,11 +244,8 @@ def _open(content: bytes) -> tuple[ImageFile.ImageFile, Parts]:
         raise DecodeError("the file is empty")
     kind = claimed_format(content)
     if kind is None:
-        raise DecodeError(reason_of(ValueError(), content))
-    try:
-        parts = take_apart(content)
-    except DamagedFileError as error:
-        raise DecodeError(f"the {kind} file is damaged: {error}") from error
+        raise DecodeError(unknown_format(content))
+    parts = take_apart(content)
     image = Image.OPEN[kind][0](io.BytesIO(parts.content), "")  # `Image.open` would hide what is wrong
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(f"the image has {image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS}")

@@ -64,8 +64,7 @@ def reason_of(error: Exception, content: bytes) -> str:
     if isinstance(error, MemoryError):
         return "not enough memory to decode the image"
     if kind is None:
-        found = name_kind(content)
-        return "not an image in a known format" if found is None else f"not an image in a known format, but {found}"
+        return unknown_format(content)
     detail = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, SyntaxError) and detail == _NOT_OPENED:
         return f"the {kind} header gives no size, a size of zero, or no kind of pixels"
@@ -88,6 +87,12 @@ def _pixels_of_tiff(content: bytes) -> str:
             if tag in directory:
                 found.append(f"{name} {directory[tag]}")
     return ", ".join(found) or "its tags cannot be read"
+
+
+def unknown_format(content: bytes) -> str:
+    """The reason for bytes that have no known signature: what they are instead, if they say it."""
+    found = name_kind(content)
+    return "not an image in a known format" + (f", but {found}" if found is not None else "")
 
 
 def claimed_format(content: bytes) -> str | None:

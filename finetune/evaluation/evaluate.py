@@ -51,8 +51,7 @@ def evaluate_model(
         {"true": pair.true_label, "predicted": pair.predicted_label, "count": pair.count, "fraction": pair.fraction}
         for pair in most_confused(evaluation.confusion_matrix, evaluation.classes)
     ]
-    support = evaluation.confusion_matrix.sum(axis=1)
-    without_rows = [label for label, rows_of in zip(card.classes, support, strict=True) if not rows_of]
+    per_class = _per_class(evaluation)
     folder = storage.absolute_url(output or model_url)
     edits = rows.manifest.edits
     paths = {name: storage.join_url(folder, f"{stem}-{split}.{ending}") for name, stem, ending in _OUTPUTS}
@@ -60,8 +59,8 @@ def evaluate_model(
         "schema_version": SCHEMA_VERSION,
         **evaluation.as_dict(),
         "f1_of_means": f1_of_means(evaluation.precision, evaluation.recall),
-        "per_class": _per_class(evaluation),
-        "without_rows": without_rows,
+        "per_class": per_class,
+        "without_rows": [row["class"] for row in per_class if not row["support"]],
         "most_confused": confused,
         "model_id": card.model_id,
         "features": storage.absolute_url(rows.url),
