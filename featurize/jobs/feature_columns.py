@@ -157,11 +157,16 @@ def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None, url: str) 
             f"{url} holds features in {known['precision']}, not in int8; a mixture is refused. Write elsewhere."
         )
     changes = {key: known[key] for key in ("engine", "precision") if getattr(settings, key) == "auto"}
-    changes |= {key: value for key, value in colours_of(known).items() if getattr(settings, key) is None}
+    changes |= open_colours(settings, known)
     is_open = settings.precision in ("auto", "int8") and settings.quantized is None
     if is_open and known["precision"] == "int8":
         changes["quantized"] = kept_network(url, known["quantized_sha256"])
     return replace(asked, settings=settings.model_copy(update=changes))
+
+
+def open_colours(settings: BackboneSettings, known: Mapping[str, Any]) -> dict[str, Any]:
+    """What a backbone that exists decides about colours where `settings` say nothing."""
+    return {key: value for key, value in colours_of(known).items() if getattr(settings, key) is None}
 
 
 def _joined(group: Sequence[AskedColumn]) -> BackboneSettings:
