@@ -26,7 +26,7 @@ from featurize import storage
 from featurize.sql.query import read_sql_table
 from featurize.sql.tables import SqlTable, find_tables
 from featurize.storage.claims import CLAIM_NAME
-from featurize.tables.predictions import read_views
+from featurize.tables.predictions import find_views
 from finetune.__main__ import app
 from finetune.registry.client import ENVIRONMENT
 from finetune.streams.drift_windows import WindowSettings
@@ -79,9 +79,8 @@ class Driver:
 
 def labelled(place: Place) -> dict[str, int]:
     """Images by model, those that could not be read too, as they are published."""
-    if not place.out.exists() or not any(place.out.glob("model_id=*/_delta_log")):
-        return {}
-    manifests = read_views(str(place.out)).manifests
+    published = find_views(str(place.out))
+    manifests = published.manifests if published else {}
     return {model_id: manifest.row_count + manifest.reject_count for model_id, manifest in manifests.items()}
 
 
