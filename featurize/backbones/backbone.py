@@ -16,7 +16,7 @@ from featurize.backbones import keras_network
 from featurize.backbones.hub_network import files_of_hub
 from featurize.backbones.keras_backbone import KerasBackbone
 from featurize.backbones.onnx_backbone import OnnxBackbone, has_onnx_file
-from featurize.backbones.preparation import STRETCHED
+from featurize.backbones.preparation import decoding_fields
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.digests import sha256_file
 from featurize.engines.engine import Engine, can_compute, load_onnx, precisions_of, require_engine
@@ -261,13 +261,11 @@ def _pixels_spec(settings: BackboneSettings) -> BackboneSpec:
         weights=None,
         weights_digest=None,
         preprocessing="none",
-        resizing=STRETCHED,
         height=shape[0],
         width=shape[1],
         channels=shape[2],
         precision="float32",
         feature_shape=shape,
         feature_dtype="uint8",
-        color=settings.color or "srgb",
-        white=settings.white,
+        **decoding_fields(settings, None, height=settings.height, width=settings.width),
     )

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from featurize import __version__, storage
 from featurize.backbones import kept, keras_network
 from featurize.backbones.hub_network import files_of_hub
-from featurize.backbones.preparation import check_fit, describe_fit, preparation_of, stated_fit
+from featurize.backbones.preparation import decoding_fields, preparation_of
 from featurize.backbones.spec import BackboneSpec, Preprocessing
 from featurize.backbones.weights import WeightsReport
 from featurize.digests import settings_digest, sha256_file
@@ -23,15 +23,15 @@ from featurize.engines.precision import Forward, Precision
 from featurize.engines.tensorflow_log import without_notes
 from featurize.errors import UsageError
 from featurize.progress import stage
-from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.backbone_section import DECODING, BackboneSettings
 
 if TYPE_CHECKING:
     import keras
 
 _REPORT = TypeAdapter(WeightsReport)
-_FORMAT = 1  # of what is kept: another number, and it is made anew
+_FORMAT = 2  # of what is kept: another number, and it is made anew
 _DESCRIBED = "specs"
-_NOT_THE_NETWORK = {"engine", "precision", "batch_size", "layers", "column", "quantized"}
+_NOT_THE_NETWORK = {"engine", "precision", "batch_size", "layers", "column", "quantized", *DECODING}
 _MAKERS = ("keras", "tensorflow-cpu", "tensorflow", "tf2onnx", "onnx")
 
 
@@ -59,7 +59,8 @@ class KerasBackbone:
             self._key = _key_of(settings)
             found = kept.find_network(self._key, _parse_about) if self._key is not None else None
             if found is not None:
-                self._exported, (self.spec, self.report) = found
+                self._exported, (spec, self.report) = found
+                self.spec = _decoded_as(settings, spec)
                 return
         self.spec, self.report = self._built[1:]
 
@@ -99,7 +100,7 @@ class KerasBackbone:
         key = _key_of(settings) if self._key is not None else None
         found = kept.find_document(_DESCRIBED, key, BackboneSpec.from_dict) if key is not None else None
         if found is not None:
-            return found
+            return _decoded_as(settings, found)
         spec = self._cut_at(settings)[1]
         if key is not None and self.report.notice is None:
             kept.keep_document(_DESCRIBED, key, spec.as_dict())
@@ -128,8 +129,6 @@ class KerasBackbone:
         cut = keras_network.cut_network(network, settings)
         height, width = keras_network.input_size(cut, settings)
         prepared = preparation_of(settings, settings.name.rstrip("/")) if preprocessing == "stated" else None
-        fit = stated_fit(settings) if prepared is None else prepared.fit
-        check_fit(fit, height=height, width=width)
         if prepared is not None and prepared.size not in ((None, None), (height, width)):
             raise UsageError(
                 f"`backbone.name`: {settings.name} has an input of {height} x {width}, but its configuration prepares images of "
@@ -143,17 +142,14 @@ class KerasBackbone:
             weights=report.description,
             weights_digest=keras_network.digest_of_weights(cut),
             preprocessing=preprocessing,
-            resizing=describe_fit(fit, height=height, width=width),
             height=height,
             width=width,
             channels=3,
             precision="float32",
             feature_shape=tuple(cut.compute_output_shape((1, height, width, 3))[1:]),
             feature_dtype="float32",
-            color=settings.color or "srgb",
-            white=settings.white,
             **stated,
-            **({} if fit is None else asdict(fit)),
+            **_decoding(settings, height=height, width=width),
         )
         return cut, spec
 
@@ -179,6 +175,19 @@ class KerasBackbone:
 
 def _parse_about(about: Mapping[str, Any]) -> tuple[BackboneSpec, WeightsReport]:
     return BackboneSpec.from_dict(about["spec"]), _REPORT.validate_python(about["report"])
+
+
+def _decoding(settings: BackboneSettings, *, height: int, width: int) -> dict[str, Any]:
+    """What the description says of decoding, which has no part in the network, and so in what is kept."""
+    if settings.is_folder:
+        trained = preparation_of(settings, settings.name.rstrip("/")).fit
+    else:
+        trained = keras_network.trained_fit(settings, height=height, width=width)
+    return decoding_fields(settings, trained, height=height, width=width)
+
+
+def _decoded_as(settings: BackboneSettings, spec: BackboneSpec) -> BackboneSpec:
+    return replace(spec, **_decoding(settings, height=spec.height, width=spec.width))
 
 
 def _key_of(settings: BackboneSettings) -> str | None:

@@ -21,6 +21,7 @@ from featurize.backbones.hub_network import load_hub_network
 from featurize.backbones.preparation import asked_size, check_size
 from featurize.backbones.spec import BackboneSpec, Preprocessing
 from featurize.backbones.weights import WeightsReport, give_weights
+from featurize.decoding.decode import Fit, Interpolation
 from featurize.digests import sha256_file
 from featurize.engines.keras_graph import find_output, layers_by_name, own_output
 from featurize.engines.keras_memory import check_keras_memory
@@ -54,6 +55,10 @@ PREPROCESSING_OF_MODULE: dict[str, Preprocessing] = {
     "vgg19": "caffe",
     "xception": "tf",
 }
+_FRACTION = 0.875  # of the shorter side that is seen: 224 of 256 pixels
+_SEE_ALL = ("EfficientNetV2S", "EfficientNetV2M", "EfficientNetV2L")
+_BORDER = 32  # pixels of the resized picture that EfficientNets do not see, at any size
+_SEEN_BICUBIC = ("ConvNeXt", "EfficientNet")
 _SIZE_WHERE_ANY = {
     "mobilenet_v3": 224
 }  # pixels; the size used in the training of the weights, where the network itself sets none
@@ -66,6 +71,22 @@ def application_names() -> dict[str, str]:
 
     constructors = {name: make for name, make in vars(applications).items() if name[0].isupper() and callable(make)}
     return {name: make.__module__.rsplit(".", 1)[-1] for name, make in sorted(constructors.items())}
+
+
+def trained_fit(settings: BackboneSettings, *, height: int, width: int) -> Fit | None:
+    """How the weights of a network that a recipe can name were measured to see pictures; None for a file.
+
+    Source: Krizhevsky et al. (2012) and Simonyan and Zisserman (2015), after whom others do it too: the central 224 pixels of a
+    picture whose shorter side has 256, and the same fraction at other sizes. EfficientNets (Tan and Le, 2019): the shorter side
+    is 32 pixels longer than the input, bicubic; EfficientNetV2 S to L see all of it.
+    """
+    if settings.is_file or settings.is_folder:
+        return None
+    interpolation: Interpolation = "bicubic" if settings.name.startswith(_SEEN_BICUBIC) else "bilinear"
+    if height != width or settings.name.startswith(_SEE_ALL):
+        return Fit("crop", interpolation, draft=True)
+    shorter = height + _BORDER if settings.name.startswith("EfficientNet") else round(height / _FRACTION)
+    return Fit(shorter, interpolation, "round", draft=True)
 
 
 def load_forward(path: str | Path, spec: BackboneSpec) -> Forward:

@@ -9,7 +9,7 @@ import numpy as np
 
 from featurize import storage
 from featurize.backbones import preparation
-from featurize.backbones.preparation import asked_size, check_fit, check_size, describe_fit
+from featurize.backbones.preparation import asked_size, check_size, decoding_fields
 from featurize.backbones.spec import BackboneSpec
 from featurize.backbones.weights import WeightsReport
 from featurize.engines.engine import Engine, installed_engines, load_onnx
@@ -59,7 +59,6 @@ class OnnxBackbone:
             _length(settings, key, own, stated)
             for key, own, stated in zip(("height", "width"), (given.height, given.width), prepared.size, strict=True)
         )
-        check_fit(prepared.fit, height=height, width=width)
         take_images(
             model,
             parts,
@@ -80,17 +79,14 @@ class OnnxBackbone:
             weights=self.report.description,
             weights_digest=weights_digest,
             preprocessing="stated",
-            resizing=describe_fit(prepared.fit, height=height, width=width),
             height=height,
             width=width,
             channels=3,
             precision="float32",
             feature_shape=(0,),
             feature_dtype="float32",
-            color=settings.color or "srgb",
-            white=settings.white,
             **asdict(prepared.normalization),
-            **({} if prepared.fit is None else asdict(prepared.fit)),
+            **decoding_fields(settings, prepared.fit, height=height, width=width),
         )
         self.spec = _with_shape(self.spec, self.forward("onnxruntime", "float32"))
 

@@ -1,17 +1,17 @@
 """How a network wants its images: read from the recipe, from a `preprocessor_config.json` or from timm's `config.json`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from math import floor, isfinite
 from typing import Any
 
 from featurize import storage
 from featurize.decoding.decode import Fit, Interpolation
+from featurize.decoding.fitting import PLAIN, describe_fit
 from featurize.engines.onnx_graph import Normalization
 from featurize.errors import UsageError
 from featurize.recipes.backbone_section import BackboneSettings
 
-STRETCHED = "stretched, Pillow bilinear"
 NAMED: dict[str, Normalization] = {
     "none": Normalization(),
     "tf": Normalization(1 / 127.5, (1.0, 1.0, 1.0)),
@@ -40,7 +40,7 @@ class Preparation:
     """How pictures become the input of a network.
 
     Attributes:
-        fit: how they are resized and cropped; None: stretched to the size of the input.
+        fit: how they are resized and cropped; None: it is not said.
         normalization: how values are scaled.
         height: of the input in pixels, where it is stated.
         width: of the input in pixels, where it is stated.
@@ -82,18 +82,58 @@ def check_size(settings: BackboneSettings, key: str, own: int | None) -> None:
         raise UsageError(f"`backbone.{name}` must be {own}, the input of {settings.name}. Got {asked}.")
 
 
-def stated_fit(settings: BackboneSettings) -> Fit | None:
-    """How the recipe wants pictures resized and cropped; None: stretched.
+def decoding_fields(settings: BackboneSettings, trained: Fit | None, *, height: int, width: int) -> dict[str, Any]:
+    """What the description of a backbone says of decoding: fields of `BackboneSpec`.
+
+    Args:
+        settings: of the backbone.
+        trained: how it was trained to see pictures; None: that is not known.
+        height: of the input in pixels.
+        width: of the input in pixels.
 
     Raises:
-        UsageError: it names a filter, but nothing that it is for.
+        UsageError: the recipe asks for what is not known or not possible.
     """
-    if settings.resize is None:
-        if settings.interpolation is not None:
-            raise UsageError("`backbone.interpolation` needs `backbone.resize`.")
-        return None
-    resize = settings.resize if isinstance(settings.resize, int) else _both(settings.resize)
-    return Fit(resize, settings.interpolation or "bilinear")
+    chosen = _chosen_fit(settings, trained, height=height, width=width)
+    _check_fit(chosen, height=height, width=width)
+    fit = None if chosen == Fit((height, width), draft=True) else chosen
+    return {
+        "resizing": describe_fit(fit, height=height, width=width),
+        "color": settings.color or "srgb",
+        "white": settings.white,
+        **asdict(fit or Fit("crop")),
+        **({"resize": None} if fit is None else {}),
+    }
+
+
+def _chosen_fit(settings: BackboneSettings, trained: Fit | None, *, height: int, width: int) -> Fit:
+    """How pictures become the input of a network: as the recipe says, or as the network was trained."""
+    stretched = Fit((height, width), draft=True)
+    match settings.resize:
+        case None:
+            fit = trained or stretched
+        case "trained":
+            if trained is None:
+                raise UsageError(
+                    f'`resize` cannot be "trained": how {settings.name} was trained to see pictures is not known. '
+                    'Say "stretch", "crop" or "pad".'
+                )
+            fit = trained
+        case "stretch":
+            fit = stretched
+        case "crop" | "pad" as way:
+            fit = Fit(way, draft=True)
+        case size:
+            fit = Fit(size if isinstance(size, int) else _both(size))
+    if settings.interpolation is not None:
+        fit = replace(fit, interpolation=settings.interpolation)
+    if settings.antialias is not None:
+        fit = replace(fit, antialias=settings.antialias)
+    if not fit.antialias and fit.interpolation not in PLAIN:
+        raise UsageError(
+            f"`antialias` cannot be false with the filter {fit.interpolation}: only with {', '.join(PLAIN)}."
+        )
+    return fit
 
 
 def stated_normalization(settings: BackboneSettings) -> Normalization:
@@ -107,27 +147,15 @@ def stated_normalization(settings: BackboneSettings) -> Normalization:
     )
 
 
-def check_fit(fit: Fit | None, *, height: int, width: int) -> None:
-    """Checks that every resized picture covers the network's input.
-
-    Raises:
-        UsageError: it does not.
-    """
-    if fit is None:
+def _check_fit(fit: Fit, *, height: int, width: int) -> None:
+    """Checks that every resized picture covers the network's input."""
+    if isinstance(fit.resize, str):
         return
     least = (fit.resize, fit.resize) if isinstance(fit.resize, int) else fit.resize
     if least[0] < height or least[1] < width:
         raise UsageError(
             f"`backbone.resize` must be at least the input of the network, {height} x {width}. Got {fit.resize}."
         )
-
-
-def describe_fit(fit: Fit | None, *, height: int, width: int) -> str:
-    """The resizing in words, for the manifest."""
-    if fit is None:
-        return STRETCHED
-    to = f"shorter side to {fit.resize}" if isinstance(fit.resize, int) else "stretched to {} x {}".format(*fit.resize)
-    return f"{to}, Pillow {fit.interpolation}, central {height} x {width}"
 
 
 def preparation_of(settings: BackboneSettings, url: str) -> Preparation:
@@ -144,9 +172,9 @@ def preparation_of(settings: BackboneSettings, url: str) -> Preparation:
     else:
         normalization = own.normalization
     if own is None:
-        return Preparation(stated_fit(settings), normalization)
-    if settings.states_fit:
-        return Preparation(stated_fit(settings), normalization, patch_size=own.patch_size)
+        return Preparation(None, normalization)
+    if settings.states_size:
+        return Preparation(None, normalization, patch_size=own.patch_size)
     return Preparation(own.fit, normalization, own.height, own.width, own.patch_size)
 
 

@@ -31,7 +31,7 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
     backbone = features.backbone
     BackboneSpec.read(backbone, origin=f"the manifest of {url}")
     changes: dict[str, Any] = {"precision": backbone["precision"], "engine": backbone.get("engine", "tensorflow")}
-    changes |= colours_of(backbone)
+    changes |= decoding_of(backbone)
     changes["batch_size"] = settings.batch_size or backbone.get("batch_size")
     for key in ("name", "weights"):
         value = getattr(settings, key)
@@ -42,9 +42,19 @@ def backbone_settings(url: str, features: FeaturesManifest) -> BackboneSettings:
     return settings.model_copy(update=changes)
 
 
-def colours_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
-    """What the description of a backbone says of colours; those of version 0.2 ignored profiles."""
-    return {"color": backbone.get("color", "raw"), "white": backbone.get("white")}
+def decoding_of(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of decoding by which a backbone with this description was made; those of version 0.2 ignored profiles.
+
+    A size that the recipe or the network's folder states is not among them.
+    """
+    said = {"color": backbone.get("color", "raw"), "white": backbone.get("white")}
+    said |= {"interpolation": backbone.get("interpolation", "bilinear"), "antialias": backbone.get("antialias", True)}
+    resize = backbone.get("resize")
+    if isinstance(resize, str):
+        return said | {"resize": resize}
+    if resize is None or backbone.get("draft", False):
+        return said | {"resize": "trained" if isinstance(resize, int) else "stretch"}
+    return said
 
 
 def kept_network(url: str, sha256: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 from pydantic import TypeAdapter
 
 from featurize.backbones.weights import WeightsReport
-from featurize.decoding.decode import Color, DecodingOptions, Fit, Interpolation
+from featurize.decoding.decode import Color, DecodingOptions, Fit, Interpolation, Way
 from featurize.digests import settings_digest
 from featurize.engines.engine import Engine
 from featurize.engines.measurement import Measurement
@@ -27,9 +27,9 @@ class BackboneSpec:
     `weights_digest` covers the values of the weights before the cut, so it does not depend on the file that they came in.
     `network_sha256` is the digest of the .keras or .onnx file where the network came in one, as nothing else identifies its
     layers. `scale`, `mean`, `std` and `channel_order` are those of `Normalization` where `preprocessing` is "stated"; `resize`,
-    `interpolation` and `offset` those of `Fit`; `color` and `white` those of `decode_image`. `quantized_sha256` is the digest of
-    the file that computes in int8, as its scales come from images. What has its default value is left out of documents, as in
-    those of version 0.2, which ignored colour profiles.
+    `interpolation`, `offset`, `antialias` and `draft` those of `Fit`; `color` and `white` those of `decode_image`.
+    `quantized_sha256` is the digest of the file that computes in int8, as its scales come from images. What has its default
+    value is left out of documents, as in those of version 0.2, which stretched pictures and ignored colour profiles.
     """
 
     name: str
@@ -46,9 +46,11 @@ class BackboneSpec:
     feature_shape: tuple[int, ...]
     feature_dtype: Literal["float32", "uint8"]
     engine: Engine = "tensorflow"
-    resize: int | tuple[int, int] | None = None
+    resize: int | tuple[int, int] | Way | None = None
     interpolation: Interpolation = "bilinear"
     offset: Literal["floor", "round"] = "floor"
+    antialias: bool = True
+    draft: bool = False
     scale: float = 1.0
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -64,8 +66,10 @@ class BackboneSpec:
 
     @property
     def fit(self) -> Fit | None:
-        """How pictures are resized and cropped; None: stretched."""
-        return None if self.resize is None else Fit(self.resize, self.interpolation, self.offset)
+        """How pictures are resized, cropped or padded; None: stretched."""
+        if self.resize is None:
+            return None
+        return Fit(self.resize, self.interpolation, self.offset, self.antialias, self.draft)
 
     @property
     def decoding(self) -> DecodingOptions:

@@ -6,7 +6,7 @@ All functions may be called from several threads.
 import io
 import json
 from dataclasses import asdict, dataclass
-from typing import Final, Literal, NotRequired, Self, TypedDict, Unpack
+from typing import Final, NotRequired, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from PIL import Image, ImageFile, JpegImagePlugin, TiffImagePlugin
 from featurize.decoding.colours import Color, UnknownScaleError, to_rgb
 from featurize.decoding.containers import Parts, take_apart
 from featurize.decoding.exif import ExifSummary, defuse_exif, read_exif, read_orientation
+from featurize.decoding.fitting import MAX_PIXELS, MAX_SIDE, Box, Fit, Interpolation, Way, drafted_size, fitted
 from featurize.decoding.reasons import FORMATS, DecodeError, claimed_format, faults_as_decode_errors, unknown_format
 
 __all__ = [
@@ -25,16 +26,11 @@ __all__ = [
     "Fit",
     "ImageInfo",
     "Interpolation",
+    "Way",
     "decode_image",
     "decode_sized",
     "inspect_image",
 ]
-
-MAX_PIXELS: int = 100_000_000
-"""A larger image is refused after reading its header, before any pixel is decoded."""
-
-MAX_SIDE: int = 1_000_000
-"""Largest width and height, in pixels. Pillow's time per pixel grows with the width: at 4 million, 20 rows take 6 s."""
 
 _TRANSPOSE_OF_ORIENTATION: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -50,10 +46,6 @@ exif_transpose."""
 
 _EXIF_SIGNATURE: Final = b"Exif\0\0"
 _SIDEWAYS: Final = (5, 6, 7, 8)  # the orientations that swap width and height
-
-
-Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
-"""Pillow's filters for resampling, by the names of `PIL.Image.Resampling` in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,36 +88,6 @@ class ImageInfo:
         return cls(**fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Fit:
-    """How a picture of any shape becomes one of `height` x `width`, where it is not just stretched: resized, then cropped.
-
-    Equal to Pillow's `resize` of the whole upright RGB picture and its central part, without any shortcut.
-
-    Attributes:
-        resize: pixels of the shorter side, the longer one in proportion (rounded down); or height and width.
-        interpolation: Pillow's filter.
-        offset: how the offset of the central part is rounded where half a pixel remains: "floor" as Hugging Face's processors
-            do, "round" (half to even) as torchvision's `CenterCrop`, and so timm, does.
-    """
-
-    resize: int | tuple[int, int]
-    interpolation: Interpolation = "bilinear"
-    offset: Literal["floor", "round"] = "floor"
-
-    def resized(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width in pixels of a picture of `height` x `width` after resizing, before the crop."""
-        if not isinstance(self.resize, int):
-            return self.resize
-        short, long = sorted((height, width))
-        longer = int(self.resize * long / short)
-        return (self.resize, longer) if height <= width else (longer, self.resize)
-
-    def start(self, length: int, cropped: int) -> int:
-        """The first of `cropped` central pixels out of `length`."""
-        return (length - cropped) // 2 if self.offset == "floor" else round((length - cropped) / 2)
-
-
 class DecodingOptions(TypedDict):
     """How an image becomes pixels: the keyword arguments of `decode_image`."""
 
@@ -154,7 +116,7 @@ def decode_image(content: bytes, **options: Unpack[DecodingOptions]) -> NDArray[
         height: Pixels, at least 1.
         width: Pixels, at least 1.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma of the resized RGB image).
-        fit: how the picture is resized and cropped, from a full decode; None: it is stretched, as above.
+        fit: how the picture is resized, cropped or padded; None: it is stretched, as above.
         color: "srgb": a picture with a colour profile is converted to sRGB; "raw": profiles are ignored.
         white: The value that is white in grey images of more than 8 bits; None: what the format says.
 
@@ -186,7 +148,7 @@ def decode_sized(
     with faults_as_decode_errors(content):
         image, parts = _open(content)
         size = image.size
-        box = draft(image, height=height, width=width) if fit is None else None
+        box = draft(image, fit, height=height, width=width)
         image.load()
         orientation = read_orientation(image)
         if box is None:
@@ -195,7 +157,8 @@ def decode_sized(
         upright_size = size[::-1] if is_sideways else size
         rgb = to_rgb(image, parts, color=color, white=white)
         if fit is not None:
-            rgb = _fitted(_turned(rgb, orientation), fit, height=height, width=width)
+            part = _turned_box(box or Box(0, 0, *rgb.size), rgb.size, orientation)
+            rgb = fitted(_turned(rgb, orientation), fit, height=height, width=width, picture=part, size=upright_size)
         else:  # turned after resizing, as there are fewer pixels to move
             rgb = rgb.resize((height, width) if is_sideways else (width, height), Image.Resampling.BILINEAR, box=box)
             rgb = _turned(rgb, orientation)
@@ -207,18 +170,26 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return image if orientation == 1 else image.transpose(_TRANSPOSE_OF_ORIENTATION[orientation])
 
 
-def _fitted(upright: Image.Image, fit: Fit, *, height: int, width: int) -> Image.Image:
-    """The picture resized and cropped. It must be upright: Pillow rounds between rows and columns."""
-    tall, wide = fit.resized(upright.height, upright.width)
-    if tall < height or wide < width:
-        raise DecodeError(f"the image, resized to {wide} x {tall}, does not fit {width} x {height} pixels")
-    if tall * wide > MAX_PIXELS or max(tall, wide) > MAX_SIDE:
-        raise DecodeError(
-            f"the image, resized to {wide} x {tall}, has more than {MAX_PIXELS} pixels, or {MAX_SIDE} on a side"
-        )
-    left, top = fit.start(wide, width), fit.start(tall, height)
-    resized = upright.resize((wide, tall), Image.Resampling[fit.interpolation.upper()])
-    return resized.crop((left, top, left + width, top + height))
+def _turned_box(box: Box, size: tuple[int, int], orientation: int) -> Box:
+    """Where a part of a picture of width and height `size` is after turning it upright."""
+    left, top, right, bottom = box
+    width, height = size
+    match orientation:
+        case 2:
+            return Box(width - right, top, width - left, bottom)
+        case 3:
+            return Box(width - right, height - bottom, width - left, height - top)
+        case 4:
+            return Box(left, height - bottom, right, height - top)
+        case 5:
+            return Box(top, left, bottom, right)
+        case 6:
+            return Box(height - bottom, left, height - top, right)
+        case 7:
+            return Box(height - bottom, width - right, height - top, width - left)
+        case 8:
+            return Box(top, width - right, bottom, width - left)
+    return box
 
 
 def inspect_image(content: bytes) -> ImageInfo:
@@ -262,18 +233,26 @@ def _open(content: bytes) -> tuple[ImageFile.ImageFile, Parts]:
     return image, parts
 
 
-def draft(image: ImageFile.ImageFile, *, height: int, width: int) -> tuple[float, float, float, float] | None:
-    """Lets a large JPEG be decoded at a fraction of its size, not under twice `height` x `width`.
+def draft(image: ImageFile.ImageFile, fit: Fit | None, *, height: int, width: int) -> Box | None:
+    """Lets a large JPEG be decoded at a fraction of its size, with at least twice `height` x `width` for what is used of it.
 
     Returns:
         The part of the reduced image with the picture (its last row and column may be padding), or None for all of it.
     """
     if not isinstance(image, JpegImagePlugin.JpegImageFile):
         return None
-    if read_orientation(image) in _SIDEWAYS:
-        height, width = width, height
-    reduced = image.draft(None, (2 * width, 2 * height))
-    return None if reduced is None else reduced[1]
+    is_sideways = read_orientation(image) in _SIDEWAYS
+    size = (width, height)
+    if fit is not None:
+        upright = image.size[::-1] if is_sideways else image.size
+        wanted = drafted_size(fit, width=upright[0], height=upright[1], to=(height, width))
+        if wanted is None:
+            return None
+        size = wanted
+    if is_sideways:
+        size = size[::-1]
+    reduced = image.draft(None, (2 * size[0], 2 * size[1]))
+    return None if reduced is None else Box(*reduced[1])
 
 
 def _statistics_if_known(

@@ -31,6 +31,7 @@ from featurize.decoding.decode import (
     Fit,
     ImageInfo,
     Interpolation,
+    Way,
     decode_sized,
     inspect_image,
 )
@@ -40,11 +41,12 @@ from featurize.errors import JobError, first_line
 _logger = logging.getLogger(__name__)
 
 MAX_MEMORY_BYTES: Final = 3 << 30
-"""Memory limit for decoding, in bytes: an image of `decode.MAX_PIXELS` with transparency takes half of it."""
+"""Memory limit for decoding, in bytes: an image of `fitting.MAX_PIXELS` with transparency takes half of it."""
 
 # Kind of request; height, width, channels; the fit: its shape, two sizes and filter; color; white; number of bytes.
 _REQUEST = struct.Struct("<BIIBBIIBBdQ")
-_SHORTER_SIDE, _BOTH_SIDES, _ROUNDED = 1, 2, 4  # the shape of a fit: one of the first two, and perhaps the third
+_SHORTER_SIDE, _BOTH_SIDES, _CROP, _PAD = 1, 2, 3, 4  # the shape of a fit, and with it:
+_ROUNDED, _ALIASED, _DRAFT = 8, 16, 32
 _NO_FIT = (0, 0, 0, 0)
 _ANSWER = struct.Struct(
     "<BIIQ"
@@ -297,18 +299,32 @@ def _answer(want: int, content: bytes, options: DecodingOptions) -> tuple[int, t
 def _packed(fit: Fit | None) -> tuple[int, int, int, int]:
     if fit is None:
         return _NO_FIT
-    sizes = (fit.resize, 0) if isinstance(fit.resize, int) else fit.resize
-    shape = (_SHORTER_SIDE if isinstance(fit.resize, int) else _BOTH_SIDES) | (_ROUNDED * (fit.offset == "round"))
+    match fit.resize:
+        case int(side):
+            shape, sizes = _SHORTER_SIDE, (side, 0)
+        case (height, width):
+            shape, sizes = _BOTH_SIDES, (height, width)
+        case way:
+            shape, sizes = (_CROP if way == "crop" else _PAD), (0, 0)
+    shape |= _ROUNDED * (fit.offset == "round") | _ALIASED * (not fit.antialias) | _DRAFT * fit.draft
     return shape, *sizes, get_args(Interpolation).index(fit.interpolation)
 
 
 def _unpacked(shape: int, first: int, second: int, interpolation: int) -> Fit | None:
     if not shape:
         return None
+    sizes: dict[int, int | tuple[int, int] | Way] = {
+        _SHORTER_SIDE: first,
+        _BOTH_SIDES: (first, second),
+        _CROP: "crop",
+        _PAD: "pad",
+    }
     return Fit(
-        resize=first if shape & _SHORTER_SIDE else (first, second),
+        resize=sizes[shape & 7],
         interpolation=get_args(Interpolation)[interpolation],
         offset="round" if shape & _ROUNDED else "floor",
+        antialias=not shape & _ALIASED,
+        draft=bool(shape & _DRAFT),
     )
 
 

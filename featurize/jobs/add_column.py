@@ -20,7 +20,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
 from featurize import storage
-from featurize.backbones.rebuild import colours_of
+from featurize.backbones.rebuild import decoding_of
 from featurize.backbones.spec import PreparedBackbone
 from featurize.building import staging
 from featurize.building.build import BuildResult
@@ -30,7 +30,7 @@ from featurize.building.worker import Run
 from featurize.digests import settings_digest
 from featurize.errors import JobError, UsageError, first_line
 from featurize.jobs.column_task import ColumnTask, make_column_worker
-from featurize.jobs.feature_columns import PreparedColumns, as_decided, open_colours
+from featurize.jobs.feature_columns import PreparedColumns, as_decided, open_decoding
 from featurize.jobs.run import backbone_in, manifest_details, networks_to_keep, prepare_asked, ship_columns
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings
@@ -115,7 +115,7 @@ def add_columns(
     )
     _check_source(recipe, source, there, url)
     decided = [as_decided(one, _decided(there, one), url) for one in wanted]
-    prepared = prepare_asked(spark, recipe, source, [_in_colours_of(one, there.backbone) for one in decided])
+    prepared = prepare_asked(spark, recipe, source, [_decoded_as(one, there.backbone) for one in decided])
     if where is not None:
         _check_unchanged(prepared, there, url)
     for backbone in prepared.backbones:
@@ -147,8 +147,8 @@ def _wanted(
             raise UsageError(
                 f"{url} has the column {known.name}, which the recipe does not name: it must name all columns, also those to add."
             )
-        made = BackboneSettings.model_validate(known.settings).model_copy(update=colours_of(known.backbone))
-        given = _in_colours_of(asked[known.name], known.backbone).settings
+        made = BackboneSettings.model_validate(known.settings).model_copy(update=decoding_of(known.backbone))
+        given = _decoded_as(asked[known.name], known.backbone).settings
         if lines := differing_settings(*(one.model_dump(exclude=_NOT_COMPARED) for one in (made, given))):
             raise UsageError(f"{url}: the column {known.name} was made with other settings:\n" + "\n".join(lines))
     if where is None:
@@ -162,9 +162,9 @@ def _wanted(
     return [column for name, column in asked.items() if not columns or name in columns]
 
 
-def _in_colours_of(asked: AskedColumn, known: Mapping[str, Any]) -> AskedColumn:
+def _decoded_as(asked: AskedColumn, known: Mapping[str, Any]) -> AskedColumn:
     """A column that reads colours as the backbone `known` does, where the recipe says nothing."""
-    return replace(asked, settings=asked.settings.model_copy(update=open_colours(asked.settings, known)))
+    return replace(asked, settings=asked.settings.model_copy(update=open_decoding(asked.settings, known)))
 
 
 def _remove_leftovers(url: str) -> None:
@@ -186,7 +186,7 @@ def _plain_column(there: FeaturesManifest, url: str) -> FeatureColumn:
         backbone=there.backbone,
         feature_shape=there.feature_shape,
         feature_dtype=there.feature_dtype,
-        settings=asked_columns([section.model_copy(update=colours_of(there.backbone))])[0].settings.model_dump(
+        settings=asked_columns([section.model_copy(update=decoding_of(there.backbone))])[0].settings.model_dump(
             exclude_none=True
         ),
     )

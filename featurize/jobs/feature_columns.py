@@ -15,7 +15,7 @@ from featurize.backbones.backbone import (
     open_backbone,
     prepare_backbone,
 )
-from featurize.backbones.rebuild import colours_of, kept_network
+from featurize.backbones.rebuild import decoding_of, kept_network
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.digests import settings_digest
 from featurize.errors import UsageError
@@ -157,16 +157,16 @@ def as_decided(asked: AskedColumn, decided: Mapping[str, Any] | None, url: str) 
             f"{url} holds features in {known['precision']}, not in int8; a mixture is refused. Write elsewhere."
         )
     changes = {key: known[key] for key in ("engine", "precision") if getattr(settings, key) == "auto"}
-    changes |= open_colours(settings, known)
+    changes |= open_decoding(settings, known)
     is_open = settings.precision in ("auto", "int8") and settings.quantized is None
     if is_open and known["precision"] == "int8":
         changes["quantized"] = kept_network(url, known["quantized_sha256"])
     return replace(asked, settings=settings.model_copy(update=changes))
 
 
-def open_colours(settings: BackboneSettings, known: Mapping[str, Any]) -> dict[str, Any]:
+def open_decoding(settings: BackboneSettings, known: Mapping[str, Any]) -> dict[str, Any]:
     """What a backbone that exists decides about colours where `settings` say nothing."""
-    return {key: value for key, value in colours_of(known).items() if getattr(settings, key) is None}
+    return {key: value for key, value in decoding_of(known).items() if getattr(settings, key) is None}
 
 
 def _joined(group: Sequence[AskedColumn]) -> BackboneSettings:

@@ -11,7 +11,10 @@ Pixels = Annotated[int, Field(ge=1, le=4096)]
 Sides = Pixels | Annotated[list[Pixels], Field(min_length=2, max_length=2)]
 PerChannel = Annotated[list[float], Field(min_length=3, max_length=3)]
 _NORMALIZATION = ("mean", "std", "scale", "channel_order")
-_FIT = ("resize", "crop", "interpolation")
+DECODING = ("color", "white", "resize", "interpolation", "antialias")
+"""The keys that say how an image becomes pixels, of `[backbone]` or else of `[images]`."""
+ResizeWay = Literal["trained", "stretch", "crop", "pad"]
+Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 
 class BackboneSettings(Settings):
@@ -47,16 +50,15 @@ class BackboneSettings(Settings):
     mean: PerChannel | None = Field(default=None, description="subtracted from each channel, second; default: 0")
     std: PerChannel | None = Field(default=None, description="divides each channel, third; default: 1")
     channel_order: Literal["rgb", "bgr"] | None = Field(default=None, description="default: rgb")
-    resize: Sides | None = Field(
+    resize: Sides | ResizeWay | None = Field(
         default=None,
-        description="pixels of the shorter side, or [height, width]; default: stretched to the size of the input",
+        description="pixels of the shorter side, or [height, width], or a way as in `images.resize`, which is the default",
     )
     crop: Sides | None = Field(
         default=None, description="pixels of the central part, or [height, width]; default: the size of the input"
     )
-    interpolation: Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"] | None = Field(
-        default=None, description="Pillow's filter; default: bilinear"
-    )
+    interpolation: Filter | None = Field(default=None, description="Pillow's filter; default: `images.interpolation`")
+    antialias: bool | None = Field(default=None, description="default: `images.antialias`")
     color: Literal["srgb", "raw"] | None = Field(default=None, description="default: `images.color`")
     white: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="default: `images.white`")
     engine: Literal["auto", "tensorflow", "openvino", "onnxruntime"] = Field(
@@ -114,16 +116,18 @@ class BackboneSettings(Settings):
         return any(getattr(self, key) is not None for key in _NORMALIZATION)
 
     @property
-    def states_fit(self) -> bool:
-        """Whether the recipe itself says how images are resized and cropped."""
-        return any(getattr(self, key) is not None for key in _FIT)
+    def states_size(self) -> bool:
+        """Whether the recipe itself says to which size images are resized."""
+        return not (self.resize is None or isinstance(self.resize, str))
 
 
 def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
     if settings.precision == "int8":
         return ["`precision` cannot be int8 with `pixels`, which no network computes"]
     missing = [f"`{key}` is required with `pixels`" for key in ("height", "width") if getattr(settings, key) is None]
-    unused = ("layer", "layers", "weights", "weights_sha256", "preprocessing", *_NORMALIZATION, *_FIT)
+    unused = ("layer", "layers", "weights", "weights_sha256", "preprocessing", *_NORMALIZATION, "crop")
+    if settings.resize == "trained":
+        missing.append('`resize` cannot be "trained" with `pixels`, which no training made')
     return missing + [f"`{key}` cannot be used with `pixels`" for key in unused if getattr(settings, key) is not None]
 
 
@@ -134,8 +138,8 @@ def _faults_of_network(settings: BackboneSettings) -> list[str]:
         faults.append("`preprocessing` cannot be used with `scale`, `mean`, `std` or `channel_order`, which replace it")
     if settings.std is not None and not all(value > 0 for value in settings.std):
         faults.append("`std` must be more than 0")
-    if settings.crop is not None and settings.resize is None:
-        faults.append("`crop` needs `resize`")
+    if settings.crop is not None and not settings.states_size:
+        faults.append("`crop` needs `resize` to be a size")
     if settings.engine == "onnxruntime" and settings.precision == "bfloat16":
         faults.append("ONNX Runtime computes in float32 only: `precision` cannot be bfloat16")
     if settings.engine == "tensorflow" and settings.precision == "int8":

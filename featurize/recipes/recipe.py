@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 from featurize import storage
 from featurize.defaults import DECODE_TIMEOUT_S, MAX_REJECT_FRACTION
 from featurize.errors import UsageError
-from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.backbone_section import DECODING, BackboneSettings, Filter, ResizeWay
 from featurize.recipes.feature_columns import ONLY, AskedColumn, asked_columns
 from featurize.recipes.model_section import ModelSettings
 from featurize.recipes.sweep_section import SweepSettings
@@ -64,6 +64,20 @@ class ImagesSettings(Settings):
         allow_inf_nan=False,
         description="the value that is white in grey images of more than 8 bits, such as 1, 255 or 4095; default: what their "
         "format says, which for floats is nothing",
+    )
+    resize: ResizeWay | None = Field(
+        default=None,
+        description="trained: as the network was trained to see pictures; stretch: to the input's shape; crop: the largest "
+        "central part of that shape; pad: all of it, with black borders; default: as the rows that exist, or trained where that "
+        "is known, or else stretch",
+    )
+    interpolation: Filter | None = Field(
+        default=None, description="Pillow's filter; default: that of the training where it is known, or else bilinear"
+    )
+    antialias: bool | None = Field(
+        default=None,
+        description="average the pixels of pictures that become smaller; false, with nearest, bilinear or bicubic: as TensorFlow "
+        "does by default; default: true",
     )
     follow_links: bool = Field(
         default=False, description="follow links that lead out of the folder; otherwise they are rejects"
@@ -175,10 +189,10 @@ class FeaturizeRecipe(Settings):
 
     @property
     def columns(self) -> tuple[AskedColumn, ...]:
-        """The columns of features. What `[images]` says of colours counts for backbones that do not say it themselves."""
-        images = self.images
+        """The columns of features. What `[images]` says of decoding counts for backbones that do not say it themselves."""
+        said = {key: value for key in DECODING if (value := getattr(self.images, key)) is not None}
         sections = [
-            one.model_copy(update={"color": one.color or images.color, "white": one.white or images.white})
+            one.model_copy(update={key: value for key, value in said.items() if getattr(one, key) is None})
             for one in _backbones_of(self)
         ]
         return asked_columns(sections)

@@ -13,17 +13,13 @@ from PIL import Image
 
 from featurize.backbones.preparation import (
     Preparation,
-    check_fit,
-    describe_fit,
     from_huggingface,
     from_timm,
     read_preparation,
-    stated_fit,
 )
 from featurize.decoding.decode import Fit, decode_image
 from featurize.engines.onnx_graph import Normalization
 from featurize.errors import UsageError
-from featurize.recipes.backbone_section import BackboneSettings
 
 os.environ.setdefault("USE_TF", "0")  # transformers would import TensorFlow, which its processors of images do not need
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
@@ -359,42 +355,3 @@ def test_a_folder_that_does_not_say_it_is_refused(tmp_path: Path, files: dict[st
         read_preparation(write(tmp_path, **files))
     assert str(tmp_path) in str(raised.value)
     assert "\n" not in str(raised.value)
-
-
-# Fits
-
-
-@pytest.mark.parametrize(
-    ("fit", "words"),
-    [
-        (None, "stretched, Pillow bilinear"),
-        (Fit(256, "bicubic"), "shorter side to 256, Pillow bicubic, central 200 x 224"),
-        (Fit((240, 250), "nearest"), "stretched to 240 x 250, Pillow nearest, central 200 x 224"),
-    ],
-)
-def test_a_fit_is_described_in_words(fit: Fit | None, words: str) -> None:
-    check_fit(fit, height=200, width=224)
-    assert describe_fit(fit, height=200, width=224) == words
-
-
-@pytest.mark.parametrize("resize", [223, (199, 300), (300, 223)])
-def test_a_fit_that_does_not_cover_the_input_is_refused(resize: int | tuple[int, int]) -> None:
-    with pytest.raises(UsageError, match=r"`backbone\.resize` must be at least the input of the network, 200 x 224"):
-        check_fit(Fit(resize), height=200, width=224)
-
-
-@pytest.mark.parametrize(
-    ("changes", "fit"),
-    [
-        ({}, None),
-        ({"resize": 256}, Fit(256)),
-        ({"resize": [240, 250], "crop": 224, "interpolation": "box"}, Fit((240, 250), "box")),
-    ],
-)
-def test_a_recipe_states_a_fit(changes: dict[str, Any], fit: Fit | None) -> None:
-    assert stated_fit(BackboneSettings(name="VGG16", **changes)) == fit
-
-
-def test_a_filter_without_anything_to_resize_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"^`backbone\.interpolation` needs `backbone\.resize`\.$"):
-        stated_fit(BackboneSettings(name="VGG16", interpolation="bicubic"))

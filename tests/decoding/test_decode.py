@@ -242,7 +242,7 @@ def test_draft_never_goes_below_twice_the_wanted_size() -> None:
     content = encode(quadrants(480, 320), "JPEG")
     for height, width in ((40, 60), (41, 60), (160, 240), (10, 10), (320, 1), (1, 480)):
         image = Image.open(io.BytesIO(content))
-        decode.draft(image, height=height, width=width)
+        decode.draft(image, None, height=height, width=width)
         assert image.width >= min(480, 2 * width)
         assert image.height >= min(320, 2 * height)
 

@@ -24,13 +24,13 @@ from helpers.images.poison import scan_bomb
 
 from featurize.decoding.decode import (
     FORMATS,
-    MAX_PIXELS,
     DecodeError,
     ImageInfo,
     decode_image,
     decode_sized,
     inspect_image,
 )
+from featurize.decoding.fitting import MAX_PIXELS
 
 SEED, COUNT = 20240, 2000
 PROCESSOR_S_PER_IMAGE = 20

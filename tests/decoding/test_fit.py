@@ -38,6 +38,7 @@ def fitted(image: Image.Image, fit: Fit, height: int, width: int) -> NDArray[np.
         by = image.height if image.height <= image.width else image.width
         size = tuple(fit.resize if side == by else int(fit.resize * side / by) for side in (image.width, image.height))
     else:
+        assert isinstance(fit.resize, tuple)
         size = fit.resize[::-1]
     resized = np.asarray(image.resize((size[0], size[1]), getattr(Image.Resampling, fit.interpolation.upper())))
     rounded = round if fit.offset == "round" else int

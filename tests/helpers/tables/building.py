@@ -40,6 +40,9 @@ def recipe(source: str | Path, url: str | Path, backbone: str | Path, **changes:
         "follow_links": "images",
         "color": "images",
         "white": "images",
+        "resize": "images",
+        "interpolation": "images",
+        "antialias": "images",
     }
     for key, value in {"max_reject_fraction": 1.0, **changes}.items():
         settings[sections.get(key, "backbone")][key] = value
