@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featurize.engines.keras_graph import can_be_named, is_model, layers_by_name, nodes_of
 from featurize.engines.parts import NetworkLayer, is_one_name
+from featurize.errors import UsageError, first_line
 from featurize.recipes.backbone_section import BackboneSettings
 
 if TYPE_CHECKING:
@@ -80,11 +81,19 @@ def list_keras_layers(
         settings: what it was opened with; decides how its layers are named.
         height: of the image in pixels.
         width: of the image in pixels.
+
+    Raises:
+        UsageError: It does not take an image of this size.
     """
     walk = _Walk(settings)
     outputs = network.outputs
     own = _place_of(outputs[0]) if len(outputs) == 1 else None
-    walk.visit(network, [(None, height, width, 3)], own=own)
+    try:
+        walk.visit(network, [(None, height, width, 3)], own=own)
+    except (ValueError, TypeError) as error:  # of Keras, which finds shapes that do not fit
+        raise UsageError(
+            f"`backbone.name`: {settings.name} does not take images of {height} x {width}: {first_line(error)}"
+        ) from error
     return tuple(row for row in walk.rows if row.is_worth_a_row)
 
 

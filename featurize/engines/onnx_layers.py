@@ -31,20 +31,7 @@ if TYPE_CHECKING:
 
 Shapes = dict[str, tuple[int, ...]]
 _AT_ONCE = 64  # tensors of which the values are in memory together
-_WEIGHT_TYPES = {
-    1,
-    2,
-    3,
-    10,
-    11,
-    16,
-    17,
-    18,
-    19,
-    20,
-    21,
-    22,
-}  # of TensorProto.DataType: floats, and integers of 8 bits and less
+_WEIGHT_TYPES = {1, 2, 3, 10, 11, *range(16, 23)}  # of TensorProto.DataType: floats, and integers of 8 bits and less
 _UNKNOWN = {"Einsum", "LSTM", "GRU", "RNN", "If", "Loop", "Scan", "DeformConv", "Attention", "DFT", "STFT", "Det"}
 _UNKNOWN |= {"SequenceMap", "CausalConvWithState", "LinearAttention"}
 
@@ -88,8 +75,7 @@ def list_onnx_layers(
     nodes = [_kept(node) for node in model.graph.node]
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     known: Shapes = {name: tuple(tensor.dims) for name, tensor in weights.items()}
-    sizes = {name: math.prod(known[name]) for name, tensor in weights.items() if tensor.data_type in _WEIGHT_TYPES}
-    sizes |= _constants_in(model.graph)
+    sizes = _weights_in(model.graph)
     default = model.graph.output[0].name
     needed = _inputs_needed(nodes, [value.name for value in model.graph.input if value.name not in weights])
     given, model = _image_input(model, needed, origin=origin)
@@ -143,21 +129,20 @@ def _weights_inside(node: Any) -> int:
     total = 0
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            own = (tensor for tensor in graph.initializer if tensor.data_type in _WEIGHT_TYPES)
-            total += sum(math.prod(tensor.dims) for tensor in own) + sum(_constants_in(graph).values())
-            total += sum(map(_weights_inside, graph.node))
+            total += sum(_weights_in(graph).values()) + sum(map(_weights_inside, graph.node))
     return total
 
 
-def _constants_in(graph: Any) -> dict[str, int]:
-    """The number of values of each node that is a constant weight."""
-    constants = [
-        (node, attribute.t) for node in graph.node for attribute in node.attribute if attribute.name == "value"
-    ]
+def _weights_in(graph: Any) -> dict[str, int]:
+    """The number of values of each weight, those of nodes that are constants too; a single number, as of a limit, is none."""
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            tensors.update((node.output[0], attribute.t) for attribute in node.attribute if attribute.name == "value")
     return {
-        node.output[0]: math.prod(tensor.dims)
-        for node, tensor in constants
-        if node.op_type == "Constant" and tensor.data_type in _WEIGHT_TYPES
+        name: math.prod(tensor.dims)
+        for name, tensor in tensors.items()
+        if tensor.dims and tensor.data_type in _WEIGHT_TYPES
     }
 
 

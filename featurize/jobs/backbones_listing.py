@@ -14,6 +14,7 @@ from featurize.engines.keras_layers import list_keras_layers
 from featurize.engines.measurement import Measurement
 from featurize.engines.parts import NetworkLayer
 from featurize.errors import UsageError
+from featurize.foreign_text import without_secrets
 from featurize.progress import stage
 from featurize.recipes.backbone_section import BackboneSettings, not_read
 from featurize.recipes.toml_settings import check_settings
@@ -174,7 +175,8 @@ def list_layers(name: str, *, height: int | None = None, width: int | None = Non
         size = keras_network.input_size(network, settings)
         layers = list_keras_layers(network, settings, height=size[0], width=size[1])
     stage("")
-    return LayersOfBackbone(settings.name, *size, layers, known.layer if known is not None else None)
+    usual = known.layer if known is not None else None
+    return LayersOfBackbone(without_secrets(settings.name), *size, layers, usual)
 
 
 def _one_known(name: str) -> KnownBackbone:

@@ -9,10 +9,12 @@ import keras
 import numpy as np
 import onnx
 import pytest
-from helpers.models.networks import noise, settings
+from helpers.models.networks import noise, settings, small_network
 from helpers.models.onnx_networks import DIM, Graph, conv_network, prepare, save, vision_transformer
+from helpers.models.transformers import SIZE, write_safetensors_folder
 
 from featurize.backbones import keras_network
+from featurize.backbones.backbone import open_backbone, prepare_backbone
 from featurize.backbones.known import count_multiply_adds, find_backbones
 from featurize.engines.keras_layers import list_keras_layers
 from featurize.engines.parts import NetworkLayer
@@ -20,6 +22,11 @@ from featurize.errors import UsageError
 from featurize.jobs.backbones_listing import LayersOfBackbone, list_layers
 
 layers = keras.layers
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FIRN_CACHE", str(tmp_path / "cache"))
 
 
 def base(size: int | None = 16) -> Any:
@@ -156,6 +163,34 @@ def test_channels_first_is_counted_at_its_positions() -> None:
     image = keras.Input((3, 8, 10))
     network = keras.Model(image, layers.Conv2D(4, 3, data_format="channels_first")(image))
     assert count_multiply_adds(network) == 6 * 8 * 4 * 27
+
+
+def test_a_size_that_the_network_cannot_take_is_refused() -> None:
+    any_size = settings("x.keras", preprocessing="none")
+    with pytest.raises(UsageError, match=r"x\.keras does not take images of 4 x 4: "):
+        list_keras_layers(base(None), any_size, height=4, width=4)
+
+
+def test_a_network_that_keras_hub_reads_is_listed_with_what_is_not_known(tmp_path: Path) -> None:
+    write_safetensors_folder(tmp_path / "vit")
+    listed = list_layers(f"{tmp_path}/vit")
+    assert (listed.height, listed.width) == (SIZE, SIZE)
+    for row in listed.layers:
+        spec = open_backbone(settings(f"{tmp_path}/vit", layer=row.name, engine="onnxruntime"), tmp_path).spec
+        assert spec.feature_shape == row.shape
+    assert listed.multiply_adds is None
+
+
+def test_an_exported_network_costs_what_the_keras_network_costs(tmp_path: Path) -> None:
+    path = small_network(tmp_path)
+    network = keras.saving.load_model(path)
+    network.set_weights([weight + 0.1 for weight in network.get_weights()])  # biases of zero would not be exported
+    network.save(path)
+    exported = prepare_backbone(settings(path, engine="onnxruntime", preprocessing="none"), tmp_path).path
+    assert exported is not None
+    (listed, other) = (list_layers(str(path)), list_layers(str(exported)))
+    assert other.parameters == listed.parameters
+    assert other.multiply_adds == listed.multiply_adds
 
 
 # ONNX
