@@ -7,6 +7,7 @@ if not __package__:  # run by path, as by spark-submit: the packages are in the 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from featurize.commands.add_column import add_column_command
+from featurize.commands.backbone import backbone_command
 from featurize.commands.backbones import backbones_command
 from featurize.commands.describe import describe_command
 from featurize.commands.export import export_command
@@ -22,6 +23,7 @@ app = make_app("Images to features, on Spark.")
 app.command("upload", rich_help_panel="Images")(upload_command)
 app.command("ingest", rich_help_panel="Images")(ingest_command)
 app.command("backbones", rich_help_panel="Features")(backbones_command)
+app.command("backbone", rich_help_panel="Features")(backbone_command)
 app.command("run", rich_help_panel="Features")(run_command)
 app.command("add-column", rich_help_panel="Features")(add_column_command)
 app.command("describe", rich_help_panel="Features")(describe_command)

@@ -13,9 +13,8 @@ import numpy as np
 
 from featurize import storage
 from featurize.backbones import keras_network
-from featurize.backbones.hub_network import files_of_hub
 from featurize.backbones.keras_backbone import KerasBackbone
-from featurize.backbones.onnx_backbone import OnnxBackbone, has_onnx_file
+from featurize.backbones.onnx_backbone import OnnxBackbone, is_onnx_network
 from featurize.backbones.preparation import decoding_fields
 from featurize.backbones.spec import BackboneSpec, PreparedBackbone
 from featurize.digests import sha256_file
@@ -167,9 +166,7 @@ def open_backbone(settings: BackboneSettings, folder: str | Path) -> OpenedBackb
     stage(f"cutting {Path(settings.name).name}" + (f" at {settings.layer}" if settings.layer else ""))
     if settings.engine != "auto":
         require_engine(settings.engine)
-    name = settings.name.rstrip("/")
-    is_onnx = settings.is_onnx_file or (settings.is_folder and (has_onnx_file(name) or not files_of_hub(name)))
-    opened = OnnxBackbone(settings, folder) if is_onnx else KerasBackbone(settings, folder)
+    opened = OnnxBackbone(settings, folder) if is_onnx_network(settings) else KerasBackbone(settings, folder)
     return opened if settings.quantized is None else QuantizedBackbone(opened, settings.quantized, folder)
 
 

@@ -250,6 +250,20 @@ def cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.Mo
     """The part of `network` from its one input to the requested layer."""
     import keras
 
+    check_input(network, settings)
+    parts = parse_layer(settings.layer)
+    outputs = [_output_of(network, part, settings) for part in parts]
+    if len(outputs) > 1:
+        outputs = [keras.layers.Concatenate()([keras.layers.Flatten()(output) for output in outputs])]
+    return keras.Model(network.inputs[0], outputs[0])
+
+
+def check_input(network: "keras.Model", settings: BackboneSettings) -> None:
+    """Checks that a network has a graph, and one RGB image as its input.
+
+    Raises:
+        UsageError: it does not.
+    """
     if getattr(network, "inputs", None) is None:
         raise UsageError(
             f"`backbone.name`: {settings.name} must be a functional or sequential model with a fixed input."
@@ -259,11 +273,6 @@ def cut_network(network: "keras.Model", settings: BackboneSettings) -> "keras.Mo
         raise UsageError(
             f"`backbone.name`: {settings.name} must have one RGB image, (n, height, width, 3), as input. It has {shapes}."
         )
-    parts = parse_layer(settings.layer)
-    outputs = [_output_of(network, part, settings) for part in parts]
-    if len(outputs) > 1:
-        outputs = [keras.layers.Concatenate()([keras.layers.Flatten()(output) for output in outputs])]
-    return keras.Model(network.inputs[0], outputs[0])
 
 
 def name_of_layer(cut: "keras.Model", settings: BackboneSettings) -> str:

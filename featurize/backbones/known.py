@@ -13,6 +13,7 @@ from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from featurize.engines.keras_layers import count_layer, has_kernel
 from featurize.errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,12 +21,6 @@ if TYPE_CHECKING:
 
 TABLE = "known.json"
 """The file of the table, in this package."""
-_KERNELS = {  # the weights of a layer that are used at each position of its output
-    "Conv2D": ("kernel",),
-    "DepthwiseConv2D": ("kernel",),
-    "SeparableConv2D": ("depthwise_kernel", "pointwise_kernel"),
-    "Dense": ("kernel",),
-}
 
 
 @dataclass(frozen=True)
@@ -162,11 +157,7 @@ def usual_layer(network: "keras.Model") -> str:
 def count_multiply_adds(network: "keras.Model") -> int:
     """Multiplications, each with its addition, of one image's forward pass, from the shapes of the layers.
 
-    Counted are convolutions and dense layers: each weight of their kernels is used once at every position of the output. The
-    rest (biases, normalization, activations, pooling) counts as 0, the usual convention: with it VGG16 has 15.5 billion and
-    ResNet50 3.9 billion.
-    Source: Simonyan and Zisserman (2015) and He et al. (2016) for the layers; Howard et al., MobileNets (2017), section 3.1, for
-    the count of a convolution and of a depthwise separable one.
+    Counted is as in `engines.keras_layers`: convolutions and dense layers.
 
     Args:
         network: built for images of one size; networks within it are counted too.
@@ -176,14 +167,16 @@ def count_multiply_adds(network: "keras.Model") -> int:
     """
     total = 0
     for layer in network._flatten_layers(include_self=False):
-        kind = type(layer).__name__
-        if kind not in _KERNELS:
-            own = [] if getattr(layer, "layers", None) else layer.weights  # of a network its layers are counted
-            if any(len(weight.shape) > 1 for weight in own):
-                raise ValueError(f"{layer.name}: it is not known how much a layer of the kind {kind} computes.")
+        if getattr(layer, "layers", None):  # of a network its layers are counted
             continue
-        positions = layer.output.shape[1:-1]
-        if None in positions:
-            raise ValueError(f"{layer.name}: its output has no known size: {layer.output.shape}.")
-        total += math.prod(positions) * sum(math.prod(getattr(layer, name).shape) for name in _KERNELS[kind])
+        output = getattr(layer, "output", None)
+        shape = () if output is None else output.shape
+        count = count_layer(layer, shape)
+        if count is None and has_kernel(layer):
+            raise ValueError(f"{layer.name}: its output has no known size: {shape}.")
+        if count is None:
+            raise ValueError(
+                f"{layer.name}: it is not known how much a layer of the kind {type(layer).__name__} computes."
+            )
+        total += count
     return total

@@ -9,17 +9,20 @@ import numpy as np
 
 from featurize import storage
 from featurize.backbones import preparation
+from featurize.backbones.hub_network import files_of_hub
 from featurize.backbones.preparation import asked_size, check_size, decoding_fields
 from featurize.backbones.spec import BackboneSpec
 from featurize.backbones.weights import WeightsReport
 from featurize.engines.engine import Engine, installed_engines, load_onnx
 from featurize.engines.onnx_file import digests_of, read_onnx
-from featurize.engines.onnx_graph import cut_at, find_image_input, take_images
-from featurize.engines.parts import parse_layer
+from featurize.engines.onnx_graph import ImageInput, cut_at, find_image_input, take_images
+from featurize.engines.onnx_layers import list_onnx_layers
+from featurize.engines.parts import NetworkLayer, parse_layer
 from featurize.engines.precision import Forward, Precision
 from featurize.errors import UsageError
-from featurize.recipes.backbone_section import BackboneSettings
+from featurize.recipes.backbone_section import BackboneSettings, not_read
 
+_SAVED_MODEL = "saved_model.pb"
 _USUAL_PLACES = ("model.onnx", "onnx/model.onnx")
 
 
@@ -39,13 +42,10 @@ class OnnxBackbone:
     """
 
     def __init__(self, settings: BackboneSettings, folder: str | Path) -> None:
-        if "onnxruntime" not in self.engines():
-            raise UsageError(
-                f"`backbone.name`: {settings.name} needs the extra `engines` of Firn, which is not installed."
-            )
+        _require_runtime(settings)
         self._settings, self._folder = settings, Path(folder)
         name = settings.name.rstrip("/")
-        url = _network_of_folder(name) if settings.is_folder else name
+        url = _url_of(settings)
         prepared = preparation.preparation_of(settings, name)
         with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
             model = read_onnx(url, temporary)
@@ -129,8 +129,45 @@ def _with_shape(spec: BackboneSpec, forward: Forward) -> BackboneSpec:
     return replace(spec, feature_shape=features.shape[1:])
 
 
-def has_onnx_file(url: str) -> bool:
-    """Whether a folder has an ONNX file."""
+def is_onnx_network(settings: BackboneSettings) -> bool:
+    """Whether the network is in an ONNX file, by itself or in a folder; a folder without any network counts too."""
+    name = settings.name.rstrip("/")
+    return settings.is_onnx_file or (settings.is_folder and (_has_onnx_file(name) or not files_of_hub(name)))
+
+
+def list_layers(settings: BackboneSettings) -> tuple[tuple[NetworkLayer, ...], tuple[int, int]]:
+    """The tensors of the network that can be cut, in the order of its graph, and the height and width they are listed for.
+
+    Raises:
+        UsageError: There is no such file, or it cannot be used.
+    """
+    _require_runtime(settings)
+    url = _url_of(settings)
+
+    def size(given: ImageInput) -> tuple[int, int]:
+        is_open = settings.is_folder and None in (given.height or settings.height, given.width or settings.width)
+        stated = preparation.read_preparation(settings.name.rstrip("/")).size if is_open else (None, None)
+        height, width = (
+            _length(settings, key, own, other)
+            for key, own, other in zip(("height", "width"), (given.height, given.width), stated, strict=True)
+        )
+        return height, width
+
+    with tempfile.TemporaryDirectory(prefix="firn-") as temporary:
+        return list_onnx_layers(read_onnx(url, temporary), size, origin=url)
+
+
+def _require_runtime(settings: BackboneSettings) -> None:
+    if "onnxruntime" not in installed_engines():
+        raise UsageError(f"`backbone.name`: {settings.name} needs the extra `engines` of Firn, which is not installed.")
+
+
+def _url_of(settings: BackboneSettings) -> str:
+    name = settings.name.rstrip("/")
+    return _network_of_folder(name) if settings.is_folder else name
+
+
+def _has_onnx_file(url: str) -> bool:
     return any(file.endswith(".onnx") for file in storage.list_source(url))
 
 
@@ -142,6 +179,8 @@ def _network_of_folder(url: str) -> str:
         if storage.exists(storage.source_url(url, place)):
             return storage.source_url(url, place)
     found = sorted(file for file in storage.list_source(url) if file.endswith(".onnx"))
+    if storage.exists(storage.source_url(url, _SAVED_MODEL)):
+        raise UsageError(f"`backbone.name`: {not_read(f'{url}/{_SAVED_MODEL}')}.")
     if len(found) == 1:
         return found[0] if "/" in found[0] else storage.source_url(url, found[0])
     if found:

@@ -73,7 +73,7 @@ def find_output(network: "keras.Model", name: str, settings: BackboneSettings) -
     layer = named.get(step["layer"]) if step is not None else None
     if step is None or layer is None:
         raise _no_such_layer(network, name, settings)
-    calls = [node for node in _nodes_of(network) if node.operation is layer]
+    calls = [node for node in nodes_of(network) if node.operation is layer]
     what = f"`backbone.layer`: {step['layer']} of {settings.name}"
     if step["call"] is None and len(calls) > 1:
         raise UsageError(
@@ -99,7 +99,7 @@ def _inside(layer: Any, node: Any, inner: str, settings: BackboneSettings, *, wh
     """The output of a layer in a model that is a layer, for what this model is given in the network."""
     import keras
 
-    if getattr(layer, "layers", None) is None or getattr(layer, "inputs", None) is None:
+    if not is_model(layer):
         raise UsageError(f"{what} is a layer, not a model: there is nothing in it that could be named.")
     if len(layer.inputs) != 1:
         raise UsageError(f"{what} has {len(layer.inputs)} inputs: it cannot be cut inside.")
@@ -107,7 +107,18 @@ def _inside(layer: Any, node: Any, inner: str, settings: BackboneSettings, *, wh
     return cut(node.input_tensors[0])
 
 
-def _nodes_of(network: Any) -> list[Any]:
+def is_model(layer: Any) -> bool:
+    """Whether a layer is a model whose graph is known, so that it can be cut inside."""
+    return getattr(layer, "layers", None) is not None and getattr(layer, "inputs", None) is not None
+
+
+def can_be_named(layer: str, text: str) -> bool:
+    """Whether `text`, the name of a layer with a call or an output, is read as this layer: its own name may look like both."""
+    step = _STEP.fullmatch(text)
+    return step is not None and step["layer"] == layer and "/" not in text
+
+
+def nodes_of(network: Any) -> list[Any]:
     """The calls of layers in a network, those that are computed first before others."""
     graph = getattr(network, "_functional", None) or network  # of a sequential model
     by_depth: dict[int, list[Any]] = graph._nodes_by_depth

@@ -79,7 +79,7 @@ def cut_at(model: "onnx.ModelProto", parts: Sequence[Part], *, origin: str) -> l
         if node is None or id(node) in needed:
             continue
         needed.add(id(node))
-        new = [name for name in _inputs_of(node) if name not in reached]
+        new = [name for name in inputs_of(node) if name not in reached]
         reached.update(new)
         stack += new
     _keep(graph.node, [node for node in graph.node if id(node) in needed])
@@ -107,12 +107,12 @@ def _hint(name: str, outputs: list[str], producer: dict[str, Any]) -> str:
     return f"Did you mean {' or '.join(close)}?" if close else f"Its outputs are {', '.join(outputs[:8])}."
 
 
-def _inputs_of(node: Any) -> list[str]:
+def inputs_of(node: Any) -> list[str]:
     """The tensors that a node reads, also inside the branches of an `If` or the body of a `Loop`."""
     names = [name for name in node.input if name]
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            names += [name for inner in graph.node for name in _inputs_of(inner)]
+            names += [name for inner in graph.node for name in inputs_of(inner)]
     return names
 
 
@@ -194,7 +194,7 @@ def take_images(
             f"`backbone.name`: {origin} takes pixels as whole numbers from 0 to 255, so it prepares them itself: set "
             '`backbone.preprocessing` to "none".'
         )
-    _free_batch(model, given, height=height, width=width)
+    free_batch(model, given, height=height, width=width)
     shapes = _shapes_of(model, tensors, given, height=height, width=width, origin=origin)
     before: list[Any] = []
 
@@ -243,7 +243,7 @@ def take_images(
         raise UsageError(f"`backbone.name`: {origin} is not a valid ONNX network: {first_line(error)}") from error
 
 
-def _free_batch(model: "onnx.ModelProto", given: ImageInput, *, height: int, width: int) -> None:
+def free_batch(model: "onnx.ModelProto", given: ImageInput, *, height: int, width: int) -> None:
     """Gives the input its size, and any number of images, which many exports fix to one."""
     value = next(value for value in model.graph.input if value.name == given.name)
     sizes = (3, height, width) if given.layout == "nchw" else (height, width, 3)
@@ -259,35 +259,62 @@ def _shapes_of(
     model: "onnx.ModelProto", tensors: Sequence[str], given: ImageInput, *, height: int, width: int, origin: str
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor without its first dimension. Three images together must give what the first of them does alone."""
-    import onnxruntime
-
-    sizes = (3, height, width) if given.layout == "nchw" else (height, width, 3)
-    images = np.random.default_rng(0).integers(0, 256, (3, *sizes)).astype(_NUMPY_TYPES[given.element_type])
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        content = model.SerializeToString()
-        session = onnxruntime.InferenceSession(  # without its second try, which prints
-            content, options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
-    except Exception as error:  # ONNX Runtime's own errors share no other base
-        raise UsageError(f"`backbone.name`: ONNX Runtime cannot load {origin}: {_reason(error)}") from error
-    try:
-        alone = session.run(list(tensors), {given.name: images[:1]})
-    except Exception as error:
-        raise UsageError(f"`backbone.name`: {origin} does not compute: {_reason(error)}") from error
+    images = make_images(given, height=height, width=width)
+    session = open_session(model, origin=origin)
+    alone = compute(session, tensors, {given.name: images[:1]}, origin=origin)
     try:
         together = session.run(list(tensors), {given.name: images})
-    except Exception:
+    except Exception:  # ONNX Runtime's own errors share no other base
         together = None
-    if together is None or not all(_is_first_of(many, one) for many, one in zip(together, alone, strict=True)):
-        raise UsageError(
-            f"`backbone.name`: {origin} takes a fixed number of images. Export it with a dynamic first dimension."
-        )
+    if together is None or not all(is_first_of(many, one) for many, one in zip(together, alone, strict=True)):
+        raise fixed_number(origin)
     return {name: tuple(values.shape[1:]) for name, values in zip(tensors, alone, strict=True)}
 
 
-def _is_first_of(three: NDArray[Any], one: NDArray[Any]) -> bool:
+def make_images(given: ImageInput, *, height: int, width: int) -> NDArray[Any]:
+    """Three images of noise in the layout and type of an input."""
+    sizes = (3, height, width) if given.layout == "nchw" else (height, width, 3)
+    return np.random.default_rng(0).integers(0, 256, (3, *sizes)).astype(_NUMPY_TYPES[given.element_type])
+
+
+def open_session(model: "onnx.ModelProto", *, origin: str) -> Any:
+    """ONNX Runtime's session of a model.
+
+    Raises:
+        UsageError: ONNX Runtime cannot load it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        return onnxruntime.InferenceSession(  # without its second try, which prints
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+    except Exception as error:  # ONNX Runtime's own errors share no other base
+        raise UsageError(f"`backbone.name`: ONNX Runtime cannot load {origin}: {_reason(error)}") from error
+
+
+def compute(session: Any, tensors: Sequence[str], given: dict[str, NDArray[Any]], *, origin: str) -> list[Any]:
+    """The values of tensors.
+
+    Raises:
+        UsageError: the network does not compute.
+    """
+    try:
+        return list(session.run(list(tensors), given))
+    except Exception as error:
+        raise UsageError(f"`backbone.name`: {origin} does not compute: {_reason(error)}") from error
+
+
+def fixed_number(origin: str) -> UsageError:
+    """The error of a network that does not take any number of images."""
+    return UsageError(
+        f"`backbone.name`: {origin} takes a fixed number of images. Export it with a dynamic first dimension."
+    )
+
+
+def is_first_of(three: NDArray[Any], one: NDArray[Any]) -> bool:
     """Whether `three` has a row for each of three images, and its first is that of the first image alone."""
     if one.ndim == 0 or len(one) != 1 or three.shape != (3, *one.shape[1:]):
         return False

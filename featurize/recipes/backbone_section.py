@@ -15,6 +15,53 @@ DECODING = ("color", "white", "resize", "interpolation", "antialias")
 """The keys that say how an image becomes pixels, of `[backbone]` or else of `[images]`."""
 ResizeWay = Literal["trained", "stretch", "crop", "pad"]
 Filter = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+_TORCH = (
+    '`torch.onnx.export(model, torch.zeros(1, 3, 224, 224), "{new}.onnx", input_names=["images"], '
+    'dynamic_axes={{"images": {{0: "n"}}}})`'
+)
+_KERAS = (
+    'Convert it once: `keras.models.load_model("{old}", compile=False).save("{new}.keras")`. If it has weights alone, name their '
+    "network, and the file in `backbone.weights`"
+)
+_SAVED_MODEL = "saved_model.pb"
+_CONVERSIONS = {  # the endings of files that are not read, what they are, and how one makes of them what is read
+    ".h5": ("an HDF5 file", _KERAS),
+    ".hdf5": ("an HDF5 file", _KERAS),
+    ".tflite": (
+        "a file of TensorFlow Lite",
+        "Convert it once: `python -m tf2onnx.convert --tflite {old} --output {new}.onnx`",
+    ),
+    _SAVED_MODEL: (
+        "a SavedModel of TensorFlow",
+        "Convert it once: `python -m tf2onnx.convert --saved-model {old} --output {new}.onnx`",
+    ),
+    ".pb": (
+        "a graph of TensorFlow",
+        "Convert it once: `python -m tf2onnx.convert --graphdef {old} --inputs INPUT:0 --outputs OUTPUT:0 --output {new}.onnx`",
+    ),
+    ".safetensors": (
+        "a file of weights alone",
+        f"Name its folder, which has config.json, or export the model: {_TORCH}",
+    ),
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), ("a file of PyTorch", f"Export the model: {_TORCH}")),
+}
+
+
+def not_read(name: str) -> str | None:
+    """Why a file is no backbone, and how one makes one of it; None if its name does not end like one that is not read.
+
+    Args:
+        name: its path; of a SavedModel that of `saved_model.pb` in its folder.
+    """
+    ending = next((each for each in _CONVERSIONS if name.lower().endswith(each)), None)
+    if ending is None:
+        return None
+    is_folder = ending == _SAVED_MODEL
+    old = (name.rpartition("/")[0] or ".") if is_folder else name
+    new = old.rpartition("/")[2] if is_folder else name.rpartition("/")[2][: -len(ending)]
+    what, how = _CONVERSIONS[ending]
+    advice = how.format(old=old, new=new.strip(".") or "model")
+    return f"{name} is {what}, and only .keras and .onnx files are read. {advice}"
 
 
 class BackboneSettings(Settings):
@@ -132,6 +179,9 @@ def _faults_of_pixels(settings: BackboneSettings) -> list[str]:
 
 
 def _faults_of_network(settings: BackboneSettings) -> list[str]:
+    unread = not_read(settings.name)
+    if unread is not None:
+        return [f"`name`: {unread}"]
     faults = ["`channels` is for `pixels` only"] if settings.channels is not None else []
     faults += _faults_of_layers(settings)
     if settings.preprocessing is not None and settings.states_normalization:

@@ -41,7 +41,7 @@ def test_the_old_name_of_target_precision_is_refused_with_the_new_one(command: s
             featurize_app,
             {
                 "Images": ["upload", "ingest"],
-                "Features": ["backbones", "run", "describe"],
+                "Features": ["backbones", "backbone", "run", "describe"],
                 "Query and export": ["similar", "sql", "export"],
                 "Upkeep": ["vacuum", "upgrade"],
             },
