@@ -169,7 +169,7 @@ def test_a_stream_from_hdfs_to_hdfs(spark: SparkSession, trained: Models, hdfs: 
         places = (f"{url}/in", f"{url}/out", f"{url}/checkpoint")
         plan = plan_stream(str(trained["old"]), *places, windows=WindowSettings(20))
         done = run_stream(spark, plan, once=True, most_per_batch=7)
-        assert (done.batches, done.added, done.rejected) == (2, {trained.ids["old"]: 12}, 1)
+        assert (done.batches, done.added, done.account.rejected) == (2, {trained.ids["old"]: 12}, 1)
         assert done.windows == step - 1
     assert run_stream(spark, plan, once=True).batches == 0
     place.run(trained["old"])
