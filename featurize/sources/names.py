@@ -1,5 +1,6 @@
 """Names in folders of images: what is no image, which folders are splits, and class names that are easily a mistake."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Collection
@@ -13,6 +14,7 @@ SPLIT_FOLDERS = {
 }
 COPYING = "._COPYING_"
 """The ending of a file that is still being copied to HDFS."""
+_SPELLED_BYTE = re.compile(rb"\\x([89a-f][0-9a-f])")
 _SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini"})
 _SYSTEM_FOLDERS = frozenset(
     {"__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found"}
@@ -31,6 +33,16 @@ def is_left_out(inner: str) -> bool:
     if name.startswith(".") or name in _SYSTEM_FILES:
         return True
     return any(folder.startswith(".") or folder in _SYSTEM_FOLDERS for folder in folders)
+
+
+def spelled_out(name: str) -> str:
+    r"""A file's name, as Python gives it, in a form that tables can hold: bytes that are not UTF-8 are spelled, as `caf\xe9`."""
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def true_name(spelled: str) -> bytes:
+    """The bytes of the name for which `spelled_out` gives `spelled`, if it is none that has these characters itself."""
+    return _SPELLED_BYTE.sub(lambda match: bytes.fromhex(match[1].decode()), spelled.encode())
 
 
 def notes_on_classes(classes: Collection[str], *, by_folders: bool) -> list[str]:

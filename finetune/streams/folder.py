@@ -6,8 +6,8 @@
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from pyspark.sql import DataFrame, SparkSession
@@ -16,9 +16,9 @@ from pyspark.sql import functions as F
 from featurize import storage
 from featurize.building.session import check_file_names
 from featurize.building.spark_jobs import collect
-from featurize.errors import JobError
+from featurize.errors import JobError, UsageError
 from featurize.sources.listing import ImageSource, listing_batch, make_listing
-from featurize.sources.names import is_left_out
+from featurize.sources.names import is_left_out, spelled_out
 from featurize.sources.readers import FileReader
 from featurize.sources.splits import SplitRule
 from finetune.streams.checkpoint import Checkpoint
@@ -111,6 +111,7 @@ class FolderImages:
     url: str
     messages: None = None
     follow_links: bool = False
+    _told: set[str] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def place(self) -> str:
@@ -124,13 +125,19 @@ class FolderImages:
     def open(self, spark: SparkSession, *, most_per_batch: int | None) -> DataFrame:
         """See `ArrivingImages`."""
         check_file_names(spark, self.url)
+        if unseen := self._unseen():
+            _logger.warning(
+                "%d files have names that are not UTF-8, such as %s. Spark does not see them; the next batch rejects them.",
+                *(len(unseen), min(unseen)),
+            )
         return stream_files(spark, self.url, most_per_batch=most_per_batch)
 
     @contextmanager
     def of_batch(self, batch: DataFrame, batch_id: int, checkpoint: Checkpoint) -> Iterator[BatchImages]:
         """`ArrivingImages.of_batch`: the files that Spark has listed for it, also those of which it has no row.
 
-        Spark leaves files out of a batch that are gone or empty when the batch begins. The latter are images like others.
+        Spark leaves files out of a batch that are gone or empty when the batch begins. The latter are images like others. Files
+        whose names are not UTF-8, which Spark never lists, are rejects, as in `finetune predict`.
         """
         rows = {_inner_path(path, self.url): (int(length), int(modified)) for path, length, modified in collect(batch)}
         listed = [_inner_path(path, self.url) for path in files_of_batch(checkpoint.url, batch_id)]
@@ -145,11 +152,47 @@ class FolderImages:
         if gone:
             _logger.warning("%d files were gone before batch %d began, such as %s.", len(gone), batch_id, gone[0])
         found = len(gone) + sum(f"{self.url}/{inner}" in there for inner in listed)
+        if unseen := {file: facts for file, facts in self._unseen().items() if file not in self._told}:
+            _logger.warning(
+                "%d files have names that are not UTF-8, such as %s. Rename them.", len(unseen), min(unseen)
+            )
+            self._told.update(unseen)
+            there |= unseen
+            found += len(unseen)
         yield BatchImages(files_source(self.url, there, follow_links=self.follow_links), found, gone=len(gone))
 
     def failures(self) -> AbstractContextManager[None]:
         """See `ArrivingImages`."""
         return nullcontext()
+
+    def _unseen(self) -> dict[str, tuple[int, str]]:
+        """Size and stamp of the files that Java cannot name: it leaves them out without a word. By their URLs, spelled out."""
+        if not storage.is_local(self.url):
+            return {}
+        found = dict[str, tuple[int, str]]()
+        with suppress(FileNotFoundError):  # of a folder that was removed meanwhile; the next batch looks again
+            for file in storage.walk_source(self.url, follow_links=self.follow_links):
+                inner = spelled_out(file.inner)
+                is_hidden = is_left_out(inner) or inner.startswith("_") or "/_" in inner
+                if inner != file.inner and not is_hidden:
+                    found[f"{self.url}/{inner}"] = file.size, f"{file.size}:{file.modified}"
+        return found
+
+
+def check_name(url: str) -> None:
+    """Checks that Spark can watch the folder at `url`.
+
+    Raises:
+        UsageError: Its name is not UTF-8, or Spark would take it for a pattern that Hadoop cannot parse.
+    """
+    path = _AUTHORITY.sub("", url)
+    if spelled_out(path) != path:
+        raise UsageError(f"`images`: the name of the folder {spelled_out(path)} is not UTF-8. Rename it.")
+    if ":" in path and (signs := sorted(set(_GLOB.findall(path)))):
+        raise UsageError(
+            f"`images`: Spark cannot watch the folder {path}: it takes a path with {' '.join(signs)} for a pattern, and that "
+            "cannot have a colon. Rename a folder of this path, or name a link to the folder whose own path lacks one of them."
+        )
 
 
 def stream_files(spark: SparkSession, url: str, *, most_per_batch: int | None) -> DataFrame:

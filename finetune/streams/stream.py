@@ -31,7 +31,7 @@ from finetune.streams.account import Account
 from finetune.streams.checkpoint import Checkpoint, StreamRecord
 from finetune.streams.current_model import StreamModels, plan_labelling
 from finetune.streams.drift_windows import StreamDrift, WindowSettings
-from finetune.streams.folder import ArrivingImages, BatchImages, FolderImages
+from finetune.streams.folder import ArrivingImages, BatchImages, FolderImages, check_name
 from finetune.streams.kafka import SCHEME, open_topic
 
 __all__ = ["LabelledBatch", "StreamPlan", "Streamed", "plan_stream", "run_stream"]
@@ -170,6 +170,7 @@ def plan_stream(
 
 def _open_folder(url: str, *, output: str, checkpoint: str) -> FolderImages:
     """The folder as a source. Raises UsageError where there is no such folder, or it cannot be watched."""
+    check_name(url)
     if not storage.is_folder(url):
         raise UsageError(f"there is no folder {url}. A stream watches a folder: make it, and move images into it.")
     manifest = read_manifest(url)
