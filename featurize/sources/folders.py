@@ -62,7 +62,7 @@ def open_folder(url: str, split: Split, validation_fraction: float, *, follow_li
         classes=tuple(sorted(found.labels)),
         split_rule=rule,
         settings={"source": url, "layout": "folders", "split": describe_rule(rule)},
-        notes=tuple(notes_on_classes(found.labels, by_folders=by_folders)),
+        notes=tuple(notes_on_classes(found.labels, splits_by_folders=by_folders)),
     )
 
 

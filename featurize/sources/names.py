@@ -45,22 +45,32 @@ def true_name(spelled: str) -> bytes:
     return _SPELLED_BYTE.sub(lambda match: bytes.fromhex(match[1].decode()), spelled.encode())
 
 
-def notes_on_classes(classes: Collection[str], *, by_folders: bool) -> list[str]:
+def twin_of(name: str, classes: Collection[str]) -> str | None:
+    """The class whose name differs from `name` only in case, blanks or the form of its characters, if there is one."""
+    return next((twin for twin in sorted(classes) if twin != name and _essence(twin) == _essence(name)), None)
+
+
+def _essence(name: str) -> str:
+    """A name without what is easily mistyped, and not seen."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def notes_on_classes(classes: Collection[str], *, splits_by_folders: bool | None) -> list[str]:
     """What is odd about class names, a sentence each: twins that differ in a detail, and names of splits.
 
     Args:
         classes: The class labels.
-        by_folders: Whether folders give the splits.
+        splits_by_folders: Whether folders give the splits; None: the source is a table, in which they cannot.
     """
     notes, alike = list[str](), defaultdict[str, list[str]](list)
     for name in sorted(classes):
-        alike[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
+        alike[_essence(name)].append(name)
     for twins in alike.values():
         if len(twins) > 1:
             names = ", ".join(ascii(name) for name in twins)
             notes.append(f"the classes {names} differ only in case, blanks or the form of their characters.")
     splits = [name for name in sorted(classes) if name.casefold() in SPLIT_FOLDERS]
-    if splits and not by_folders and len(splits) == len(classes):
+    if splits and splits_by_folders is False and len(splits) == len(classes):
         notes.append(
             f'all classes are named like splits: {", ".join(splits)}. If they are splits, set `images.split` = "folders".'
         )
