@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from helpers.project import ROOT
 from hypothesis import given
@@ -235,3 +237,22 @@ def test_what_firn_wrote_as_csv_it_reads_as_it_was(tmp_path: Path) -> None:
     scored = Evaluation(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, rows=0, confusion_matrix=matrix, classes=tuple(labels))
     lines = confusion_csv(scored).splitlines()
     assert [line.split(",")[0] for line in lines[1:]] == ["'=HYPERLINK(1)", "-2", "'@a", "plain", "''=b"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_twins_in_a_table_of_labels_are_noted(tmp_path: Path, suffix: str, caplog: pytest.LogCaptureFixture) -> None:
+    labels = ["caf\u00e9", "cafe\u0301", "Dog", "dog ", "train", None]
+    table = pa.table({"image_id": [str(number) for number in range(6)], "label": pa.array(labels).dictionary_encode()})
+    url = tmp_path / f"labels{suffix}"
+    if suffix == ".csv":
+        url.write_text("image_id,label\n" + "".join(f"{number},{label or ''}\n" for number, label in enumerate(labels)))
+    else:
+        pq.write_table(table, url)
+    with caplog.at_level("WARNING", "finetune.rows"):
+        assert read_label_table(str(url))["label"].to_pylist() == labels
+    notes = [record.getMessage().removeprefix(f"`features.labels`: {url}: ") for record in caplog.records]
+    assert notes == [
+        "the classes 'Dog', 'dog ' differ only in case, blanks or the form of their characters.",
+        r"the classes 'cafe\u0301', 'caf\xe9' differ only in case, blanks or the form of their characters.",
+        "classes are named like splits: train.",
+    ]

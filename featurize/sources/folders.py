@@ -12,7 +12,7 @@ from featurize import storage
 from featurize.errors import JobError, UsageError
 from featurize.recipes.recipe import Split
 from featurize.sources.listing import ImageSource, describe_rule, listing_batch, make_listing
-from featurize.sources.names import SPLIT_FOLDERS, is_left_out, notes_on_classes
+from featurize.sources.names import SPLIT_FOLDERS, is_left_out, notes_on_classes, spelled_out
 from featurize.sources.readers import FileReader
 from featurize.sources.splits import SplitRule
 
@@ -62,7 +62,7 @@ def open_folder(url: str, split: Split, validation_fraction: float, *, follow_li
         classes=tuple(sorted(found.labels)),
         split_rule=rule,
         settings={"source": url, "layout": "folders", "split": describe_rule(rule)},
-        notes=tuple(notes_on_classes(found.labels, by_folders=by_folders)),
+        notes=tuple(notes_on_classes(found.labels, splits_by_folders=by_folders)),
     )
 
 
@@ -106,7 +106,7 @@ def _list_files(url: str, found: _Found, *, by_folders: bool, follow_links: bool
     root = url.rstrip("/")
     rows: list[tuple[str, str | None, str | None, int, str]] = []
     for file in storage.walk_source(url, follow_links=follow_links):
-        inner = _as_text(file.inner)
+        inner = spelled_out(file.inner)
         if is_left_out(inner):
             continue
         parts = inner.split("/")
@@ -125,11 +125,6 @@ def _list_files(url: str, found: _Found, *, by_folders: bool, follow_links: bool
             rows = []
     if rows:
         yield _as_batch(rows)
-
-
-def _as_text(name: str) -> str:
-    """A name that Arrow can hold. Bytes that are not UTF-8 are spelled out; no file will be found under such a name."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _as_batch(rows: list[tuple[str, str | None, str | None, int, str]]) -> pa.RecordBatch:

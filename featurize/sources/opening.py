@@ -18,6 +18,7 @@ from featurize.sources.cards import Card, describe_card, find_card, read_card
 from featurize.sources.folders import open_files, open_folder
 from featurize.sources.idx import read_idx, unzip
 from featurize.sources.listing import ImageSource, describe_rule, listing_batch, make_listing
+from featurize.sources.names import notes_on_classes
 from featurize.sources.readers import OUTSIDE, FeaturesReader, IdxReader, SceneReader, TableReader
 from featurize.sources.scenes import SCENE_CLASSES
 from featurize.sources.splits import DEFAULT_VALIDATION_FRACTION, SplitRule
@@ -136,6 +137,7 @@ def _open_images_table(url: str, manifest: ImagesManifest, split: Split | None) 
         split_rule=rule,
         settings=settings,
         lineage=lineage,
+        notes=tuple(notes_on_classes(manifest.classes, splits_by_folders=None)),
     )
 
 

@@ -1,6 +1,7 @@
 """Readers on workers: the bytes of listed images from files, images tables, IDX files, or by drawing them."""
 
 import io
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,10 +21,12 @@ from featurize.digests import sha256_bytes
 from featurize.errors import first_line
 from featurize.sources.idx import read_idx
 from featurize.sources.listing import Fetch, ImageReadError, PlannedImage
+from featurize.sources.names import true_name
 from featurize.sources.scenes import draw_scene, encode_scene
 
 MAX_FILE_BYTES = 512 << 20
 """A larger file is rejected without being read: it is a film, an archive, or a mistake."""
+NOT_UTF8 = "the name of the file, or of a folder that it is in, is not UTF-8; rename it"
 OUTSIDE = "the link leads out of the source, and `follow_links` is not set"
 _PAUSES_S = (0.5, 2.0, 5.0)  # pauses before trying to read a file again
 
@@ -129,7 +132,7 @@ def read_file(url: str, bytes_size: int | None = None, *, inside: str | None = N
         try:
             return storage.read_bytes(url)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise ImageReadError("the file is gone") from error
+            raise ImageReadError(NOT_UTF8 if _is_spelled_out(url) else "the file is gone") from error
         except PermissionError as error:
             raise ImageReadError("no permission to read the file") from error
         except OSError as error:
@@ -139,6 +142,13 @@ def read_file(url: str, bytes_size: int | None = None, *, inside: str | None = N
             if pause is None:
                 raise
             time.sleep(pause)
+
+
+def _is_spelled_out(url: str) -> bool:
+    """Whether a path, under which no file was found, spells the bytes of the name of one."""
+    path = url.removeprefix("file://")
+    name = true_name(path)
+    return storage.is_local(url) and name != path.encode() and os.path.lexists(name)
 
 
 def _folder_is_there(url: str) -> bool:

@@ -17,7 +17,7 @@ from requests.exceptions import RequestException
 from featurize import storage
 from featurize.errors import JobError, UsageError, first_line
 from featurize.shortening import some_lines
-from featurize.sources.names import COPYING, is_left_out
+from featurize.sources.names import COPYING, is_left_out, spelled_out
 
 _SCHEMES = {"webhdfs": "http", "swebhdfs": "https", "http": "http", "https": "https"}
 PAUSES_S = (1.0, 4.0)
@@ -130,6 +130,8 @@ def _send_patiently(
     client: InsecureClient, local: Path, target: str, *, on_bytes: Callable[[int], None], pauses_s: Sequence[float]
 ) -> str | None:
     """Sends one file; returns what went wrong, if it did so every time."""
+    if spelled_out(str(local)) != str(local):
+        return f"{spelled_out(str(local))}: the name is not UTF-8; rename it"
     for pause in (0.0, *pauses_s):
         time.sleep(pause)
         try:

@@ -1,6 +1,7 @@
 """The command `finetune stream`."""
 
 import signal
+from dataclasses import asdict
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -114,15 +115,13 @@ def stream_command(
 
 def report_batch(batch: "LabelledBatch", *, max_reject_fraction: float) -> None:
     """Prints a line on a finished batch, and a warning for each thing that needs attention."""
-    result = batch.result
-    parts = [f"{result.added} labelled by {batch.model_id[:16]}"]
-    parts += [f"{result.skipped} labelled before"] if result.skipped else []
-    parts += [f"{result.rejected} rejected"] if result.rejected else []
-    say(f"batch {batch.batch_id}: {batch.images} images, {', '.join(parts)}, {batch.seconds:.1f} s.")
-    if result.rejected > max_reject_fraction * (result.added + result.rejected):
+    account = batch.account
+    became = account.describe(model=batch.model_id[:16])
+    say(f"batch {batch.batch_id}: {account.found} images found, {became}; {batch.seconds:.1f} s.")
+    if account.rejected > max_reject_fraction * (account.labelled + account.rejected):
         warn(
-            f"{result.rejected} of {result.added + result.rejected} images of batch {batch.batch_id} could not be read, more "
-            f"than `max_reject_fraction` = {max_reject_fraction:g}. They are in the rejects; the stream continues."
+            f"{account.rejected} of {account.labelled + account.rejected} images of batch {batch.batch_id} could not be read, "
+            f"more than `max_reject_fraction` = {max_reject_fraction:g}. They are in the rejects; the stream continues."
         )
     if batch.views_fault is not None:
         warn(f"the views were not updated: {batch.views_fault}")
@@ -134,9 +133,9 @@ def report_batch(batch: "LabelledBatch", *, max_reject_fraction: float) -> None:
 
 
 def _report(plan: "StreamPlan", done: "Streamed", *, as_json: bool, seconds: float) -> None:
-    labelled = sum(done.added.values())
+    account = done.account
     say(
-        f"{plan.output}: {labelled} images labelled in {done.batches} batches, {done.rejected} rejected; {seconds:.0f} s."
+        f"{plan.output}: {account.found} images found in {done.batches} batches, {account.describe()}; {seconds:.0f} s."
     )
     if done.alarms and plan.windows is not None:
         expected = plan.windows.false_alarm_rate * done.windows
@@ -145,10 +144,11 @@ def _report(plan: "StreamPlan", done: "Streamed", *, as_json: bool, seconds: flo
         "predictions": plan.output,
         "checkpoint": plan.checkpoint.url,
         "batches": done.batches,
-        "rows": labelled,
+        "images": asdict(account),
+        "rows": account.labelled,
         "rows_by_model": done.added,
-        "rejects": done.rejected,
-        "skipped": done.skipped,
+        "rejects": account.rejected,
+        "skipped": account.labelled_before,
         "is_stopped": done.is_stopped,
         "drift": None if plan.windows is None else _drift_numbers(plan.output, done),
         "views": None if done.views is None else done.views.views.by_name(),

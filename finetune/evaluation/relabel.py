@@ -12,6 +12,7 @@ from featurize import storage
 from featurize.errors import UsageError
 from featurize.foreign_text import read_cell
 from featurize.shortening import name_some
+from featurize.sources.names import twin_of
 from featurize.storage.claims import user_name
 from featurize.tables.corrections import CORRECTIONS_SCHEMA, Corrections, append_corrections
 from featurize.tables.manifests import FeaturesManifest
@@ -157,9 +158,15 @@ def _check_pairs(pairs: Iterable[tuple[Any, Any]], *, origin: str) -> dict[str, 
 
 def _check_labels(labels: Mapping[str, str], classes: Sequence[str], *, origin: str, url: str) -> None:
     if unknown := sorted(set(labels.values()) - set(classes)):
+        meant = [f"{label!a} and {twin!a}" for label in unknown if (twin := twin_of(label, classes)) is not None]
+        hint = (
+            f" {name_some(meant, _MOST_NAMED)} differ only in case, blanks or the form of their characters."
+            if meant
+            else ""
+        )
         raise UsageError(
             f"{origin}: {name_some([repr(label) for label in unknown], _MOST_NAMED)} is not a class of {url}. "
-            f"Its classes: {name_some(classes, 20)}."
+            f"Its classes: {name_some(classes, 20)}.{hint}"
         )
 
 

@@ -1,6 +1,7 @@
 """The tables that a `where` query can use besides the feature set: one row for each image, joined by `image_id`."""
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,13 +13,15 @@ import pyarrow.parquet as pq
 from featurize import storage
 from featurize.errors import UsageError, first_line
 from featurize.recipes.recipe import FeaturesSettings
+from featurize.sources.names import notes_on_classes
 from featurize.sql.tables import Part, SqlTable, SqlView, find_tables
 from featurize.tables.predictions import LATEST
 from featurize.tables.row_groups import RowGroup, iterate_row_groups, read_footer
 from finetune.rows.csv_files import parse_csv
 
-_KEY = "image_id"
+_KEY, _LABEL = "image_id", "label"
 _CONTENT = "content"  # the column with the image files
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,16 @@ def read_label_table(url: str) -> pa.Table:
     if twice or ids.null_count:
         wrong = f"names the image {twice[0]} more than once" if twice and twice[0] is not None else f"lacks an {_KEY}"
         raise UsageError(f"`features.labels`: {url} {wrong}.")
+    _note_odd_labels(table, url)
     return table.set_column(table.column_names.index(_KEY), _KEY, ids)
+
+
+def _note_odd_labels(table: pa.Table, url: str) -> None:
+    """Says what is odd about the texts in the column `label`, as about the names of class folders."""
+    values = table[_LABEL].unique().to_pylist() if _LABEL in table.column_names else []
+    classes = {value for value in values if isinstance(value, str)}
+    for note in notes_on_classes(classes, splits_by_folders=None):
+        _logger.warning("`features.labels`: %s: %s", url, note)
 
 
 def _read_predictions(url: str) -> pa.Table:

@@ -25,6 +25,7 @@ from featurize.sources.listing import LISTING_SCHEMA, ContentReader, ImageSource
 from featurize.sources.readers import TableReader
 from featurize.sources.splits import SplitRule
 from finetune.streams.allowed_urls import AllowedUrls
+from finetune.streams.checkpoint import Checkpoint
 from finetune.streams.folder import BatchImages
 from finetune.streams.message_urls import Facts, MessageFileReader, UnansweredError, look_up, read_url
 from finetune.streams.unread_urls import UnreadUrls, is_due
@@ -116,13 +117,13 @@ class KafkaImages:
         )
 
     @contextmanager
-    def of_batch(self, batch: DataFrame, staging_url: str) -> Iterator[BatchImages]:
+    def of_batch(self, batch: DataFrame, batch_id: int, checkpoint: Checkpoint) -> Iterator[BatchImages]:
         """See `ArrivingImages`."""
         if self.messages == "urls":
-            with self._of_urls(collect(batch), UnreadUrls(staging_url)) as images:
+            with self._of_urls(collect(batch), UnreadUrls(checkpoint.own_url)) as images:
                 yield images
             return
-        folder = storage.join_url(staging_url, "messages")
+        folder = storage.join_url(checkpoint.own_url, "messages")
         try:
             with job_errors():
                 batch.write.mode("overwrite").options(**STAGED_OPTIONS).parquet(folder)
@@ -150,7 +151,8 @@ class KafkaImages:
         columns: dict[str, Sequence[Any]] = {
             name: [row[name] for row in first.values()] for name in LISTING_SCHEMA.names if name in rows.schema.names
         }
-        return BatchImages(self._source(TableReader(), [listing_batch(columns)]), found=rows.num_rows)
+        source = self._source(TableReader(), [listing_batch(columns)])
+        return BatchImages(source, found=rows.num_rows, repeated=rows.num_rows - len(first))
 
     @contextmanager
     def _of_urls(self, rows: list[Any], unread: UnreadUrls) -> Iterator[BatchImages]:
@@ -164,9 +166,17 @@ class KafkaImages:
         known = {url: facts for url, facts in answers.items() if isinstance(facts, Facts)}
         sizes, stamps = zip(*known.values(), strict=True) if known else ((), ())
         batch = listing_batch({"path": list(known), "bytes_size": sizes, "stamp": stamps})
-        found = sum(url in known for url in named) + len(known.keys() - set(named))
-        yield BatchImages(self._source(MessageFileReader(allowed=allowed), [batch]), found=found)
-        unread.settle(known, {url: str(why) for url, why in answers.items() if isinstance(why, UnansweredError)})
+        left = unread.after(known, {url: str(why) for url, why in answers.items() if isinstance(why, UnansweredError)})
+        messages = sum(url in known for url in named)
+        once = len(known.keys() & set(named))
+        yield BatchImages(
+            self._source(MessageFileReader(allowed=allowed), [batch]),
+            found=messages + len(known.keys() - set(named)) + len(left.dead),
+            repeated=messages - once,
+            gone=len(left.dead),
+            waiting=len(left.waiting),
+        )
+        unread.record(left)
 
     def _source(self, reader: ContentReader, batches: list[pa.RecordBatch]) -> ImageSource:
         return ImageSource(

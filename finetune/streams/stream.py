@@ -27,10 +27,11 @@ from featurize.tables.predictions import PublishedViews
 from featurize.tables.publication import read_manifest
 from finetune.drift.check import CheckedWindow
 from finetune.prediction.predict import PredictionPlan, check_output, label_planned
+from finetune.streams.account import Account
 from finetune.streams.checkpoint import Checkpoint, StreamRecord
 from finetune.streams.current_model import StreamModels, plan_labelling
 from finetune.streams.drift_windows import StreamDrift, WindowSettings
-from finetune.streams.folder import ArrivingImages, FolderImages
+from finetune.streams.folder import ArrivingImages, BatchImages, FolderImages, check_name
 from finetune.streams.kafka import SCHEME, open_topic
 
 __all__ = ["LabelledBatch", "StreamPlan", "Streamed", "plan_stream", "run_stream"]
@@ -64,8 +65,7 @@ class LabelledBatch:
     """A micro-batch that is done.
 
     Attributes:
-        images: Number of images that Spark found for it.
-        result: What was done; an image that was found again in the same batch counts as skipped.
+        account: What became of the images that were found for it; the numbers add up.
         views: The views on the predictions; None where they could not be updated, see `views_fault`.
         views_fault: Why the views could not be updated, or None.
         windows: The drift windows that the batch has filled, with their results.
@@ -75,8 +75,7 @@ class LabelledBatch:
 
     batch_id: int
     model_id: str
-    images: int
-    result: BuildResult
+    account: Account
     views: PublishedViews | None
     views_fault: str | None
     windows: tuple[CheckedWindow, ...]
@@ -90,7 +89,7 @@ class Streamed:
 
     Attributes:
         added: Number of labelled images by `model_id`.
-        skipped: Number of images that the predictions already had.
+        account: What became of all images that were found.
         windows: Number of windows that were tested for drift.
         alarms: Number of these that raised an alarm.
         views: The views on the predictions, as published last.
@@ -98,8 +97,7 @@ class Streamed:
 
     batches: int = 0
     added: dict[str, int] = field(default_factory=dict)
-    rejected: int = 0
-    skipped: int = 0
+    account: Account = field(default_factory=Account)
     windows: int = 0
     alarms: int = 0
     is_stopped: bool = False
@@ -108,9 +106,8 @@ class Streamed:
     def count(self, batch: LabelledBatch) -> None:
         """Adds a batch to the totals."""
         self.batches += 1
-        self.added[batch.model_id] = self.added.get(batch.model_id, 0) + batch.result.added
-        self.rejected += batch.result.rejected
-        self.skipped += batch.result.skipped
+        self.added[batch.model_id] = self.added.get(batch.model_id, 0) + batch.account.labelled
+        self.account = self.account.plus(batch.account)
         self.windows += len(batch.windows)
         self.alarms += sum(window.result.alarm for window in batch.windows)
         self.views = batch.views or self.views
@@ -173,6 +170,7 @@ def plan_stream(
 
 def _open_folder(url: str, *, output: str, checkpoint: str) -> FolderImages:
     """The folder as a source. Raises UsageError where there is no such folder, or it cannot be watched."""
+    check_name(url)
     if not storage.is_folder(url):
         raise UsageError(f"there is no folder {url}. A stream watches a folder: make it, and move images into it.")
     manifest = read_manifest(url)
@@ -212,8 +210,8 @@ def run_stream(
     Raises:
         UsageError: The model's backbone cannot be rebuilt identically, the output holds other predictions, Spark has no
             connector, or there is no reference to test windows against.
-        JobError: A batch failed, no broker answers, or another stream uses this checkpoint or labels with this model. The stream
-            resumes when started again.
+        JobError: A batch failed or does not add up, no broker answers, or another stream uses this checkpoint or labels with this
+            model. The stream resumes when started again.
     """
     done = Streamed()
     frame = plan.arriving.open(spark, most_per_batch=most_per_batch)
@@ -284,7 +282,7 @@ class _Labeller:
     def _label(self, batch: DataFrame, batch_id: int) -> LabelledBatch:
         started = monotonic()
         checkpoint = self._plan.checkpoint
-        with self._plan.arriving.of_batch(batch, checkpoint.own_url) as images, without_stages():
+        with self._plan.arriving.of_batch(batch, batch_id, checkpoint) as images, without_stages():
             model = self._models.for_batch(batch_id, checkpoint.query_id())
             made = label_planned(
                 batch.sparkSession,
@@ -296,18 +294,31 @@ class _Labeller:
                 files_read=model.files_read,
                 is_partial=True,
             )
+            account = _account(images, made.result)
+            account.check(batch_id)  # while the batch can be repeated
         windows, drift_fault = _test_windows(model.drift, made.result.manifest)
         return LabelledBatch(
             batch_id,
             model.model_id,
-            images.found,
-            replace(made.result, skipped=made.result.skipped + images.found - images.source.images),
+            account,
             made.views,
             made.views_fault,
             windows,
             drift_fault,
             monotonic() - started,
         )
+
+
+def _account(images: BatchImages, result: BuildResult) -> Account:
+    """What became of the images of a batch, counted where it happened."""
+    return Account(
+        found=images.found,
+        labelled=result.added,
+        rejected=result.rejected,
+        gone=images.gone,
+        labelled_before=result.skipped + images.repeated,
+        waiting=images.waiting,
+    )
 
 
 def _test_windows(drift: StreamDrift | None, manifest: Manifest) -> tuple[tuple[CheckedWindow, ...], str | None]:

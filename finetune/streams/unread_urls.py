@@ -7,7 +7,7 @@ Both are written when a batch is done, so that a batch that is repeated after a 
 """
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -56,6 +56,21 @@ class UnreadDocument(BaseModel):
 
 
 @dataclass(frozen=True)
+class LeftUrls:
+    """The URLs that a batch leaves, by their URLs.
+
+    Attributes:
+        before: Those that were waiting before it.
+        waiting: Those that are tried again.
+        dead: Those that are given up.
+    """
+
+    before: Mapping[str, UnreadUrl]
+    waiting: Mapping[str, UnreadUrl]
+    dead: tuple[UnreadUrl, ...]
+
+
+@dataclass(frozen=True)
 class UnreadUrls:
     """The URLs of a stream that could not be read, in Firn's part of its checkpoint, at `url`."""
 
@@ -70,8 +85,8 @@ class UnreadUrls:
         document = read_document(self._waiting_url, UnreadDocument, version=SCHEMA_VERSION)
         return {} if document is None else {one.url: one for one in document.urls}
 
-    def settle(self, answered: Collection[str], unanswered: Mapping[str, str]) -> None:
-        """Records what came of the URLs of a batch: those that `answered`, and why others did not."""
+    def after(self, answered: Collection[str], unanswered: Mapping[str, str]) -> "LeftUrls":
+        """What a batch leaves, of whose URLs some `answered`, while of others it is known why they did not. Writes nothing."""
         before, now = self.waiting(), datetime.now(UTC)
         waiting, dead = dict[str, UnreadUrl](), list[UnreadUrl]()
         for url in dict.fromkeys((*before, *unanswered)):
@@ -84,17 +99,21 @@ class UnreadUrls:
                 dead.append(one)
             elif one is not None:
                 waiting[url] = one
-        if dead:  # first: a kill must leave a URL in one of the two places
-            self._bury(dead)
-        if waiting != before:
-            storage.write_bytes(self._waiting_url, _as_json(tuple(waiting.values())))
-        if new := [one for url, one in waiting.items() if url not in before]:
+        return LeftUrls(before, waiting, tuple(dead))
+
+    def record(self, left: "LeftUrls") -> None:
+        """Records what a batch has left, when it is done."""
+        if left.dead:  # first: a kill must leave a URL in one of the two places
+            self._bury(left.dead)
+        if left.waiting != left.before:
+            storage.write_bytes(self._waiting_url, _as_json(tuple(left.waiting.values())))
+        if new := [one for url, one in left.waiting.items() if url not in left.before]:
             _logger.warning(
                 "%d URLs cannot be read now and are tried again with later batches, such as %s: %s.",
                 *(len(new), new[0].url, new[0].reason),
             )
 
-    def _bury(self, dead: list[UnreadUrl]) -> None:
+    def _bury(self, dead: Sequence[UnreadUrl]) -> None:
         document = _as_json(tuple(dead))
         name = settings_digest({"urls": [one.url for one in dead], "since": dead[0].since.isoformat()})[:16]
         place = storage.join_url(self.url, DEAD_FOLDER, f"{name}.json")

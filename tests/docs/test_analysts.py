@@ -4,19 +4,27 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import matplotlib.image
 import numpy as np
+import polars as pl
 import pytest
 from helpers.project import ROOT
 from helpers.tables.feature_sets import make_clusters, write_feature_set
 from helpers.tables.sql_sets import write_features
 from pyspark.sql import SparkSession
 
+from featurize import open_features
 from featurize.similar.search import find_similar
+from featurize.sql.ddl import make_ddl
+from featurize.sql.query import register_views, write_answer
+from featurize.sql.tables import find_tables
 from featurize.tables.readable import read_features_manifest
+from finetune.rows.petastorm_reader import open_petastorm_reader
 
 DOCUMENT = (ROOT / "docs" / "analysts.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([A-Za-z]+)[^\n]*\n\n```python\n(.*?)```", DOCUMENT, re.MULTILINE | re.DOTALL))
@@ -77,13 +85,28 @@ def paths_of(url: str, split: str) -> list[str]:
     return found
 
 
+def check_own_columns(counted: dict[tuple[str, str], int], folder: Path) -> None:
+    """Whether rows are counted by the splits and labels of the set itself."""
+    manifest = read_features_manifest(str(folder / FEATURES))
+    own = {(split, label): n for split, by_label in manifest.rows.items() for label, n in by_label.items()}
+    assert counted == own
+
+
 def folder_of(request: pytest.FixtureRequest) -> Path:
     folder = request.getfixturevalue(request.param)
     assert isinstance(folder, Path)
     return folder
 
 
-@pytest.fixture(params=["small", pytest.param("real", marks=[pytest.mark.realdata, pytest.mark.slow])])
+@pytest.fixture(scope="module")
+def below(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose name and those above it look like partitions, which are columns of the set too, with a small set in it."""
+    folder = tmp_path_factory.mktemp("below") / "label=abc" / "split=602020" / "label_index=7" / "features=x"
+    write_features(folder / FEATURES, rows=60)
+    return folder
+
+
+@pytest.fixture(params=["small", "below", pytest.param("real", marks=[pytest.mark.realdata, pytest.mark.slow])])
 def folder(request: pytest.FixtureRequest) -> Path:
     return folder_of(request)
 
@@ -96,6 +119,7 @@ def test_every_section_of_code_is_run() -> None:
 def test_pandas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_section("pandas", folder, monkeypatch)
     check_nearest(names["nearest"], folder)
+    check_own_columns(names["frame"].groupby(["split", "label"]).size().to_dict(), folder)
     clusters = names["clusters"]
     assert clusters.to_numpy().sum() == read_features_manifest(str(folder / FEATURES)).row_count
     assert (clusters.max(axis=1) / clusters.sum(axis=1)).mean() > 0.85  # the classes are what lies together
@@ -108,6 +132,8 @@ def test_pandas(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_duckdb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_section("DuckDB", folder, monkeypatch)
     check_nearest(names["nearest"], folder)
+    counted = names["connection"].sql("SELECT split, label, count(*) FROM features GROUP BY ALL").fetchall()
+    check_own_columns({(split, label): n for split, label, n in counted}, folder)
     outliers = names["outliers"]
     assert len(outliers) < 5
     assert all(outliers["label"] != outliers["nearer"])
@@ -124,14 +150,50 @@ def test_duckdb_finds_a_wrong_label(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_polars(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_section("Polars", folder, monkeypatch)
     check_nearest(names["nearest"], folder)
+    counted = names["frame"].group_by("split", "label").len().rows()
+    check_own_columns({(split, label): n for split, label, n in counted}, folder)
     rows = read_features_manifest(str(folder / FEATURES)).row_count
     assert names["spread"]["images"].sum() == rows == len(names["frame"])
+
+
+@pytest.mark.spark
+def test_firns_own_readers_know_no_folders_above_a_set(spark: SparkSession, below: Path) -> None:
+    """The lines of docs/features.md."""
+    url, manifest = str(below / FEATURES), read_features_manifest(str(below / FEATURES))
+    own = {(split, label): n for split, by_label in manifest.rows.items() for label, n in by_label.items()}
+    features = open_features(url)
+    frames = (
+        features.to_pandas(),
+        features.to_spark(spark).toPandas(),
+        pl.read_parquet(_answer_of_sql(spark, below), hive_partitioning=False),
+    )
+    for frame in (frames[0], frames[1], frames[2].to_pandas()):
+        assert frame.groupby(["split", "label"]).size().to_dict() == own
+    for split, by_label in manifest.rows.items():
+        with open_petastorm_reader(url, manifest, split, ("label",)) as reader:
+            read = Counter[str]()
+            while sum(read.values()) < sum(by_label.values()):
+                read.update(str(label) for label in next(reader).label)
+        assert read == by_label
+    views = make_ddl(find_tables(features=url), "duckdb")
+    connection = duckdb.connect()
+    connection.execute(views)
+    counted = connection.sql("SELECT split, label, count(*) FROM features GROUP BY ALL").fetchall()
+    check_own_columns({(split, label): n for split, label, n in counted}, below)
+
+
+def _answer_of_sql(spark: SparkSession, folder: Path) -> str:
+    register_views(spark, find_tables(features=str(folder / FEATURES)))
+    write_answer(spark.sql("SELECT split, label FROM features"), f"file://{folder}/answer.parquet")
+    return str(folder / "answer.parquet")
 
 
 @pytest.mark.spark
 def test_spark(spark: SparkSession, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = run_section("Spark", folder, monkeypatch)
     check_nearest(names["nearest"], folder)
+    by_label = spark.sql("SELECT split, label, count(*) AS n FROM features GROUP BY split, label").collect()
+    check_own_columns({(row["split"], row["label"]): row["n"] for row in by_label}, folder)
     counted = names["clusters"].toPandas()
     assert counted["n"].sum() == read_features_manifest(str(folder / FEATURES)).row_count
     assert counted.groupby("cluster")["n"].max().sum() / counted["n"].sum() > 0.85

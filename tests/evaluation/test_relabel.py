@@ -240,6 +240,10 @@ def test_calls_at_once_all_land_and_each_knows_what_was_before(folder: Path, tmp
 
 REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a label that is no class": (f"image_id,label\n{IDS[0]},dog\n", "'dog' is not a class"),
+    "a twin of a class": (
+        f"image_id,label\n{IDS[0]},Ant \n",
+        "'Ant ' and 'ant' differ only in case, blanks or the form",
+    ),
     "an image that is not there": (f"image_id,label\n{'f' * 64},ant\n{IDS[0]},bee\n", "has no image ffff"),
     "an image twice": (f"image_id,label\n{IDS[0]},ant\n{IDS[0]},ant\n", f"more than once: {IDS[0]}"),
     "no rows": ("image_id,label\n", "has no rows"),

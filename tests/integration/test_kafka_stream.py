@@ -103,7 +103,11 @@ def test_images_as_messages_are_labelled_as_in_a_folder(
     before = len(place.rows())
     done = place.run("images", most_per_batch=6)
     assert 0 < before < 8
-    assert (done.added, done.rejected, done.skipped) == ({place.model_id: 8 - before}, 2, before)
+    assert (done.added, done.account.rejected, done.account.labelled_before) == (
+        {place.model_id: 8 - before},
+        2,
+        before,
+    )
     place.send(Message(content, camera) for content in files[8:])
     assert place.run("images").added == {place.model_id: 4}
     assert place.run("images").batches == 0
@@ -124,15 +128,20 @@ def test_a_name_is_labelled_once_whatever_comes_under_it_later(place: Place, hdf
     place.checkpoint = f"{hdfs.url}/{place.topic} #1/checkpoint"  # where the executors write the messages
     place.send([Message(None, b"one.png")])  # alone in its batch, and no name is taken by it
     done = place.run("named-images")
-    assert (done.batches, done.added, done.rejected, done.skipped) == (1, {place.model_id: 0}, 0, 0)
+    assert (done.batches, done.added, done.account.rejected, done.account.labelled_before) == (
+        1,
+        {place.model_id: 0},
+        0,
+        0,
+    )
     files = [file.read_bytes() for file in place.make(per_class=2)]
     first = [Message(files[0], b"one.png"), Message(files[1], b"one.png"), Message(files[2], "zwei/ü.png".encode())]
     place.send([*first, Message(files[3]), Message(files[4], b"\xff\xfe"), Message(None, b"three.png")])
     done = place.run("named-images")
-    assert (done.added, done.skipped) == ({place.model_id: 4}, 1)
+    assert (done.added, done.account.labelled_before) == ({place.model_id: 4}, 1)
     place.send([Message(files[5], b"one.png"), Message(None, b"one.png"), Message(files[5], b"three.png")])
     done = place.run("named-images")
-    assert (done.added, done.skipped) == ({place.model_id: 1}, 1)
+    assert (done.added, done.account.labelled_before) == ({place.model_id: 1}, 1)
     rows, by_path = place.rows(), place.batch_rows()
     wanted = {"one.png": 0, "zwei/ü.png": 2, f"{place.topic}/0/4": 3, f"{place.topic}/0/5": 4, "three.png": 5}
     assert rows["image_id"].to_dict() == {name: by_path["image_id"].iloc[number] for name, number in wanted.items()}
@@ -164,7 +173,12 @@ def test_urls_as_messages_are_labelled_as_in_a_folder(place: Place) -> None:
     place.send([Message(b"\xff\xfe", partition=1), Message(None, partition=1)])
     place.send(Message(text.encode(), partition=1) for text in [f"{dead}/photos/a.png", *foreign])
     done = place.run("urls", most_per_batch=50, options=options, allow_urls=allowed)
-    assert (done.batches, done.added, done.rejected, done.skipped) == (1, {place.model_id: 4}, 16, 1)
+    assert (done.batches, done.added, done.account.rejected, done.account.labelled_before) == (
+        1,
+        {place.model_id: 4},
+        16,
+        1,
+    )
     assert list(place.rows().index) == sorted(f"file://{file}" for file in files[:4])
     reasons = place.rejects()
     named = {path for path, reason in reasons.items() if "no such file" in reason}

@@ -18,11 +18,21 @@ import pytest
 from helpers.services.hdfs_cluster import MiniHdfs
 from helpers.services.processes import wait_until
 from helpers.tables.predictions import read_predictions
-from helpers.tables.stream_places import Models, Place, copy_models, promote_to, register_both
+from helpers.tables.stream_places import (
+    HOSTILE,
+    Models,
+    Place,
+    copy_models,
+    listed_by_stream,
+    promote_to,
+    register_both,
+    rows_of,
+)
 from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 
 from featurize import storage
+from featurize.sources.folders import open_files
 from featurize.sql.query import read_sql_table
 from featurize.sql.tables import SqlTable, find_tables
 from featurize.storage.claims import CLAIM_NAME
@@ -169,7 +179,7 @@ def test_a_stream_from_hdfs_to_hdfs(spark: SparkSession, trained: Models, hdfs: 
         places = (f"{url}/in", f"{url}/out", f"{url}/checkpoint")
         plan = plan_stream(str(trained["old"]), *places, windows=WindowSettings(20))
         done = run_stream(spark, plan, once=True, most_per_batch=7)
-        assert (done.batches, done.added, done.rejected) == (2, {trained.ids["old"]: 12}, 1)
+        assert (done.batches, done.added, done.account.rejected) == (2, {trained.ids["old"]: 12}, 1)
         assert done.windows == step - 1
     assert run_stream(spark, plan, once=True).batches == 0
     place.run(trained["old"])
@@ -185,3 +195,18 @@ def test_a_stream_from_hdfs_to_hdfs(spark: SparkSession, trained: Models, hdfs: 
     assert isinstance(windows, SqlTable)
     rows = read_sql_table(spark, windows).collect()
     assert [(row["window"], row["images"], row["tested_by"]) for row in rows] == [(0, 24, "stream")]
+
+
+@pytest.mark.hdfs
+def test_a_stream_from_hdfs_lists_what_predict_lists_whatever_the_names_are(
+    spark: SparkSession, hdfs: MiniHdfs, tmp_path: Path
+) -> None:
+    url = f"{hdfs.url}/names {tmp_path.name} [a]*{{b,c}}? 100%"
+    names = [name for name in HOSTILE if ":" not in name]  # which HDFS forbids
+    for number, name in enumerate(names):
+        for folder in (f"{url}/in", f"{url}/in/{names[number - 1]}/deep"):
+            storage.write_bytes(f"{folder}/{name}.png", name.encode())
+    batches = listed_by_stream(spark, f"{url}/in", f"{url}/checkpoint")
+    found = sorted(row for batch in batches for row in batch)
+    assert found == rows_of(open_files(f"{url}/in"))
+    assert len(found) == 2 * len(names)

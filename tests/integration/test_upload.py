@@ -77,6 +77,16 @@ def test_a_killed_upload_resumes(hdfs: MiniHdfs, tmp_path: Path) -> None:
     assert remote_files(hdfs, "/up/killed") == contents
 
 
+def test_a_file_whose_name_is_not_utf_8_is_named_and_all_others_arrive(hdfs: MiniHdfs, tmp_path: Path) -> None:
+    contents = write_files(tmp_path, NAMES)
+    (tmp_path / "a" / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"content")
+    with pytest.raises(
+        JobError, match=r"1 of 8 files could not be uploaded.*\n.*a/caf\\xe9\.jpg: the name is not UTF-8"
+    ):
+        upload_folder(tmp_path, f"{hdfs.webhdfs_url}/up/bytes")
+    assert remote_files(hdfs, "/up/bytes") == contents
+
+
 def test_a_file_that_vanishes_is_named_and_all_others_arrive(hdfs: MiniHdfs, tmp_path: Path) -> None:
     contents = write_files(tmp_path, NAMES)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from helpers.images.photos import make_photos
 from helpers.tables.building import files_of
 from PIL import Image
 from pyspark.sql import SparkSession
@@ -18,6 +19,7 @@ from featurize.jobs.ingest import ingest
 from featurize.recipes.recipe import FractionSplit
 from featurize.recipes.toml_settings import check_settings
 from featurize.sources.cards import Card
+from featurize.sources.opening import open_source
 from featurize.sources.splits import split_by_fractions
 from featurize.tables.manifests import ImagesManifest
 from featurize.tables.publication import read_manifest
@@ -122,3 +124,16 @@ def test_equal_bytes_in_two_classes_are_in_one_split(table: Path, source: Path) 
     split_of = dict(read_table(table)["split"])
     for name in ("x.png", "x.jpg", "grey.png"):
         assert split_of[f"file://{source}/a/{name}"] == split_of[f"file://{source}/b/{name}"]
+
+
+def test_an_images_table_has_the_notes_on_classes_of_its_folders(spark: SparkSession, tmp_path: Path) -> None:
+    make_photos(tmp_path / "photos", per_class=2, seed=1)
+    for before, after in (("red", "cafe\u0301"), ("green", "café"), ("blue", "Test")):
+        (tmp_path / "photos" / before).rename(tmp_path / "photos" / after)
+    ingest(spark, card(tmp_path / "photos"), str(tmp_path / "images"))
+    notes = open_source(str(tmp_path / "images"), None).notes
+    assert notes == open_source(str(tmp_path / "photos"), None).notes
+    assert notes == (
+        r"the classes 'cafe\u0301', 'caf\xe9' differ only in case, blanks or the form of their characters.",
+        "classes are named like splits: Test.",
+    )

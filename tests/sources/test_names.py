@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featurize.recipes.recipe import FractionSplit
-from featurize.sources.names import is_left_out, notes_on_classes
+from featurize.sources.names import is_left_out, notes_on_classes, twin_of
 from featurize.sources.opening import open_source
 
 SYSTEM = (
@@ -47,17 +47,26 @@ def test_twins_of_a_name_are_noted(name: str) -> None:
         f"{name} ",
         name.upper().lower(),
     ):
-        notes = notes_on_classes({name, twin, "something else"}, by_folders=True)
+        notes = notes_on_classes({name, twin, "something else"}, splits_by_folders=True)
         is_noted = any("differ only in case, blanks or the form" in note for note in notes)
         assert is_noted or twin == name or twin.casefold() != name.casefold()
 
 
 def test_classes_that_are_named_like_splits_are_noted() -> None:
-    (note,) = notes_on_classes({"train", "val", "test"}, by_folders=False)
+    (note,) = notes_on_classes({"train", "val", "test"}, splits_by_folders=False)
     assert (
         note
         == 'all classes are named like splits: test, train, val. If they are splits, set `images.split` = "folders".'
     )
-    (note,) = notes_on_classes({"cat", "Test"}, by_folders=False)
+    (note,) = notes_on_classes({"cat", "Test"}, splits_by_folders=False)
     assert note == "classes are named like splits: Test."
-    assert notes_on_classes({"Cat", "dog"}, by_folders=False) == []
+    assert notes_on_classes({"Cat", "dog"}, splits_by_folders=False) == []
+    (note,) = notes_on_classes({"train", "val"}, splits_by_folders=None)  # a table: its splits are no folders
+    assert note == "classes are named like splits: train, val."
+
+
+@given(name=st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=8))
+def test_the_twin_of_a_name_is_found_among_classes_if_there_is_one(name: str) -> None:
+    assert twin_of(name, {name}) is None
+    assert twin_of(f" {name}", {name, "\0 something else"}) == name
+    assert twin_of(f"{name}x", {name}) is None

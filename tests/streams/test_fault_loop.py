@@ -1,5 +1,6 @@
 """Predictions and streams whose calls of the file system fail; see `helpers.faults`. Spark's part of a stream is played here."""
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -96,16 +97,16 @@ def test_predict(spark: Any, model: Path, images: Path, tmp_path: Path) -> None:
     assert check_every_fault(job, tmp_path / "out", most_trials=40) > 20
 
 
-def put_whole(path: Path, text: str) -> None:
+def put_whole(path: Path, text: str, *, made_in: Path) -> None:
     """As Spark writes its own files: whole or not at all."""
-    path.parent.mkdir(exist_ok=True)
-    (made := path.parent.parent.parent.parent / f"{path.name}.made").write_text(text)
+    path.parent.mkdir(exist_ok=True, parents=True)
+    (made := made_in / f"{path.name}.made").write_text(text)
     made.replace(path)
 
 
 def stream(spark: Any, model: Path, images: Path, folder: Path) -> None:
     """What `run_stream` does with the batches that Spark gives it: one for each folder of images."""
-    checkpoint = folder / "checkpoint"
+    checkpoint, made_in = folder / "checkpoint", folder.parent.parent
     plan = plan_stream(str(model), str(images), str(folder / "out"), str(checkpoint), windows=WINDOW)
     with (
         claim_output(plan.checkpoint.own_url),
@@ -113,14 +114,17 @@ def stream(spark: Any, model: Path, images: Path, folder: Path) -> None:
     ):
         plan.checkpoint.begin(plan.record)
         if not (checkpoint / "metadata").exists():
-            put_whole(checkpoint / "metadata", '{"id": "5c0ffee5"}')
+            put_whole(checkpoint / "metadata", '{"id": "5c0ffee5"}', made_in=made_in)
         labeller = _Labeller(plan, models, Streamed(), decode_timeout_s=60.0, on_batch=lambda labelled: None)
         for number in range(BATCHES):
             files = sorted(path for path in (images / f"step {number}").rglob("*.png"))
             rows = [(f"file:{path}", path.stat().st_size, path.stat().st_mtime_ns // 10**6) for path in files]
+            put_whole(checkpoint / "offsets" / str(number), f'v1\n{{}}\n{{"logOffset": {number}}}', made_in=made_in)
+            listed = [json.dumps({"path": path.as_uri(), "timestamp": 0, "batchId": number}) for path in files]
+            put_whole(checkpoint / "sources" / "0" / str(number), "\n".join(["v1", *listed]), made_in=made_in)
             if not (checkpoint / "commits" / str(number)).exists():
                 labeller(SimpleNamespace(rows=rows, sparkSession=spark), number)  # type: ignore[arg-type]
-                put_whole(checkpoint / "commits" / str(number), "v1\n{}")
+                put_whole(checkpoint / "commits" / str(number), "v1\n{}", made_in=made_in)
 
 
 def has_windows(output: Path, rows: int) -> bool:

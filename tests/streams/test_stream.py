@@ -89,23 +89,25 @@ class Running:
     def wait_for(self, images: int) -> None:
         """Until so many images are done, or the stream has ended."""
         wait_until(
-            lambda: self._error or sum(b.images for b in self.batches) >= images, f"{images} images", timeout_s=120
+            lambda: self._error or sum(b.account.found for b in self.batches) >= images,
+            f"{images} images",
+            timeout_s=120,
         )
 
 
 def test_a_stream_fed_in_steps_equals_the_batch_job(trained: Models, place: Place) -> None:
     place.arrive(1)
     done = place.run(trained["old"])
-    assert (done.batches, done.added, done.rejected) == (1, {trained.ids["old"]: 9}, 1)
+    assert (done.batches, done.added, done.account.rejected) == (1, {trained.ids["old"]: 9}, 1)
     place.arrive(2, per_class=2, corrupt=0)
     place.arrive(3, per_class=2, corrupt=2)
     done = place.run(trained["old"], most_per_batch=5)
-    assert (done.batches, done.added, done.rejected) == (3, {trained.ids["old"]: 12}, 2)
+    assert (done.batches, done.added, done.account.rejected) == (3, {trained.ids["old"]: 12}, 2)
     assert place.done() == place.paths()
     with claim_output(f"file://{place.partition(trained.ids['old'])}") as claim:
         assert compact_table(f"file://{place.partition(trained.ids['old'])}", claim).after == 1
     again = place.run(trained["old"])
-    assert (again.batches, again.added, again.skipped) == (0, {}, 0)
+    assert (again.batches, again.added, again.account.labelled_before) == (0, {}, 0)
 
     predicted(place.spark, trained["old"], place.folder / "batch", images=place.images)
     assert_same_predictions(read_predictions(place.out), read_predictions(place.folder / "batch"))
@@ -135,16 +137,16 @@ def test_spark_opens_no_file_and_passes_over_hidden_ones(trained: Models, place:
     assert len(found) == 9
     with pytest.raises(Py4JJavaError, match="exceeds the max length allowed"):
         files.sparkSession.read.format("binaryFile").load(str(place.folder / "images*/step*/red")).collect()
-    assert place.run(trained["old"]).rejected == 0
+    assert place.run(trained["old"]).account.rejected == 0
     (place.images / "a.png._COPYING_").rename(place.images / "a.png")
-    assert place.run(trained["old"]).rejected == 1
+    assert place.run(trained["old"]).account.rejected == 1
 
 
 def test_corrupt_files_alone_end_no_stream(trained: Models, place: Place) -> None:
     place.arrive(1, per_class=0, corrupt=0)
     (place.images / "step #1?" / "notes.txt").write_text("no image")
     done = place.run(trained["old"])
-    assert (done.batches, done.added, done.rejected) == (1, {trained.ids["old"]: 0}, 1)
+    assert (done.batches, done.added, done.account.rejected) == (1, {trained.ids["old"]: 0}, 1)
     assert {table.name for table in find_tables(predictions=str(place.out))} >= {"predictions", "rejects", "latest"}
     place.arrive(2, corrupt=0)
     assert place.run(trained["old"]).added == {trained.ids["old"]: 9}
@@ -157,7 +159,7 @@ def test_a_changed_image_costs_no_other_one_its_row(trained: Models, place: Plac
     before = read_predictions(place.out)
     shutil.copy(place.images / "step #1?" / "red" / "000.png", place.images / "step #1?" / "blue" / "000.png")
     done = place.run(trained["old"], most_per_batch=4)
-    assert (done.batches, done.added, done.skipped) == (3, {trained.ids["old"]: 0}, 9)
+    assert (done.batches, done.added, done.account.labelled_before) == (3, {trained.ids["old"]: 0}, 9)
     assert_same_predictions(read_predictions(place.out), before)
     assert predicted(place.spark, trained["old"], place.out, images=place.images).changed == 1
 
@@ -210,7 +212,7 @@ def test_a_batch_is_finished_by_the_model_that_began_it(
     place.arrive(2)
     done = place.run("photos@champion")
     assert done.added == {models.ids["old"]: 0, models.ids["new"]: 9}
-    assert done.skipped == 10
+    assert done.account.labelled_before == 10
     assert place.done() == place.paths()
     pins = sorted(path.name for path in (place.checkpoint / "firn").iterdir())
     assert pins == ["batch-1.json", "stream.json"]
@@ -310,7 +312,7 @@ def test_the_command_says_what_it_did(
     assert (answer["rows"], answer["rejects"], answer["batches"], answer["is_stopped"]) == (9, 1, 1, False)
     assert answer["rows_by_model"] == {trained.ids["old"]: 9}
     assert answer["views"] == {"latest": trained.ids["old"]}
-    assert f"batch 0: 10 images, 9 labelled by {trained.ids['old'][:16]}, 1 rejected" in ended.stderr
+    assert f"batch 0: 10 images found, 9 labelled by {trained.ids['old'][:16]}, 1 rejected" in ended.stderr
     assert "1 of 10 images of batch 0 could not be read, more than" in ended.stderr
 
 

@@ -31,13 +31,13 @@ def test_an_upload_leaves_out_links_that_lead_out_of_the_folder(photos: Path) ->
 
 
 def test_a_link_that_arrives_in_a_stream_is_a_reject(photos: Path) -> None:
-    url, rows = f"file://{photos}", [(f"file:{photos}/{name}", 1, 1) for name in ("a.png", "b.png")]
-    source = files_source(url, rows)
+    url, files = f"file://{photos}", {f"file://{photos}/{name}": (1, "1:1") for name in ("a.png", "b.png")}
+    source = files_source(url, files)
     first, second = source.reader.open(planned_images(source.listing))
     assert first() == (photos / "a.png").read_bytes()
     with pytest.raises(ImageReadError, match="leads out of the source"):
         second()
-    followed = files_source(url, rows, follow_links=True)
+    followed = files_source(url, files, follow_links=True)
     assert [fetch() for fetch in followed.reader.open(planned_images(followed.listing))] == [
         (photos / name).read_bytes() for name in ("a.png", "b.png")
     ]

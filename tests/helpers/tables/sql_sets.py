@@ -20,6 +20,7 @@ ODD_NAMES = [
     "a+b",
     "été",
     "split=train",
+    "label=abc",
     "c#1",
     "what?",
     "[a]*",

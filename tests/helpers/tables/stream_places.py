@@ -5,19 +5,74 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from featurize.jobs.run import featurize
 from featurize.recipes.recipe import RegistrySettings
+from featurize.sources.listing import ImageSource, planned_images
 from featurize.tables.predictions import read_views
 from finetune.registry.log_model import log_fit
 from finetune.registry.versions import promote
+from finetune.streams.checkpoint import Checkpoint
 from finetune.streams.drift_windows import WindowSettings
+from finetune.streams.folder import FolderImages
 from finetune.streams.stream import Streamed, StreamPlan, plan_stream, run_stream
 from helpers.images.photos import make_photos
 from helpers.models.logged_models import client_of, registry_in, train_model
 from helpers.tables.building import recipe
 from helpers.tables.predictions import read_predictions, read_rejects
+
+Row = tuple[str, int | None, str]
+HOSTILE = [
+    *(
+        "a:b",
+        "[a]",
+        "{a,b}",
+        "a{1..2}",
+        "100%",
+        "%41",
+        "%2F",
+        "a%20b",
+        "#1",
+        "a b",
+        " a",
+        "a+b",
+        "a&b=c;d",
+        "a?b",
+        "a*b",
+    ),
+    *(
+        "a\\b",
+        "a\\x41",
+        "caf\\xe9",
+        "line\nbreak",
+        "tab\t",
+        "\x01",
+        "'a'",
+        '"a"',
+        "$HOME",
+        "~",
+        "@a",
+        "^",
+        "a|b",
+        "<a>",
+    ),
+    *(
+        "été",
+        "e\u0301te\u0301",
+        "日本",
+        "😀",
+        "\u202ea",
+        "\u00a0",
+        "label=abc",
+        "file:",
+        "hdfs:a",
+        "a:b [1] {2}",
+        "C:\\a",
+        "-a",
+    ),
+]
+"""Names of files and folders to which shells, URLs, patterns and encodings give a meaning."""
 
 
 @dataclass(frozen=True)
@@ -106,3 +161,24 @@ class Place:
         published = read_views(str(self.out))
         rejects = [read_rejects(self.partition(model_id)) for model_id, m in published.manifests.items() if m.rejects]
         return sorted([*read_predictions(self.out).index, *(path for rows in rejects for path in rows["path"])])
+
+
+def rows_of(source: ImageSource) -> list[Row]:
+    """Path, size and stamp of the images of a source, sorted."""
+    return sorted((image.path, image.bytes_size, image.stamp) for image in planned_images(source.listing))
+
+
+def listed_by_stream(spark: SparkSession, url: str, checkpoint: str) -> list[list[Row]]:
+    """The images of each batch of a stream from the folder at `url`, none of which is labelled."""
+    images, kept = FolderImages(url), Checkpoint(checkpoint)
+    batches: list[list[Row]] = []
+
+    def keep(batch: DataFrame, batch_id: int) -> None:
+        with images.of_batch(batch, batch_id, kept) as found:
+            assert (found.found, found.gone) == (found.source.images, 0)
+            batches.append(rows_of(found.source))
+
+    frame = images.open(spark, most_per_batch=60)
+    query = frame.writeStream.foreachBatch(keep).option("checkpointLocation", checkpoint)
+    query.trigger(availableNow=True).start().awaitTermination()
+    return batches
