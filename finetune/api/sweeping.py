@@ -14,7 +14,7 @@ from featurize.recipes.recipe import Recipe, origin_of, read_recipe
 from finetune.api.model import Model, load_model
 from finetune.api.notebook import displayable, live_count
 from finetune.api.tables import MOST_ROWS, Summarised, Summary
-from finetune.registry.client import shown, used_registry
+from finetune.registry.client import check_registry, shown, used_registry
 from finetune.registry.log_model import is_logged, log_fit
 from finetune.reports.judge import best_trial
 from finetune.sweeps.folder import SweepCard, Trial, rank_settings
@@ -189,6 +189,7 @@ def sweep(
     if tasks is not None and tasks < 1:
         raise UsageError(f"`tasks` must be at least 1. Got {tasks}.")
     plan = plan_sweep(read_recipe(recipe, overrides), origin=origin_of(recipe))
+    check_registry(plan.recipe.registry)
     done = 0
     with _runner(plan, tasks, spark) as runner, live_count("models") as show:
 

@@ -13,6 +13,7 @@ from featurize.storage import absolute_url
 from featurize.tables.description import notes_on_rows
 from finetune.api.model import Model
 from finetune.api.notebook import live_chart
+from finetune.registry.client import check_registry
 from finetune.registry.log_model import log_fit
 from finetune.rows.row_query import describe_selection
 from finetune.training.checkpoints import has_checkpoint
@@ -104,6 +105,8 @@ def train_recipe(
     if is_first:
         _log_plan(plan, is_reused=is_reused, resume=resume)
     if card is None:
+        if is_first:
+            check_registry(plan.recipe.registry)
         report = on_epoch(plan) if is_first else None
         card = train_on_ranks(plan, spark=spark, overwrite=overwrite, resume=resume, on_epoch=report)
     if card is None or not is_first:

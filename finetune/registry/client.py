@@ -29,6 +29,7 @@ ARTIFACTS_FOLDER = "mlartifacts"  # beside the SQLite file
 MODEL_ID_TAG = "firn.model_id"
 MODEL_URL_TAG = "firn.model_url"
 _SQLITE = "sqlite:///"
+_SQLITE_HEADER = b"SQLite format 3\0"
 _CONNECT_TIMEOUT_S = 10.0
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 Result = TypeVar("Result")
@@ -40,6 +41,32 @@ def used_registry(settings: RegistrySettings | None) -> RegistrySettings | None:
     if settings is None and not os.environ.get(ENVIRONMENT):
         return None
     return registry_at(settings or RegistrySettings())
+
+
+def check_registry(settings: RegistrySettings | None) -> None:
+    """Checks, before a training, that the registry it will be logged to answers, or is an SQLite file that may be made or used.
+
+    Raises:
+        UsageError: It does not, or is not.
+    """
+    used = used_registry(settings)
+    if used is None:
+        return
+    url = str(used.url)
+    try:
+        if not url.startswith(_SQLITE):
+            _check_reachable(url)
+            return
+        with open(url.removeprefix(_SQLITE), "rb") as file:
+            start = file.read(len(_SQLITE_HEADER))
+    except FileNotFoundError:
+        return  # it is made when the model is logged
+    except (JobError, OSError) as error:
+        raise UsageError(f"nothing was trained, as it could not be logged: {error}") from error
+    if start not in (b"", _SQLITE_HEADER):
+        raise UsageError(
+            f"nothing was trained, as it could not be logged: the registry {shown(url)} is no SQLite file."
+        )
 
 
 def registry_at(settings: RegistrySettings) -> RegistrySettings:

@@ -26,7 +26,15 @@ from featurize.recipes.toml_settings import check_settings
 from finetune.api.evaluating import evaluate
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.models.folder import read_model_card
-from finetune.registry.client import ENVIRONMENT, absolute_registry, open_registry, registry_at, shown, used_registry
+from finetune.registry.client import (
+    ENVIRONMENT,
+    absolute_registry,
+    check_registry,
+    open_registry,
+    registry_at,
+    shown,
+    used_registry,
+)
 from finetune.registry.log_model import (
     RECORD_NAME,
     log_evaluation,
@@ -141,6 +149,20 @@ def test_two_who_log_the_same_model_at_once_make_one_run(
     client = client_of(settings)
     assert len(client.search_logged_models([run.info.experiment_id])) == 1
     assert [version.version for version in client.search_model_versions("name = 'shared'")] in (["1"], [1])
+
+
+def test_a_registry_that_cannot_be_used_is_refused_before_the_training(tmp_path: Path) -> None:
+    text = tmp_path / "text.db"
+    text.write_text("no database")
+    for url, words in (
+        (f"http://127.0.0.1:{free_port()}", "no answer from"),
+        (f"sqlite:///{text}", "is no SQLite file"),
+    ):
+        with pytest.raises(UsageError, match=f"^nothing was trained, as it could not be logged: .*{words}"):
+            check_registry(RegistrySettings(url=url))
+    new = tmp_path / "new.db"
+    check_registry(RegistrySettings(url=f"sqlite:///{new}"))
+    assert not new.exists()
 
 
 def test_a_server_that_does_not_answer_costs_no_model_and_logging_is_made_up_for(
