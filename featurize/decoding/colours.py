@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import GifImagePlugin, Image, ImageChops, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from featurize.decoding.containers import Parts
 from featurize.decoding.profiles import to_srgb
@@ -65,7 +65,18 @@ def to_rgb(
         return _over_white(
             opaque(straight.getchannel("L") if straight.mode == "LA" else straight.convert("RGBA")), alpha
         )
+    if isinstance(image, GifImagePlugin.GifImageFile):
+        return _on_its_screen(opaque(image), image.dispose_extent)
     return image if image.mode == "RGB" and not profile else opaque(image)
+
+
+def _on_its_screen(rgb: Image.Image, covered: tuple[int, int, int, int] | None) -> Image.Image:
+    """White where the picture of a GIF does not cover its screen: browsers show what is behind; Pillow has the first colour."""
+    if covered in (None, (0, 0, *rgb.size)):
+        return rgb
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb.crop(covered), covered)
+    return white
 
 
 def _over_white(rgb: Image.Image, alpha: Image.Image) -> Image.Image:

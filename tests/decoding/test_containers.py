@@ -185,3 +185,14 @@ def test_a_png_without_metadata_is_not_copied() -> None:
     content = png(SAMPLES, 8, RGB)
     assert take_apart(content).content is content
     assert content.startswith(SIGNATURE)
+
+
+@pytest.mark.parametrize("transparent", [None, 1])
+def test_around_the_picture_of_a_gif_there_is_white(transparent: int | None) -> None:
+    options = {} if transparent is None else {"transparency": transparent}
+    content = encode(Image.new("P", (4, 4), 0), "GIF", **options)
+    larger = content[:6] + struct.pack("<HH", 7, 6) + content[10:]
+    shown = decode_image(larger, height=6, width=7)
+    assert (shown[:4, :4] == decode_image(content, height=4, width=4)).all()
+    assert (shown[:4, 4:] == 255).all()
+    assert (shown[4:] == 255).all()
