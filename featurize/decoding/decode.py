@@ -266,6 +266,7 @@ def _open(content: bytes) -> tuple[ImageFile.ImageFile, Parts]:
         image.load()  # before that it does not know its mode
         if image.jpeg is not None:
             return _open(image.jpeg)
+        parts.notes += image.notes
     found = {
         "exif": None if parts.exif is None else _EXIF_SIGNATURE + parts.exif,
         "xmp": parts.xmp,

@@ -44,6 +44,7 @@ class JxlFile(ImageFile.ImageFile):
 
     Attributes:
         is_animation: whether it is one. The decoder would give its last picture.
+        notes: what of its metadata could not be read, a line each.
         jpeg: once loaded, the JPEG that was packed into this file without loss, and is to be read in its place; or None.
     """
 
@@ -54,6 +55,7 @@ class JxlFile(ImageFile.ImageFile):
 
     def _open(self) -> None:
         self._content: bytes | None = self.fp.read() if self.fp is not None else b""
+        self.notes: list[str] = []
         codestream = bytearray()
         for kind, data in _boxes(self._content):
             if kind in (_WHOLE, _PART):
@@ -63,6 +65,8 @@ class JxlFile(ImageFile.ImageFile):
                 self.info["exif"] = data[at:]  # after an offset, which some leave out
             elif kind == b"xml ":
                 self.info["xmp"] = data
+            elif kind == b"brob" and data[:4] in (b"Exif", b"xml "):
+                self.notes.append(f"its {data[:4].decode().strip()} box was left out: it is compressed")
         self._size, self.is_animation = _read_header(bytes(codestream))
         self._mode = "RGB"  # until it is loaded
         self.tile = []

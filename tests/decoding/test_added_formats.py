@@ -82,6 +82,14 @@ def test_exif_is_read_and_its_damage_costs_nothing(format: str) -> None:
         inspect_image(damaged)
 
 
+def test_compressed_metadata_of_a_jpeg_xl_is_noted() -> None:
+    content = encode(quadrants(), "JXL", exif=EXIF, xmp=b"<x/>", compress_metadata=True)
+    assert inspect_image(content).notes == (
+        "its Exif box was left out: it is compressed",
+        "its xml box was left out: it is compressed",
+    )
+
+
 @pytest.mark.parametrize(("format", "options"), [("HEIF", {"quality": -1, "chroma": 444}), ("JXL", {"lossless": True})])
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_alpha_is_over_white(format: str, options: dict[str, object], mode: str) -> None:
