@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageFile, PngImagePlugin, TiffImagePlugin
+from PIL import GifImagePlugin, Image, ImageChops, ImageFile, PngImagePlugin, TiffImagePlugin
 
 from featurize.decoding.containers import Parts
 from featurize.decoding.profiles import to_srgb
@@ -65,7 +65,18 @@ def to_rgb(
         return _over_white(
             opaque(straight.getchannel("L") if straight.mode == "LA" else straight.convert("RGBA")), alpha
         )
+    if isinstance(image, GifImagePlugin.GifImageFile):
+        return _on_its_screen(opaque(image), image.dispose_extent)
     return image if image.mode == "RGB" and not profile else opaque(image)
+
+
+def _on_its_screen(rgb: Image.Image, covered: tuple[int, int, int, int] | None) -> Image.Image:
+    """White where the picture of a GIF does not cover its screen: browsers show what is behind; Pillow has the first colour."""
+    if covered in (None, (0, 0, *rgb.size)):
+        return rgb
+    white = Image.new("RGB", rgb.size, "white")
+    white.paste(rgb.crop(covered), covered)
+    return white
 
 
 def _over_white(rgb: Image.Image, alpha: Image.Image) -> Image.Image:
@@ -117,9 +128,9 @@ def _wide_grey_to_8_bit(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     """Grey of more than 8 bits, scaled to 8; Pillow's own conversion would clip everything above 255 to white.
 
-    White is what the recipe says; else what the format says: 65535 for 16 bits, 4095 for a TIFF of 12, and for floats what the
-    tags SMinSampleValue and SMaxSampleValue of a TIFF say (TIFF 6.0, page 80). Values beyond black and white are clipped
-    where white is given, by tags or the recipe. It is never guessed from the values.
+    White is what the recipe says; else what the format says: 65535 for 16 bits, 4095 for a TIFF of 12; for floats 1 in a JPEG XL,
+    and in a TIFF what its tags SMinSampleValue and SMaxSampleValue say (TIFF 6.0, page 80). Values beyond black and white are
+    clipped where white is given, by tags, JPEG XL or the recipe. It is never guessed from the values.
 
     Returns:
         uint8 ``(height, width)``; and an alpha of that shape, 0 where a PNG has its transparent grey; None: it has none.
@@ -132,7 +143,7 @@ def _wide_grey_to_8_bit(
     if not np.isfinite(samples.astype(np.float32) if samples.dtype.kind == "f" else 0).all():
         raise DecodeError("the image has infinite or not-a-number values")
     low, high = float(samples.min()), float(samples.max())
-    black, white, is_given = _black_and_white(image.mode, tags, asked_white)
+    black, white, is_given = _black_and_white(image, tags, asked_white)
     if not is_given and (low < black or high > white):
         raise UnknownScaleError(_unknown(f"grey values from {low:g} to {high:g} have no known scale"))
     scaled = (samples.astype(np.float32) - np.float32(black)) * np.float32(255 / (white - black))
@@ -145,11 +156,15 @@ def _wide_grey_to_8_bit(
     return grey, np.where(samples == transparent, 0, 255).astype(np.uint8)
 
 
-def _black_and_white(mode: str, tags: Mapping[int, object], asked_white: float | None) -> tuple[float, float, bool]:
+def _black_and_white(
+    image: Image.Image, tags: Mapping[int, object], asked_white: float | None
+) -> tuple[float, float, bool]:
     """The values that are black and white, and whether somebody has said so for this image or its set."""
     if asked_white is not None:
         return 0.0, asked_white, True
-    if mode != "F":
+    if image.format == "JXL" and image.mode == "F":
+        return 0.0, 1.0, True
+    if image.mode != "F":
         return 0.0, 4095.0 if tags.get(TiffImagePlugin.BITSPERSAMPLE) == (12,) else 65535.0, False
     least, most = (_first_number(tags.get(tag)) for tag in (_LEAST_VALUE, _MOST_VALUE))
     if most is None or most <= (least or 0.0):

@@ -3,7 +3,6 @@
 All functions may be called from several threads.
 """
 
-import io
 import json
 from dataclasses import asdict, dataclass
 from typing import Final, NotRequired, Self, TypedDict, Unpack
@@ -16,7 +15,15 @@ from featurize.decoding.colours import Color, UnknownScaleError, to_rgb
 from featurize.decoding.containers import Parts, take_apart
 from featurize.decoding.exif import ExifSummary, defuse_exif, read_exif, read_orientation
 from featurize.decoding.fitting import MAX_PIXELS, MAX_SIDE, Box, Fit, Interpolation, Way, drafted_size, fitted
-from featurize.decoding.reasons import FORMATS, DecodeError, claimed_format, faults_as_decode_errors, unknown_format
+from featurize.decoding.jpeg_xl import JxlFile
+from featurize.decoding.reasons import (
+    FORMATS,
+    DecodeError,
+    claimed_format,
+    faults_as_decode_errors,
+    open_file,
+    unknown_format,
+)
 
 __all__ = [
     "FORMATS",
@@ -217,13 +224,20 @@ def _open(content: bytes) -> tuple[ImageFile.ImageFile, Parts]:
     if kind is None:
         raise DecodeError(unknown_format(content))
     parts = take_apart(content)
-    image = Image.OPEN[kind][0](io.BytesIO(parts.content), "")  # `Image.open` would hide what is wrong
+    image = open_file(parts.content, kind)
     if image.width * image.height > MAX_PIXELS:
         raise DecodeError(f"the image has {image.width} x {image.height} pixels, more than the limit of {MAX_PIXELS}")
     if max(image.size) > MAX_SIDE:
         raise DecodeError(f"the image has {image.width} x {image.height} pixels, more than {MAX_SIDE} on a side")
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         defuse_exif(image)
+    if isinstance(image, JxlFile):
+        if image.is_animation:
+            raise DecodeError("animations in JPEG XL are not supported")
+        image.load()  # before that it does not know its mode
+        if image.jpeg is not None:
+            return _open(image.jpeg)
+        parts.notes += image.notes
     found = {
         "exif": None if parts.exif is None else _EXIF_SIGNATURE + parts.exif,
         "xmp": parts.xmp,

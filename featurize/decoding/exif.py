@@ -51,6 +51,9 @@ _MAX_ISO: Final = 2**31 - 1
 _SIGN_OF_ALTITUDE: Final = {0: 1, 1: -1, 2: 1, 3: -1}
 """The sign for each GPSAltitudeRef; 2 and 3 since Exif 3.0, section 4.6.7.1.6. Source: DC-008, GPS tag 5."""
 
+_UPRIGHT: Final = ("HEIF", "JXL")
+"""Formats whose decoders turn pictures by what their own headers say."""
+
 Tags = Mapping[int, object]
 
 
@@ -83,7 +86,12 @@ class ExifSummary:
 
 
 def read_orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where it is missing or unreadable. For a loaded TIFF it is 1, as Pillow has turned it."""
+    """EXIF orientation, 1 to 8; 1 where it is missing or unreadable.
+
+    For a loaded TIFF it is 1, as Pillow has turned it, and so it is for `_UPRIGHT`.
+    """
+    if image.format in _UPRIGHT:
+        return 1
     orientation: object = None
     with suppress(*_FAULTS):
         orientation = image.getexif().get(ExifTags.Base.Orientation)

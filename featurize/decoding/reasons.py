@@ -10,12 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from PIL import AvifImagePlugin, Image, TiffImagePlugin
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin
 
+from featurize.decoding import heif, jpeg_xl
 from featurize.decoding.kinds import name_kind
 
-FORMATS: Final = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
+_ADDED: Final = {"HEIF": heif.IS_READ, "JXL": jpeg_xl.IS_READ}
+"""The formats that packages of the extra `formats` read, and whether those are there."""
+
+FORMATS: Final = (
+    *("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000"),
+    *(name for name, is_read in _ADDED.items() if is_read),
+)
 """Pillow's names of formats. "JPEG" includes MPO (its first picture); "PPM" includes PBM, PGM and PFM."""
+
+_SIGNATURES: Final = {"HEIF": heif.is_heif, "JXL": jpeg_xl.is_jxl, "AVIF": heif.is_avif}
+"""How a format is recognised, where Pillow has not the last word."""
 
 # Process-wide and set once, here: `warnings.catch_warnings` around a call is not safe with threads, and a plugin that is
 # not registered yet would be imported in whichever thread comes first. Pillow's own limit only warns at first, so
@@ -92,13 +102,27 @@ def _pixels_of_tiff(content: bytes) -> str:
 def unknown_format(content: bytes) -> str:
     """The reason for bytes that have no known signature: what they are instead, if they say it."""
     found = name_kind(content)
-    return "not an image in a known format" + (f", but {found}" if found is not None else "")
+    reason = "not an image in a known format" + (f", but {found}" if found is not None else "")
+    return f"{reason}, which Firn reads with its extra `formats`" if _needs_extra(content) else reason
+
+
+def _needs_extra(content: bytes) -> bool:
+    return any(_has_signature(content, name) for name, is_read in _ADDED.items() if not is_read)
 
 
 def claimed_format(content: bytes) -> str | None:
     """The format whose signature the first bytes have, if any."""
-    for name in FORMATS:
-        accept = Image.OPEN[name][1]
-        if accept is not None and accept(content[:16]) is True:
-            return name
-    return None
+    return next((name for name in FORMATS if _has_signature(content, name)), None)
+
+
+def _has_signature(content: bytes, name: str) -> bool:
+    if name in _SIGNATURES:
+        return _SIGNATURES[name](content)
+    accept = Image.OPEN[name][1]
+    return accept is not None and accept(content[:16]) is True
+
+
+def open_file(content: bytes, kind: str) -> ImageFile.ImageFile:
+    """Opens a file of one of `FORMATS`. `Image.open` would hide what is wrong, and try others."""
+    opener = heif.opener() if kind == "HEIF" else jpeg_xl.JxlFile if kind == "JXL" else Image.OPEN[kind][0]
+    return opener(io.BytesIO(content), "")

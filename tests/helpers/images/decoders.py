@@ -26,6 +26,12 @@ FILES = {
     "webp": encode(quadrants(), "WEBP"),
     "tiff": encode(quadrants(), "TIFF", compression="tiff_lzw"),
     "ppm": encode(quadrants(), "PPM"),
+    "avif": encode(quadrants(), "AVIF"),
+    "jpeg 2000": encode(quadrants(), "JPEG2000"),
+    "turned heic": encode(quadrants(), "HEIF", exif=TURNED.tobytes()),
+    "heic of tiles": encode(quadrants(1500, 1100), "HEIF", tile_size=512),
+    "jpeg xl": encode(quadrants(), "JXL", exif=TURNED.tobytes()),
+    "large jpeg xl": encode(quadrants(1500, 1100), "JXL", effort=1),
     "bmp of 12 MB": encode(quadrants(2400, 1700), "BMP"),
 }
 BROKEN = {

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.images.camera_files import CAMERA, GPS, MAIN, file_with
+from helpers.images.exif_bytes import exif_block
 from helpers.images.pictures import encode, quadrants
 
 _NOISE: Final = Image.fromarray(np.random.default_rng(7).integers(0, 256, (20, 30, 3), np.uint8))
@@ -61,6 +62,12 @@ SEEDS: Final[dict[str, bytes]] = {
     "webp, camera": file_with(MAIN, CAMERA, GPS, format="WEBP"),
     "avif": encode(_NOISE, "AVIF"),
     "jpeg 2000": encode(_NOISE, "JPEG2000"),
+    "heic": encode(_NOISE, "HEIF"),
+    "heic, alpha, camera": encode(_CLEAR, "HEIF", exif=exif_block(MAIN, CAMERA, GPS)),
+    "heic, tiles": encode(quadrants(200, 140), "HEIF", tile_size=64),
+    "jpeg xl": encode(_NOISE, "JXL"),
+    "jpeg xl, lossless, alpha, camera": encode(_CLEAR, "JXL", lossless=True, exif=exif_block(MAIN, CAMERA, GPS)),
+    "jpeg xl, grey of 16 bits": encode(_WIDE_GREY, "JXL", lossless=True),
     "tiff": encode(_NOISE, "TIFF"),
     "tiff, lzw": encode(_NOISE, "TIFF", compression="tiff_lzw"),
     "tiff, deflate": encode(_CLEAR, "TIFF", compression="tiff_adobe_deflate"),

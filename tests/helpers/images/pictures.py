@@ -3,8 +3,12 @@
 import io
 
 import numpy as np
+import pillow_heif
+import pillow_jxl  # noqa: F401 - Pillow writes JPEG XL with it
 from numpy.typing import NDArray
 from PIL import Image
+
+pillow_heif.register_heif_opener()
 
 RED, GREEN, BLUE, YELLOW = (220, 40, 30), (30, 180, 60), (40, 60, 200), (230, 220, 40)
 
