@@ -85,9 +85,8 @@ class StreamModels:
         if pin is None:
             self._follow()
             plan = self._current.plan
-            pin = Pin(
-                query=query, model_id=self._current.model_id, name=plan.name, url=plan.folder, pinned_at=utc_now()
-            )
+            folder = storage.absolute_url(plan.folder)  # another driver may finish the batch from another folder
+            pin = Pin(query=query, model_id=self._current.model_id, name=plan.name, url=folder, pinned_at=utc_now())
             pin = self._checkpoint.write_pin(batch_id, pin)
         self._checkpoint.check_unfinished(batch_id)
         if pin.model_id != self._current.model_id:

@@ -202,6 +202,18 @@ def test_a_moved_alias_exchanges_the_model_between_two_batches(
         assert_same_predictions(one, wanted)
 
 
+def test_all_places_may_be_relative(
+    trained: Models, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_models(trained, tmp_path / "models")
+    place.arrive(1, per_class=2)
+    monkeypatch.chdir(tmp_path)
+    names = (path.relative_to(tmp_path).as_posix() for path in (place.images, place.out, place.checkpoint))
+    plan = plan_stream("models/old", *names)
+    assert run_stream(place.spark, plan, once=True).added == {trained.ids["old"]: 6}
+    assert place.done() == place.paths()
+
+
 def test_a_batch_is_finished_by_the_model_that_began_it(
     models: Models, registry: RegistrySettings, place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
