@@ -58,7 +58,7 @@ cxx=${CXX:-c++}
 command -v "${cxx%% *}" >/dev/null || fail "a C++ compiler is needed to build Horovod, and there is no $cxx. Debian, Ubuntu: apt-get install g++"
 python=$(find_python)
 
-extras=demo,dev,docs,engines,formats,notebook
+extras=demo,dev,docs,engines,formats,notebook,zookeeper
 java_major() { "$1" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
 java=${JAVA_HOME:+$JAVA_HOME/bin/java}
 java=${java:-$(command -v java || true)}

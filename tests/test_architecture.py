@@ -12,6 +12,7 @@ from helpers.project import ROOT
 ROOMS = {
     "featurize": [
         "storage",
+        "connectors",
         "recipes",
         "decoding",
         "tables",

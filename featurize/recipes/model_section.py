@@ -46,7 +46,7 @@ class ModelSettings(Settings):
     head: str | None = Field(
         default=None,
         min_length=1,
-        description="unfrozen: the trained head (folder, run id or name@alias) to train further with its backbone",
+        description="unfrozen: the trained head (folder, run id, name@alias or zk://host:port/path) to train with its backbone",
     )
     unfreeze_from: str | None = Field(
         default=None, min_length=1, description="unfrozen: name of the first layer of the backbone to train"

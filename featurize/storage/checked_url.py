@@ -122,4 +122,8 @@ def give(*urls: str | None) -> None:
 
 def _place_of(url: str) -> str:
     """The file system of an absolute URL, with the host."""
-    return url.split("/", 3)[2].lower() if url.startswith("hdfs://") else "file"
+    scheme, colon, rest = url.partition("://")
+    if not colon or scheme == "file":
+        return "file"
+    host = rest.partition("/")[0].lower()
+    return host if scheme == "hdfs" else f"{scheme}://{host}"

@@ -171,7 +171,7 @@ def check_drift(
 
     Args:
         predictions: published predictions or their URL.
-        model: a view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
+        model: a view, a `model_id` or its first digits, a folder, the id of a run, ``name@alias`` or ``zk://host:port/path``.
         since: the time from which on images were labelled; as text in ISO 8601, UTC where it names no zone. None: all.
         until: the time before which images were labelled. None: all.
         last: the number of these images, those labelled last. None: all.

@@ -14,7 +14,7 @@ from finetune.api.notebook import displayable
 from finetune.api.tables import MOST_ROWS, Summarised, Summary
 from finetune.evaluation.evaluate import evaluate_model
 from finetune.registry.log_model import LoggedModel, log_evaluation
-from finetune.registry.resolve import is_folder
+from finetune.registry.resolve import is_folder, without_node
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -145,7 +145,7 @@ def evaluate(
     """Evaluates a model on one split, and writes scores, confusion matrix and its plot beside the model.
 
     Args:
-        model: a `Model`, a folder, the id of a run, or ``name@alias``.
+        model: a `Model`, a folder, the id of a run, ``name@alias``, or a node of ZooKeeper, ``zk://host:port/path``.
         features: a feature set or its URL; default: the one that the model was trained on.
         split: ``train``, ``validation`` or ``test``.
         output: the folder for the three files; default: the model's.
@@ -158,8 +158,9 @@ def evaluate(
         UsageError: there is no such model or feature set, its features are of another backbone, or the split has no rows.
         JobError: files are damaged, or the evaluation could not be logged.
     """
-    chosen = model if isinstance(model, Model) else load_model(model, registry=registry)
-    is_found = not isinstance(model, Model) and not is_folder(str(model))  # in a registry
+    named_by = model if isinstance(model, Model) else without_node(str(model))
+    chosen = named_by if isinstance(named_by, Model) else load_model(named_by, registry=registry)
+    is_found = not isinstance(named_by, Model) and not is_folder(named_by)  # in a registry
     url = None if features is None else url_of(features)
     folder = None if output is None else str(output)
     result = evaluate_model(chosen.url, url, split, folder, all_rows=all_rows)

@@ -109,7 +109,7 @@ def load_model(model: str | Path, *, registry: str | None = None) -> Model:
     """Loads a trained model.
 
     Args:
-        model: a folder, the id of a run, or ``name@alias`` of a registered model.
+        model: a folder, the id of a run, ``name@alias`` of a registered model, or ``zk://host:port/path``.
         registry: an MLflow tracking URI; default: that of the environment, or `sqlite:///runs/mlflow.db`.
 
     Raises:

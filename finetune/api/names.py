@@ -22,7 +22,7 @@ def folder_of(model: "Model | str | Path", *, registry: str | None = None) -> st
     """The URL of the folder of a model.
 
     Args:
-        model: a `Model`, a folder, the id of a run, or ``name@alias``.
+        model: a `Model`, a folder, the id of a run, ``name@alias``, or a node of ZooKeeper, ``zk://host:port/path``.
         registry: an MLflow tracking URI; default: that of the environment, or `sqlite:///runs/mlflow.db`.
 
     Raises:

@@ -133,7 +133,7 @@ def predict(
       `finetune predict` makes it. Called again, it adds what is missing.
 
     Args:
-        model: a `Model`, a folder, the id of a run, or ``name@alias``.
+        model: a `Model`, a folder, the id of a run, ``name@alias``, or a node of ZooKeeper, ``zk://host:port/path``.
         images: see above.
         features: a feature set or its URL, in place of images; with `output`.
         output: the URL of the predictions; several models may share it.
@@ -187,7 +187,7 @@ def register(
 
     Args:
         name: the name of the function in SQL.
-        model: a `Model`, a folder, the id of a run, or ``name@alias``, which is looked up once.
+        model: a `Model`, a folder, the id of a run, ``name@alias`` or ``zk://host:port/path``, which are looked up once.
         of: what the function takes: "images", the bytes of image files, or "features".
         target_precision: the share of right labels to reach, in (0, 1]; None: every image gets a label.
         decode_timeout_s: seconds; an image that takes longer to decode gets no label.

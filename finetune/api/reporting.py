@@ -71,7 +71,7 @@ def report(
     """Makes a report of a model or a sweep: verdict, curves, confusion, mistakes with their images, and lineage.
 
     Args:
-        model_or_sweep: a `Model` or a `Sweep`; or a folder of either, the id of a run, or ``name@alias``.
+        model_or_sweep: a `Model` or a `Sweep`; or a folder of either, the id of a run, ``name@alias`` or ``zk://host:port/path``.
         output: the HTML file to write; default: none.
         split: the split to judge by: ``train``, ``validation`` or ``test``.
         compare: other models to compare with.

@@ -22,7 +22,7 @@ def drift_command(
     model: Annotated[
         str,
         typer.Option(
-            help="The model: a view, a model_id or its first digits, a folder, the id of a run, or name@alias."
+            help="The model: a view, a model_id or its first digits, a folder, the id of a run, name@alias or zk://host:port/path."
         ),
     ] = "latest",
     since: Annotated[

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help="The model: its folder, the id of its run, or name@alias.")],
+    model: Annotated[
+        str, typer.Argument(help="The model: its folder, the id of its run, name@alias or zk://host:port/path.")
+    ],
     features: Annotated[str | None, typer.Option(help="The feature set; default: that of the training.")] = None,
     split: Annotated[str, typer.Option(help="The split: train, validation or test.")] = "test",
     output: Annotated[

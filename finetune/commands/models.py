@@ -31,7 +31,9 @@ RegistryOption = Annotated[
         "--registry", help="The MLflow tracking URI; default: MLFLOW_TRACKING_URI, or sqlite:///runs/mlflow.db."
     ),
 ]
-Model = Annotated[str, typer.Argument(help="A model: its folder, the id of its run, or name@alias.")]
+Model = Annotated[
+    str, typer.Argument(help="A model: its folder, the id of its run, name@alias or zk://host:port/path.")
+]
 
 
 @models_app.command("list")
@@ -139,8 +141,9 @@ def _run_of(client: "MlflowClient", model: str, registry: str | None, url: str) 
     from featurize.recipes.recipe import RegistrySettings
     from finetune.registry.client import registry_at
     from finetune.registry.log_model import log_to
-    from finetune.registry.resolve import find_model
+    from finetune.registry.resolve import find_model, without_node
 
+    model = without_node(model)
     run = find_model(client, model, url)
     if run is not None:
         return run
@@ -152,9 +155,10 @@ def _run_of(client: "MlflowClient", model: str, registry: str | None, url: str) 
 def _view(text: str, registry: str | None) -> dict[str, Any]:
     """Settings and scores of a model: from its folder, where one is named, or from its run."""
     from finetune.registry.client import MODEL_ID_TAG
-    from finetune.registry.resolve import is_folder, named_run, read_folder
+    from finetune.registry.resolve import is_folder, named_run, read_folder, without_node
     from finetune.registry.run_values import evaluation_metrics, flat_settings, read_evaluations, summary_metrics
 
+    text = without_node(text)
     if is_folder(text):
         card, metrics = read_folder(text), dict[str, float]()
         for found in read_evaluations(text).values():

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from finetune.prediction.answers import Threshold
     from finetune.prediction.predict import Predicted, PredictionPlan
 
-ModelArgument = Annotated[str, typer.Argument(help="The model: its folder, the id of its run, or name@alias.")]
+ModelArgument = Annotated[
+    str, typer.Argument(help="The model: its folder, the id of its run, name@alias or zk://host:port/path.")
+]
 PredictionsOption = Annotated[str, typer.Option(help="The URL of the predictions; several models may share it.")]
 TargetPrecisionOption = Annotated[
     float | None,

@@ -17,7 +17,8 @@ def report_command(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL|SWEEP", help="The model (folder, id of its run, or name@alias) or the folder of a sweep."
+            metavar="MODEL|SWEEP",
+            help="The model (folder, id of its run, name@alias or zk://host:port/path) or the folder of a sweep.",
         ),
     ],
     output: Annotated[str, typer.Option(help="The HTML file to write.")] = DEFAULT_OUTPUT,

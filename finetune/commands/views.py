@@ -57,7 +57,7 @@ def report_views(published: "PublishedViews") -> None:
 
 
 def _parse(text: str, registry: str | None) -> tuple[str, str]:
-    """An alias and the `model_id` of its model, which is named by a folder, the id of a run, or name@alias."""
+    """An alias and the `model_id` of its model, which is named by a folder, the id of a run, name@alias or zk://host:port/path."""
     from featurize.tables.predictions import RESERVED
     from finetune.registry.resolve import read_folder, resolve_model
 

@@ -118,7 +118,7 @@ def check_predictions(
 
     Args:
         output: URL of the predictions.
-        model: A view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
+        model: A view, a `model_id` or its first digits, a folder, the id of a run, ``name@alias``, or a node, ``zk://host:port/path``.
         window: Images in a window, in the order in which they were labelled; the rest at the end is not tested. None: all
             selected images form one window.
         false_alarm_rate: Chance of a false alarm for each window.

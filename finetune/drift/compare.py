@@ -73,7 +73,7 @@ def compare_predictions(
     """Compares the answers of two models for the same images, such as the champion and a challenger. Needs no Spark.
 
     Args:
-        first: A view, a `model_id` or its first digits, a folder, the id of a run, or ``name@alias``.
+        first: A view, a `model_id` or its first digits, a folder, the id of a run, ``name@alias``, or a node, ``zk://host:port/path``.
         second: The other model, named in the same way.
         selection: Which of the first model's predictions to compare; the second's may have been made at any time.
 

@@ -166,10 +166,13 @@ def _read(url: str, names: Iterable[str]) -> pa.Table:
 
 
 def _named_elsewhere(name: str) -> str | None:
-    """The `model_id` behind a folder, the id of a run, or name@alias; None where there is no such model."""
+    """The `model_id` behind a folder, the id of a run, name@alias or a node; None where there is no such model."""
+    from featurize.connectors.zookeeper import is_node
     from finetune.registry.resolve import read_folder, resolve_model
 
     try:
         return read_folder(resolve_model(name)).model_id
     except UsageError:
+        if is_node(name):
+            raise
         return None

@@ -70,8 +70,9 @@ class PredictionPlan:
 
     @property
     def registered_model(self) -> str | None:
-        """The registered model through whose alias the model was named; None where it was named otherwise."""
-        return None if is_folder(self.name) or "@" not in self.name else self.name.rpartition("@")[0]
+        """The registered model through whose alias the model was named; None where it was named otherwise, as by a node."""
+        is_alias = "@" in self.name and "/" not in self.name and not is_folder(self.name)
+        return None if not is_alias else self.name.rpartition("@")[0]
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def plan_prediction(
     """Finds the model and lists what it should label. Needs neither Spark nor TensorFlow.
 
     Args:
-        model: A folder, the id of a run, or ``name@alias``.
+        model: A folder, the id of a run, ``name@alias``, or a node of ZooKeeper, ``zk://host:port/path``.
         images: A folder with images at any depth, an images table, or a data set card.
         features: A feature set, in place of images.
         target_precision: The required share of right labels among those given, as measured on the validation split, in (0, 1].

@@ -8,6 +8,8 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCol, HasOutputCol
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsReader, DefaultParamsWritable
 
+from featurize import storage
+from featurize.connectors.zookeeper import is_node
 from featurize.errors import UsageError
 from finetune.prediction.udf import Kind, make_classifier
 
@@ -22,10 +24,20 @@ class _Reader(DefaultParamsReader[Any]):
     """Loads a saved stage whose parameters may have the names that they had in Firn 0.1."""
 
     def load(self, path: str) -> Any:
-        """The stage that was saved at `path`."""
+        """The stage that was saved at `path`.
+
+        Raises:
+            UsageError: Its model is named by a node of ZooKeeper, at servers that only the saved stage names.
+        """
         metadata = DefaultParamsReader.loadMetadata(path, self.sc)
         for kind in ("paramMap", "defaultParamMap"):
             metadata[kind] = {_RENAMED.get(name, name): value for name, value in metadata[kind].items()}
+        model = str(metadata["paramMap"].get("model", ""))
+        if is_node(model) and not storage.may_be_named(model, "file:///"):
+            raise UsageError(
+                f"the pipeline at {path} names the model {model!r}, at servers that only the pipeline names; they are not "
+                f"connected to. Allow it with the environment variable FIRN_ALLOW_URLS={model}."
+            )
         stage = self.cls()
         stage._resetUid(metadata["uid"])  # type: ignore[attr-defined]
         DefaultParamsReader.getAndSetParams(stage, metadata)
@@ -38,14 +50,19 @@ class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReada
     A saved pipeline stores the model's name: with ``name@alias``, a loaded one uses the model that has the alias at that time.
 
     Args:
-        model: A folder, the id of a run, or ``name@alias``.
+        model: A folder, the id of a run, ``name@alias``, or a node of ZooKeeper, ``zk://host:port/path``.
         inputCol: Column with the bytes of image files, or with features.
         outputCol: Name of the struct column to add.
         of: "images" or "features".
         target_precision: The required share of right labels among those given, in (0, 1]; 0 gives every image a label.
     """
 
-    model = Param(Params._dummy(), "model", "a folder, the id of a run, or name@alias", TypeConverters.toString)
+    model = Param(
+        Params._dummy(),
+        "model",
+        "a folder, the id of a run, name@alias, or a node of ZooKeeper",
+        TypeConverters.toString,
+    )
     of: "Param[str]" = Param(Params._dummy(), "of", "images or features", TypeConverters.toString)
     target_precision = Param(
         Params._dummy(),
@@ -79,7 +96,7 @@ class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReada
 
     def _transform(self, dataset: "DataFrame") -> "DataFrame":
         if not self.isDefined(self.model):
-            raise UsageError("`model` must be set: a folder, the id of a run, or name@alias.")
+            raise UsageError("`model` must be set: a folder, the id of a run, name@alias, or zk://host:port/path.")
         classify = make_classifier(
             dataset.sparkSession,
             self.getOrDefault(self.model),

@@ -51,7 +51,7 @@ def register(
 
     Args:
         name: Name of the function.
-        model: A folder, the id of a run, or ``name@alias``.
+        model: A folder, the id of a run, ``name@alias``, or a node of ZooKeeper, ``zk://host:port/path``.
         of: "images", or "features": arrays of floats as in feature sets, or the raw bytes of pixels.
         target_precision: The required share of right labels: below the threshold that reaches it on the validation split,
             `label` is null.

@@ -1,14 +1,22 @@
-"""Models by name: a folder, the id of a run, or `name@alias` of a registered model."""
+"""Models by name: a folder, the id of a run, `name@alias` of a registered model, or a node of ZooKeeper.
+
+A node holds one of the other names. Whoever may write to it chooses which model that is, and neither a host nor what a relative
+path means; `finetune.streams.current_model` follows it by a watch.
+"""
 
 import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featurize import storage
+from featurize.connectors.zookeeper import is_node, read_node
 from featurize.errors import FirnError, JobError, UsageError
+from featurize.foreign_text import shown as shown_text
 from featurize.recipes.recipe import RegistrySettings
 from featurize.storage.inner_path import check_inner_name
 from finetune.models.folder import CARD_NAME, NETWORK_NAME, ModelCard, read_model_card
@@ -33,11 +41,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _RUN_ID = re.compile(r"[0-9a-f]{32}")
+_SHOWN = 200  # characters of what a node holds, in messages
 _MODEL_OF_PYFUNC = f"data/{DATA_FOLDER}/{MODEL_FOLDER}"  # the model's folder inside the logged model
 
 
 def resolve_model(text: str, *, registry: str | None = None) -> str:
-    """The folder of the model that `text` names: a folder, the id of a run, or `name@alias`.
+    """The folder of the model that `text` names: a folder, the id of a run, `name@alias`, or a node that holds one of these.
 
     If a run's folder is gone, or holds another model now, the model is copied from the registry into the user's cache.
 
@@ -50,24 +59,97 @@ def resolve_model(text: str, *, registry: str | None = None) -> str:
 
     Raises:
         UsageError: There is no model of that name; the message lists the known ones.
-        JobError: The registry cannot be reached, or the model is gone there too.
+        JobError: The registry or ZooKeeper cannot be reached, or the model is gone there too.
     """
-    if is_folder(text):
-        return text
+    if is_node(text):
+        return resolve_held(read_node(text), text, registry=registry)
+    return text if is_folder(text) else _from_registry(text, registry)
+
+
+def _from_registry(text: str, registry: str | None) -> str:
+    """The folder of the model that a run id or `name@alias` means."""
     settings = registry_at(RegistrySettings(url=registry))
     client = open_registry(str(settings.url))
     with registry_errors(str(settings.url)):
         return _folder_of(client, named_run(client, text, shown(settings.url)), text, str(settings.url))
 
 
+def resolve_held(name: str, node: str, *, registry: str | None = None) -> str:
+    """The folder of the model that a node of ZooKeeper names.
+
+    Args:
+        name: What the node holds.
+        node: URL of the node.
+        registry: As for `resolve_model`.
+
+    Raises:
+        UsageError: The node does not name a model, or it names a place that it may not name.
+        JobError: The registry cannot be reached, or the model is gone there too.
+    """
+    with _held(name, node):
+        checked = _checked_name(name)
+        folder = _from_registry(checked, registry) if _is_of_registry(checked) else checked
+        read_folder(folder)
+    return folder
+
+
+def without_node(text: str) -> str:
+    """`text`, or the name that a node holds where `text` is the URL of one: a folder, the id of a run, or `name@alias`.
+
+    Raises:
+        UsageError: There is no such node, or it holds no name, or that of a place that it may not name.
+        JobError: ZooKeeper cannot be reached.
+    """
+    if not is_node(text):
+        return text
+    name = read_node(text)
+    with _held(name, text):
+        return _checked_name(name)
+
+
+@contextmanager
+def _held(name: str, node: str) -> Iterator[None]:
+    """Has errors say which node holds what."""
+    try:
+        yield
+    except FirnError as error:
+        raise type(error)(f"the node {node} holds {shown_text(name[:_SHOWN])!r}: {error}") from error
+
+
+def _checked_name(name: str) -> str:
+    """What a node holds, as the name of a model that it may name.
+
+    Raises:
+        UsageError: It is none.
+    """
+    if _is_of_registry(name):
+        return name
+    if not name.startswith(("/", "file:/", "hdfs://")):
+        raise UsageError(
+            "that is no absolute path or URL of a folder, no id of a run and no name@alias, of which a node holds one."
+        )
+    place = storage.absolute_url(name)
+    if not storage.may_be_named(place, "file:///"):
+        raise UsageError(
+            "that is on a host that only the node names; it is not opened. Allow it with the environment variable "
+            "FIRN_ALLOW_URLS."
+        )
+    return place
+
+
 def is_folder(text: str) -> bool:
-    """Whether `text` names a folder and not something in a registry: it holds a model, or it can be nothing else."""
-    is_of_registry = _RUN_ID.fullmatch(text) or ("@" in text and "/" not in text)
-    return not is_of_registry or storage.exists(storage.join_url(text, CARD_NAME))
+    """Whether `text` names a folder and not something in a registry or a node: it holds a model, or it can be nothing else."""
+    if is_node(text):
+        return False
+    return not _is_of_registry(text) or storage.exists(storage.join_url(text, CARD_NAME))
+
+
+def _is_of_registry(text: str) -> bool:
+    return _RUN_ID.fullmatch(text) is not None or ("@" in text and "/" not in text)
 
 
 def find_model(client: "MlflowClient", text: str, url: str) -> "Run | None":
-    """The run of a model, by its folder, run id or alias; None where a folder's model was not logged.
+    """The run of a model, by its folder, run id, alias or node; None where a folder's model was not logged.
 
     Args:
         client: Client of the registry.
@@ -77,6 +159,7 @@ def find_model(client: "MlflowClient", text: str, url: str) -> "Run | None":
     Raises:
         UsageError: There is no model of that name.
     """
+    text = without_node(text)
     if not is_folder(text):
         return named_run(client, text, url)
     return find_run(client, list(all_experiments(client)), read_folder(text).model_id)
@@ -91,7 +174,7 @@ def read_folder(text: str) -> ModelCard:
     card = read_model_card(text)
     if card is None:
         raise UsageError(
-            f"there is no model {text}: it is not a folder with {CARD_NAME}, a run id or a name@alias. "
+            f"there is no model {text}: it is not a folder with {CARD_NAME}, a run id, a name@alias or zk://host:port/path. "
             "Train one with `finetune fit`."
         )
     return card

@@ -1,12 +1,13 @@
 """The model of a stream: looked up before every batch, replaced when its name refers to another model, held by a claim."""
 
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, field
 
 from pyspark.sql import SparkSession
 
 from featurize import storage
 from featurize.building.known_shards import IndexFiles
+from featurize.connectors.zookeeper import WatchedNode, is_node
 from featurize.console import say, warn
 from featurize.errors import FirnError, JobError, UsageError
 from featurize.recipes.recipe import RegistrySettings
@@ -18,7 +19,7 @@ from finetune.drift.window import images_needed, too_small
 from finetune.prediction.predict import PredictionPlan, planned_reference, ship_planned
 from finetune.prediction.shipped_model import ShippedModel
 from finetune.registry.client import all_experiments, find_run, open_registry, registry_at, registry_errors
-from finetune.registry.resolve import is_folder, read_folder, resolve_model
+from finetune.registry.resolve import is_folder, read_folder, resolve_held, resolve_model
 from finetune.streams.checkpoint import Checkpoint, Pin
 from finetune.streams.drift_windows import StreamDrift, WindowSettings
 
@@ -52,6 +53,8 @@ class StreamModels:
     The claim on a model's predictions is held from the model's first batch here to its last: a second stream with the same model
     is refused, and so is `finetune predict` with it.
 
+    A model that is named by a node of ZooKeeper is followed by a watch: its node is asked for nothing when a batch begins.
+
     Args:
         first: The model as found when the stream was planned; its source has no images.
         windows: The windows that are tested for drift; None: none.
@@ -68,10 +71,13 @@ class StreamModels:
         self._output, self._target_precision = first.output, first.target_precision
         self._told: str | None = None
         self._current = self._take(first, is_first=True)
+        self._node = WatchedNode(first.name) if is_node(first.name) else None
 
     def close(self) -> None:
-        """Releases the claim."""
+        """Releases the claim, and ends the session with ZooKeeper."""
         self._current.held.close()
+        if self._node is not None:
+            self._node.close()
 
     def for_batch(self, batch_id: int, query: str) -> ModelInUse:
         """The model of a batch: the one recorded for it before a kill, or else the one that the name refers to now.
@@ -99,7 +105,7 @@ class StreamModels:
         """Replaces the model if its name refers to another one now; if that fails, the old model stays, with a warning."""
         before = self._current.model_id
         try:
-            folder = resolve_model(self._name)
+            folder = resolve_model(self._name) if self._node is None else resolve_held(self._node.text(), self._name)
             plan = _plan_of(self._name, folder, self._source, self._output, self._target_precision)
             if plan.card.model_id == before:
                 self._told = None
@@ -184,12 +190,14 @@ def _folder_of(pin: Pin, pin_url: str) -> str:
     except FirnError:  # gone or damaged: the registry may have a copy
         pass
     if not is_folder(pin.name):
-        settings = registry_at(RegistrySettings())
-        client = open_registry(str(settings.url))
-        with registry_errors(str(settings.url)):
-            run = find_run(client, list(all_experiments(client)), pin.model_id)
-        if run is not None:
-            return resolve_model(str(run.info.run_id))
+        # A node is not asked, as it may name another model now; it may have named a folder, where there is no registry.
+        with suppress(UsageError) if is_node(pin.name) else nullcontext():
+            settings = registry_at(RegistrySettings())
+            client = open_registry(str(settings.url))
+            with registry_errors(str(settings.url)):
+                run = find_run(client, list(all_experiments(client)), pin.model_id)
+            if run is not None:
+                return resolve_model(str(run.info.run_id))
     raise JobError(
         f"the batch of {pin_url} was begun with the model {pin.model_id[:16]}, which is no longer in {pin.url}. Put it back; or "
         "remove that file, and two models may label images of this batch."

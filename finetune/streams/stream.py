@@ -129,7 +129,7 @@ def plan_stream(
     """Finds the model and checks that a stream can go from `images` to `output`. Needs neither Spark nor TensorFlow.
 
     Args:
-        model: A folder, the id of a run, or ``name@alias``.
+        model: A folder, the id of a run, ``name@alias``, or a node of ZooKeeper, ``zk://host:port/path``.
         images: A folder in which images arrive, at any depth, or ``kafka://host:port,host:port/topic``.
         output: URL of the predictions.
         checkpoint: A folder that only this stream uses.

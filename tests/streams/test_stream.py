@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from helpers.project import Firn
-from helpers.services.processes import wait_until
 from helpers.tables.predictions import assert_same_predictions, manifest_of, predicted, read_predictions, read_rejects
-from helpers.tables.stream_places import Models, Place, copy_models, promote_to, register_both, train_two
+from helpers.tables.stream_places import Models, Place, Running, copy_models, promote_to, register_both, train_two
 from py4j.protocol import Py4JJavaError
 from pyspark.sql import SparkSession
 
@@ -23,7 +21,7 @@ from featurize.upkeep.compaction import compact_table
 from finetune.registry.client import ENVIRONMENT
 from finetune.streams.checkpoint import Checkpoint, Pin, StreamRecord
 from finetune.streams.folder import stream_files
-from finetune.streams.stream import LabelledBatch, Streamed, plan_stream, run_stream
+from finetune.streams.stream import LabelledBatch, plan_stream, run_stream
 
 pytestmark = [
     pytest.mark.spark,
@@ -53,46 +51,6 @@ def place(spark: SparkSession, tmp_path: Path) -> Place:
     place = Place(spark, tmp_path)
     place.images.mkdir()
     return place
-
-
-class Running:
-    """A stream that watches, in a thread; it is asked to stop at the end."""
-
-    def __init__(self, place: Place, model: Path | str) -> None:
-        self._asked, self.batches = threading.Event(), list[LabelledBatch]()
-        self.done: Streamed | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(place, model))
-
-    def _run(self, place: Place, model: Path | str) -> None:
-        try:
-            self.done = run_stream(
-                place.spark,
-                place.plan(model),
-                trigger_s=0.2,
-                is_asked_to_stop=self._asked.is_set,
-                on_batch=self.batches.append,
-            )
-        except BaseException as error:
-            self._error = error
-
-    def __enter__(self) -> "Running":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._asked.set()
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-
-    def wait_for(self, images: int) -> None:
-        """Until so many images are done, or the stream has ended."""
-        wait_until(
-            lambda: self._error or sum(b.account.found for b in self.batches) >= images,
-            f"{images} images",
-            timeout_s=120,
-        )
 
 
 def test_a_stream_fed_in_steps_equals_the_batch_job(trained: Models, place: Place) -> None:

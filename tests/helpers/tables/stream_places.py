@@ -1,6 +1,7 @@
 """Streams of images for the tests: two models, a folder into which images come, what became of each of them."""
 
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ from finetune.registry.versions import promote
 from finetune.streams.checkpoint import Checkpoint
 from finetune.streams.drift_windows import WindowSettings
 from finetune.streams.folder import FolderImages
-from finetune.streams.stream import Streamed, StreamPlan, plan_stream, run_stream
+from finetune.streams.stream import LabelledBatch, Streamed, StreamPlan, plan_stream, run_stream
 from helpers.images.photos import make_photos
 from helpers.models.logged_models import client_of, registry_in, train_model
+from helpers.services.processes import wait_until
 from helpers.tables.building import recipe
 from helpers.tables.predictions import read_predictions, read_rejects
 
@@ -161,6 +163,46 @@ class Place:
         published = read_views(str(self.out))
         rejects = [read_rejects(self.partition(model_id)) for model_id, m in published.manifests.items() if m.rejects]
         return sorted([*read_predictions(self.out).index, *(path for rows in rejects for path in rows["path"])])
+
+
+class Running:
+    """A stream that watches, in a thread; it is asked to stop at the end."""
+
+    def __init__(self, place: Place, model: Path | str) -> None:
+        self._asked, self.batches = threading.Event(), list[LabelledBatch]()
+        self.done: Streamed | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(place, model))
+
+    def _run(self, place: Place, model: Path | str) -> None:
+        try:
+            self.done = run_stream(
+                place.spark,
+                place.plan(model),
+                trigger_s=0.2,
+                is_asked_to_stop=self._asked.is_set,
+                on_batch=self.batches.append,
+            )
+        except BaseException as error:
+            self._error = error
+
+    def __enter__(self) -> "Running":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._asked.set()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def wait_for(self, images: int) -> None:
+        """Until so many images are done, or the stream has ended."""
+        wait_until(
+            lambda: self._error or sum(b.account.found for b in self.batches) >= images,
+            f"{images} images",
+            timeout_s=120,
+        )
 
 
 def rows_of(source: ImageSource) -> list[Row]:
