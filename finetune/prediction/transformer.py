@@ -27,21 +27,27 @@ class _Reader(DefaultParamsReader[Any]):
         """The stage that was saved at `path`.
 
         Raises:
-            UsageError: Its model is named by a node of ZooKeeper, at servers that only the saved stage names.
+            UsageError: Its model is on a host that only the saved stage names.
         """
         metadata = DefaultParamsReader.loadMetadata(path, self.sc)
         for kind in ("paramMap", "defaultParamMap"):
             metadata[kind] = {_RENAMED.get(name, name): value for name, value in metadata[kind].items()}
-        model = str(metadata["paramMap"].get("model", ""))
-        if is_node(model) and not storage.may_be_named(model, "file:///"):
-            raise UsageError(
-                f"the pipeline at {path} names the model {model!r}, at servers that only the pipeline names; they are not "
-                f"connected to. Allow it with the environment variable FIRN_ALLOW_URLS={model}."
-            )
+        self._check_model(str(metadata["paramMap"].get("model", "")), path)
         stage = self.cls()
         stage._resetUid(metadata["uid"])  # type: ignore[attr-defined]
         DefaultParamsReader.getAndSetParams(stage, metadata)
         return stage
+
+    def _check_model(self, model: str, path: str) -> None:
+        if "/" not in model:
+            return  # of the registry that the caller has
+        named = model if is_node(model) else storage.absolute_url(model)
+        own = (storage.absolute_url(path), str(self.sc._jsc.hadoopConfiguration().get("fs.defaultFS")))
+        if not any(storage.may_be_named(named, place) for place in own):
+            raise UsageError(
+                f"the pipeline at {path} names the model {model!r}, on a host that only the pipeline names; it is not "
+                f"connected to. Allow it with the environment variable FIRN_ALLOW_URLS={model}."
+            )
 
 
 class ImageClassifier(Transformer, HasInputCol, HasOutputCol, DefaultParamsReadable[Any], DefaultParamsWritable):

@@ -131,17 +131,17 @@ def test_a_node_may_name_a_host_that_the_operator_allows(
 
 
 @pytest.mark.spark
+@pytest.mark.parametrize("model", ["zk://127.0.0.1:1/firn/champion", "hdfs://127.0.0.1:1/models/letters"])
 def test_a_pipeline_of_others_names_no_servers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: SparkSession
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spark: SparkSession, model: str
 ) -> None:
-    node = "zk://127.0.0.1:1/firn/champion"
     place = f"file://{tmp_path}/stage"
-    ImageClassifier(model=node).write().save(place)
-    with pytest.raises(UsageError, match="at servers that only the pipeline names"):
+    ImageClassifier(model=model).write().save(place)
+    with pytest.raises(UsageError, match="on a host that only the pipeline names"):
         ImageClassifier.load(place)
-    assert not storage.may_be_named(node, place)
-    monkeypatch.setenv("FIRN_ALLOW_URLS", node)
-    assert ImageClassifier.load(place).getOrDefault("model") == node
+    assert not storage.may_be_named(model, place)
+    monkeypatch.setenv("FIRN_ALLOW_URLS", model)
+    assert ImageClassifier.load(place).getOrDefault("model") == model
 
 
 def test_the_commands_of_the_documentation(
