@@ -14,6 +14,7 @@ from featurize.commands.export import export_command
 from featurize.commands.ingest import ingest_command
 from featurize.commands.options import make_app
 from featurize.commands.run import run_command
+from featurize.commands.serve import serve_command
 from featurize.commands.similar import similar_command
 from featurize.commands.sql import sql_command
 from featurize.commands.upload import upload_command
@@ -29,6 +30,7 @@ app.command("add-column", rich_help_panel="Features")(add_column_command)
 app.command("describe", rich_help_panel="Features")(describe_command)
 app.command("similar", rich_help_panel="Query and export")(similar_command)
 app.command("sql", rich_help_panel="Query and export")(sql_command)
+app.command("serve", rich_help_panel="Query and export")(serve_command)
 app.command("export", rich_help_panel="Query and export")(export_command)
 app.command("vacuum", rich_help_panel="Upkeep")(vacuum_command)
 app.command("upgrade", rich_help_panel="Upkeep")(upgrade_command)

@@ -52,7 +52,7 @@ def sql_command(
             images=images,
             features=features,
             predictions=predictions,
-            tables=_named(table or ()),
+            tables=named_tables(table or ()),
             recipe=None if recipe is None else read_recipe(recipe, overrides),
             version=version,
         )
@@ -135,7 +135,7 @@ def shown_value(value: Any) -> str:
     return f"{text[:_WIDTH]}... ({len(plain)} values)"
 
 
-def _named(tables: Sequence[str]) -> dict[str, str]:
+def named_tables(tables: Sequence[str]) -> dict[str, str]:
     """The URL for each name, from texts of the form ``NAME=URL``."""
     named: dict[str, str] = {}
     for text in tables:

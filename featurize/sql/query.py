@@ -28,7 +28,7 @@ from featurize.sql.tables import CorrectedLabels, SqlTable, SqlView
 from featurize.tables.row_groups import read_footer
 
 FORMATS = (".csv", ".parquet")
-_LITERAL_PATHS = ("__globPaths__", "false")
+LITERAL_PATHS = ("__globPaths__", "false")
 """Spark would take a path with brackets, braces or stars for a pattern, and Hadoop's patterns cannot have a colon."""
 
 
@@ -66,7 +66,7 @@ def read_sql_table(spark: SparkSession, table: SqlTable) -> DataFrame:
         for file in files:
             storage.check_url(file)  # Spark opens them itself
         check_file_names(spark, *(file for file in files if not file.isascii()))
-        frame = spark.read.schema(columns).option(*_LITERAL_PATHS).parquet(*files)
+        frame = spark.read.schema(columns).option(*LITERAL_PATHS).parquet(*files)
         for name, value in zip(table.partition, values, strict=True):
             frame = frame.withColumn(name, lit(value))
         frames.append(frame)
@@ -199,8 +199,8 @@ def _write_parquet(frame: DataFrame, url: str) -> int:
 
 
 @contextmanager
-def spark_errors() -> Iterator[None]:
-    """Turns Spark's error into one line where a query fails while it is computed."""
+def spark_errors(what: str = "the query failed") -> Iterator[None]:
+    """Turns Spark's error into one line, which begins with `what`, where a query fails while it is computed."""
     try:
         yield
     except Py4JJavaError as error:
@@ -208,6 +208,6 @@ def spark_errors() -> Iterator[None]:
         while cause.getCause() is not None:
             cause = cause.getCause()
         message = str(cause.getMessage()).strip()
-        raise JobError(f"the query failed: {message.splitlines()[0] if message else cause.toString()}") from error
+        raise JobError(f"{what}: {message.splitlines()[0] if message else cause.toString()}") from error
     except PySparkException as error:
-        raise JobError(f"the query failed: {first_line(error)}") from error
+        raise JobError(f"{what}: {first_line(error)}") from error

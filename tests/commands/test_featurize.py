@@ -56,7 +56,7 @@ def failure(ended: "subprocess.CompletedProcess[str]", status: int) -> str:
 def test_the_help_names_the_commands_and_starts_no_spark(firn: Firn) -> None:
     ended = firn("featurize", "--help", timeout_s=60)
     assert ended.returncode == 0
-    for name in ("ingest", "run", "describe", "upload", "similar", "sql", "export"):
+    for name in ("ingest", "run", "describe", "upload", "similar", "sql", "serve", "export"):
         assert name in ended.stdout
 
 

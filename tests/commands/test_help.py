@@ -42,7 +42,7 @@ def test_the_old_name_of_target_precision_is_refused_with_the_new_one(command: s
             {
                 "Images": ["upload", "ingest"],
                 "Features": ["backbones", "backbone", "run", "describe"],
-                "Query and export": ["similar", "sql", "export"],
+                "Query and export": ["similar", "sql", "serve", "export"],
                 "Upkeep": ["vacuum", "upgrade"],
             },
         ),
