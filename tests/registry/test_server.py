@@ -69,16 +69,29 @@ def test_fit_and_evaluate_log_to_a_server_and_models_come_back_from_it(
         assert b"<html" in page.read()
 
 
-def test_a_server_that_is_not_there_fails_after_the_model_is_published(firn: Firn, tmp_path: Path) -> None:
+def test_a_server_that_is_not_there_is_refused_before_the_training(firn: Firn, tmp_path: Path) -> None:
     write_clusters(tmp_path / "set")
     write_recipe(tmp_path / "recipe.toml", features="set", model="model", **TRAINING)
     there = ["--set", f"registry.url=http://127.0.0.1:{free_port()}"]
     done = firn("finetune", "fit", "recipe.toml", "--json", *there)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nothing was trained, as it could not be logged" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_registry_that_fails_costs_no_model_and_the_same_command_logs_it(firn: Firn, tmp_path: Path) -> None:
+    write_clusters(tmp_path / "set")
+    write_recipe(tmp_path / "recipe.toml", features="set", model="model", **TRAINING)
+    (tmp_path / "mlartifacts").write_text("a file where a folder should be")
+    command = ("finetune", "fit", "recipe.toml", "--json", "--set", "registry.url=sqlite:///mlflow.db")
+    done = firn(*command)
     assert done.returncode == 1
-    assert "no answer from" in done.stderr
+    assert "is published, but logging it" in done.stderr
     assert "Traceback" not in done.stderr
     model_id = json.loads(done.stdout.splitlines()[-1])["model_id"]
-    done = firn("finetune", "fit", "recipe.toml", "--json", "--set", "registry.url=sqlite:///mlflow.db")
+    (tmp_path / "mlartifacts").unlink()
+    done = firn(*command)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["reused"]
     (run,) = runs_of(registry_in(tmp_path))
