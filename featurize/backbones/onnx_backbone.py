@@ -20,9 +20,8 @@ from featurize.engines.onnx_layers import list_onnx_layers
 from featurize.engines.parts import NetworkLayer, parse_layer
 from featurize.engines.precision import Forward, Precision
 from featurize.errors import UsageError
-from featurize.recipes.backbone_section import BackboneSettings, not_read
+from featurize.recipes.backbone_section import SAVED_MODEL, BackboneSettings, not_read
 
-_SAVED_MODEL = "saved_model.pb"
 _USUAL_PLACES = ("model.onnx", "onnx/model.onnx")
 
 
@@ -179,8 +178,8 @@ def _network_of_folder(url: str) -> str:
         if storage.exists(storage.source_url(url, place)):
             return storage.source_url(url, place)
     found = sorted(file for file in storage.list_source(url) if file.endswith(".onnx"))
-    if storage.exists(storage.source_url(url, _SAVED_MODEL)):
-        raise UsageError(f"`backbone.name`: {not_read(f'{url}/{_SAVED_MODEL}')}.")
+    if storage.exists(storage.source_url(url, SAVED_MODEL)):
+        raise UsageError(f"`backbone.name`: {not_read(f'{url}/{SAVED_MODEL}')}.")
     if len(found) == 1:
         return found[0] if "/" in found[0] else storage.source_url(url, found[0])
     if found:

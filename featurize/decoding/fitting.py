@@ -132,14 +132,12 @@ def fitted(
     is_reduced = upright.size != size
     if not isinstance(fit.resize, str) and fit.antialias and not is_reduced:
         tall, broad = fit.resized(high, wide)
-        if tall * broad <= MAX_PIXELS and max(tall, broad) <= MAX_SIDE:
+        if not _is_too_large(broad, tall):
             left, top = fit.start(broad, width), fit.start(tall, height)
             resized = upright.resize((broad, tall), Image.Resampling[fit.interpolation.upper()])
             return resized.crop((left, top, left + width, top + height))
         if not fit.draft:
-            raise DecodeError(
-                f"the image, resized to {broad} x {tall}, has more than {MAX_PIXELS} pixels, or {MAX_SIDE} on a side"
-            )
+            raise _too_large(f"resized to {broad} x {tall}")
     if fit.resize == "crop" and not is_reduced:  # what is beyond the part has no share in it
         return _sampled(upright.crop(box), fit, None, height=height, width=width)
     across, down = (picture.right - picture.left) / wide, (picture.bottom - picture.top) / high
@@ -170,6 +168,14 @@ def _part(fit: Fit, *, width: int, height: int, to: tuple[int, int]) -> Box:
     return Box(left * across, top * down, (left + to[1]) * across, (top + to[0]) * down)
 
 
+def _is_too_large(width: int, height: int) -> bool:
+    return width * height > MAX_PIXELS or max(width, height) > MAX_SIDE
+
+
+def _too_large(how: str) -> DecodeError:
+    return DecodeError(f"the image, {how}, has more than {MAX_PIXELS} pixels, or {MAX_SIDE} on a side")
+
+
 def _shaped(length: int, this: int, other: int) -> int:
     """The side that goes with `length` in the shape `this` : `other`, at least a pixel."""
     return max(1, int(length * this / other))
@@ -182,10 +188,8 @@ def _padded(upright: Image.Image, *, height: int, width: int) -> Image.Image:
     if not (above or beside):
         return upright
     wide, tall = upright.width + 2 * beside, upright.height + 2 * above
-    if tall * wide > MAX_PIXELS or max(tall, wide) > MAX_SIDE:
-        raise DecodeError(
-            f"the image, padded to {wide} x {tall}, has more than {MAX_PIXELS} pixels, or {MAX_SIDE} on a side"
-        )
+    if _is_too_large(wide, tall):
+        raise _too_large(f"padded to {wide} x {tall}")
     whole = Image.new("RGB", (wide, tall))
     whole.paste(upright, (beside, above))
     return whole

@@ -23,7 +23,8 @@ _KERAS = (
     'Convert it once: `keras.models.load_model("{old}", compile=False).save("{new}.keras")`. If it has weights alone, name their '
     "network, and the file in `backbone.weights`"
 )
-_SAVED_MODEL = "saved_model.pb"
+SAVED_MODEL = "saved_model.pb"
+"""The file by which a folder is known for a SavedModel."""
 _CONVERSIONS = {  # the endings of files that are not read, what they are, and how one makes of them what is read
     ".h5": ("an HDF5 file", _KERAS),
     ".hdf5": ("an HDF5 file", _KERAS),
@@ -31,7 +32,7 @@ _CONVERSIONS = {  # the endings of files that are not read, what they are, and h
         "a file of TensorFlow Lite",
         "Convert it once: `python -m tf2onnx.convert --tflite {old} --output {new}.onnx`",
     ),
-    _SAVED_MODEL: (
+    SAVED_MODEL: (
         "a SavedModel of TensorFlow",
         "Convert it once: `python -m tf2onnx.convert --saved-model {old} --output {new}.onnx`",
     ),
@@ -56,7 +57,7 @@ def not_read(name: str) -> str | None:
     ending = next((each for each in _CONVERSIONS if name.lower().endswith(each)), None)
     if ending is None:
         return None
-    is_folder = ending == _SAVED_MODEL
+    is_folder = ending == SAVED_MODEL
     old = (name.rpartition("/")[0] or ".") if is_folder else name
     new = old.rpartition("/")[2] if is_folder else name.rpartition("/")[2][: -len(ending)]
     what, how = _CONVERSIONS[ending]
